@@ -1,0 +1,101 @@
+# softlaunch: two programs, `softlaunch` (command, agent, server) and `softlaunch-worker` (the engine).
+#
+#   make            both programs into $(BUILD)/bin
+#   make worker     the worker alone (needs jansson, libcrypto, PCRE2 and OpenBLAS only)
+#   make test       installs what is missing, builds, runs every suite      make demo   the product at work
+#   make asan       everything under $(BUILD)-asan with ASan and UBSan      make bench  side-by-side speeds
+#   make lint       folder rules, clang-tidy, cppcheck                      make format clang-format
+#
+# Sources are found by folder: a new .c file in a part's folder belongs to that part. BUILD=dir builds elsewhere.
+BUILD   ?= build
+CUDA    ?= auto
+CC      ?= gcc
+PKG     := PKG_CONFIG_PATH="$(PKG_CONFIG_PATH)" pkg-config
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
+CFLAGS  ?= -O2 -g
+ALL_CFLAGS = -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(EXTRA_CFLAGS) -I. -I$(BUILD) -fno-common -MMD -MP \
+             -DSL_VERSION='"$(VERSION)"'
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+# ---- what each part is made of and stands on -------------------------------------------------------------
+src = $(sort $(wildcard $(1)/*.c))
+BASE      := $(call src,base)
+ARTIFACTS := $(call src,artifacts)
+QUEUE     := $(call src,queue)
+AGENT     := $(call src,agent)
+SERVER    := $(call src,server)
+CLI       := $(call src,cli)
+# engine/worker.c is the worker's main. The command never links the engine: it execs the worker.
+ENGINE    := $(call src,engine) $(call src,engine/cpu)
+
+ifneq ($(filter-out deps clean format,$(or $(MAKECMDGOALS),all)),)
+BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto 2>/dev/null)
+PCRE_LIBS   := $(shell $(PKG) --libs libpcre2-8 2>/dev/null)
+BLAS_LIBS   := $(shell $(PKG) --libs openblas 2>/dev/null || echo -lopenblas)
+NET_LIBS    := $(shell $(PKG) --libs libcurl libarchive hiredis libmicrohttpd 2>/dev/null)
+PKG_CFLAGS  := $(shell $(PKG) --cflags jansson libcrypto libpcre2-8 2>/dev/null)
+PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl libarchive hiredis libmicrohttpd 2>/dev/null)
+BLAS_CFLAGS := $(shell $(PKG) --cflags openblas 2>/dev/null)
+endif
+
+obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
+$(BUILD)/engine/%.o: ALL_CFLAGS += -O3 -fopenmp $(BLAS_CFLAGS)
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) $(PKG_CFLAGS_NET) -c $< -o $@
+
+# ---- files embedded at build time: Lua scripts, the job schema, static pages --------------------------------
+# An embedded file a/b.c-d becomes the string sl_embed_a_b_c_d with its length in sl_embed_a_b_c_d_len.
+EMBED   := $(sort $(wildcard queue/scripts/*.lua) $(wildcard base/*.schema.json) $(wildcard server/static/*))
+EMBED_O := $(patsubst %,$(BUILD)/embed/%.o,$(EMBED))
+$(BUILD)/embed/%.o: % tests/embed.sh
+	@mkdir -p $(@D)
+	sh tests/embed.sh $< > $(@:.o=.c)
+	$(CC) -std=c11 -c $(@:.o=.c) -o $@
+
+lib = $(BUILD)/lib/lib$(1).a
+$(call lib,base):      $(call obj,$(BASE)) $(filter $(BUILD)/embed/base/%,$(EMBED_O))
+$(call lib,engine):    $(filter-out $(BUILD)/engine/worker.o,$(call obj,$(ENGINE)))
+$(call lib,artifacts): $(call obj,$(ARTIFACTS))
+$(call lib,queue):     $(call obj,$(QUEUE)) $(filter $(BUILD)/embed/queue/%,$(EMBED_O))
+$(call lib,agent):     $(call obj,$(AGENT))
+$(call lib,server):    $(call obj,$(SERVER)) $(filter $(BUILD)/embed/server/%,$(EMBED_O))
+$(BUILD)/lib/%.a:
+	@mkdir -p $(@D)
+	@rm -f $@
+	ar rcs $@ $^
+
+CMD_LIBS    := $(foreach l,agent server queue artifacts base,$(call lib,$(l)))
+WORKER_LIBS := $(foreach l,engine base,$(call lib,$(l)))
+
+$(BUILD)/bin/softlaunch: $(call obj,$(CLI)) $(CMD_LIBS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -o $@ $(call obj,$(CLI)) $(CMD_LIBS) $(NET_LIBS) $(BASE_LIBS) -lm -lpthread
+$(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
+
+.PHONY: all worker command deps test demo asan bench lint format clean fuzz unit
+all: command worker
+command: $(BUILD)/bin/softlaunch
+worker: $(BUILD)/bin/softlaunch-worker
+
+# ---- tests ---------------------------------------------------------------------------------------------------
+# tests/unit/test_NAME.c and tests/ops/test_NAME.c each make one cmocka program of that name.
+UNIT := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c tests/ops/test_*.c))
+$(BUILD)/tests/unit/% $(BUILD)/tests/ops/%: ALL_CFLAGS += -fopenmp $(BLAS_CFLAGS)
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(WORKER_LIBS) $(CMD_LIBS)
+	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(call lib,agent) $(call lib,server) $(call lib,queue) \
+	  $(call lib,artifacts) $(WORKER_LIBS) -lcmocka $(NET_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
+unit: $(UNIT)
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
