@@ -1,0 +1,28 @@
+/* AdamW with the cosine schedule and clipping by global norm, over any list of parameters. */
+#ifndef SL_ENGINE_OPTIM_H
+#define SL_ENGINE_OPTIM_H
+#include "engine/encoder.h"
+
+struct sl_schedule {
+    double lr, min_lr;
+    int64_t warmup_steps, constant_steps, max_steps; /* NeMo's CosineAnnealing */
+};
+/* Learning rate of step s, counted from 0: s <= W: lr (s+1)/(W+1); then min + (lr-min)/2 (1+cos(pi (s-W)/(max-W)));
+ * from max on: min. constant_steps > 0 holds min_lr for the last constant_steps before max (NeMo's rule). */
+double sl_schedule_lr(const struct sl_schedule *s, int64_t step);
+
+struct sl_optim {
+    float beta1, beta2, eps, weight_decay, clip_norm; /* clip_norm <= 0: none */
+    float *device_scalars;                            /* sum of squares, scale */
+    const struct sl_ops *ops;
+    struct sl_backend *be;
+};
+int sl_optim_init(struct sl_optim *o, const struct sl_ops *ops, struct sl_backend *be,
+                  struct sl_err *err);
+void sl_optim_release(struct sl_optim *o);
+/* One update of all parameters from their grads. step from 1. ret_norm: global gradient norm before clipping. A
+ * norm that is not finite changes nothing and is SL_DATA ("gradient is not finite at step ..."). */
+int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step,
+                  float *ret_norm, struct sl_err *err);
+
+#endif
