@@ -1,0 +1,41 @@
+/* `softlaunch serve`: the store, the REST API and, with Redis, the runs' part, in one process.
+ *
+ * A part is a piece of the server with a start and a stop; serve.c holds the list. Parts start in its order,
+ * before the port answers, and stop in the opposite one, after the last handler has returned. A part that
+ * needs Redis is left out when no --redis is given. */
+#ifndef SL_SERVER_SERVE_H
+#define SL_SERVER_SERVE_H
+#include "artifacts/store.h"
+#include "base/err.h"
+#include "server/http.h"
+#include <stdbool.h>
+
+struct sl_serve_config {
+    const char *listen;     /* "127.0.0.1:8080" */
+    const char *data_dir;
+    const char *redis_url;  /* NULL: the store alone */
+    const char *token_file;
+    const char *port_file;  /* gets the port as text, durably, once it answers; may be NULL */
+};
+
+struct sl_server {
+    const struct sl_serve_config *config;
+    struct sl_store *store;
+    struct sl_http *http;
+};
+
+struct sl_server_part {
+    const char *name;
+    bool needs_redis;
+    /* Adds its routes with sl_http_add(server->http, ...), starts its threads. server outlives the part. */
+    int (*start)(struct sl_server *server, void **ret_state, struct sl_err *err);
+    void (*stop)(void *state); /* may be NULL */
+};
+
+/* Serves until SIGTERM or SIGINT; prints `serving http://HOST:PORT` once it answers. Logs. */
+int sl_serve(const struct sl_serve_config *config, struct sl_err *err);
+
+/* The store's part: server/routes_store.c. */
+int sl_store_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+
+#endif
