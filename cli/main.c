@@ -1,0 +1,79 @@
+/* `softlaunch`: one command, subcommands like git's. What needs the engine is exec'd: softlaunch-worker. */
+#include "cli/cli.h"
+#include "base/file.h"
+#include "base/proc.h"
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static int exec_worker(int argc, char **argv);
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help; /* NULL: not for people */
+} commands[] = {
+    {"enqueue", cmd_enqueue, "put a run on a queue: enqueue spec.json [key=value ...]"},
+    {"runs", cmd_runs, "list runs, or show one: runs [show RUN]"},
+    {"logs", cmd_logs, "a run's log, as it grows with -f: logs [-f] RUN"},
+    {"cancel", cmd_cancel, "stop a run: cancel RUN"},
+    {"artifact", cmd_artifact, "models, data sets and results: artifact put|get|ls"},
+    {"serve", cmd_serve, "the server: API, artifact store, web UI"},
+    {"agent", cmd_agent, "claim and run what is queued on this machine"},
+    {"train", exec_worker, "train by hand, without a queue: train --run-dir DIR"},
+    {"generate", exec_worker, "text from a model and a prompt table"},
+    {"data", exec_worker, "prepare and check data sets: data wordnet|check"},
+    {"transfer", cmd_transfer, NULL},
+};
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+int cli_fail(const char *name, const struct sl_err *err)
+{
+    fprintf(stderr, "softlaunch %s: %s\n", name, err->msg[0] ? err->msg : sl_code_name(err->code));
+    return 1;
+}
+
+static int exec_worker(int argc, char **argv)
+{
+    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    struct sl_err err = SL_ERR_INIT;
+    const char *name = argv[0];
+
+    (void)argc;
+    if (sl_self_dir(dir, sizeof dir, &err) || sl_path(path, &err, "%s/softlaunch-worker", dir))
+        return cli_fail(name, &err);
+    argv[-1] = path; /* argv is the tail of main's: the worker sees "softlaunch-worker NAME ..." */
+    execv(path, argv - 1);
+    sl_err_errno(&err, "starting %s (is it installed beside softlaunch?)", path);
+    return cli_fail(name, &err);
+}
+
+static void usage(FILE *to)
+{
+    fprintf(to, "usage: softlaunch COMMAND [ARGUMENT ...]\n\n");
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (commands[i].help)
+            fprintf(to, "  %-9s %s\n", commands[i].name, commands[i].help);
+    fprintf(to, "\n`softlaunch COMMAND --help` says more. Version %s.\n", SL_VERSION);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        usage(stderr);
+        return 2;
+    }
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(argv[1], commands[i].name))
+            return commands[i].run(argc - 1, argv + 1);
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
+        usage(stdout);
+        return 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        printf("softlaunch %s\n", SL_VERSION);
+        return 0;
+    }
+    fprintf(stderr, "softlaunch: there is no command '%s'; `softlaunch help` lists them\n", argv[1]);
+    return 2;
+}
