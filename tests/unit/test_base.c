@@ -1,0 +1,303 @@
+/* The base: what every part relies on. */
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/digest.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/loop.h"
+#include "base/proc.h"
+#include "base/wire.h"
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char dir[] = "/tmp/sl-base-XXXXXX";
+
+static void first_error_wins_and_is_wrapped(void **state)
+{
+    struct sl_err err = SL_ERR_INIT;
+    char big[SL_ERR_MSG_MAX * 2];
+
+    (void)state;
+    assert_int_equal(sl_err_set(&err, SL_RETRY, "redis: %s", "timeout"), SL_RETRY);
+    assert_int_equal(sl_err_set(&err, SL_SPEC, "later"), SL_SPEC);
+    assert_int_equal(sl_err_wrap(&err, SL_RETRY, "renewing run %s", "r7"), SL_RETRY);
+    assert_string_equal(err.msg, "renewing run r7: redis: timeout");
+    assert_int_equal(err.code, SL_RETRY);
+    memset(big, 'x', sizeof big - 1);
+    big[sizeof big - 1] = '\0';
+    sl_err_wrap(&err, SL_RETRY, "%s", big);
+    assert_int_equal(strlen(err.msg), SL_ERR_MSG_MAX - 1);
+    for (int c = 0; c >= SL_CANCELLED; c--)
+        assert_int_equal(sl_code_from_name(sl_code_name(c)), c);
+    assert_int_equal(sl_err_set(NULL, SL_IO, "nobody listens"), SL_IO);
+}
+
+static void buffer_keeps_its_maximum(void **state)
+{
+    struct sl_buf b;
+
+    (void)state;
+    sl_buf_init(&b, 10);
+    assert_string_equal(b.p, "");
+    assert_int_equal(sl_buf_adds(&b, "12345"), 0);
+    assert_int_equal(sl_buf_addf(&b, "%d", 678901), SL_NOMEM);
+    assert_string_equal(b.p, "12345");
+    assert_int_equal(sl_buf_addf(&b, "%d", 67890), 0);
+    assert_int_equal(sl_buf_addc(&b, 'x'), SL_NOMEM);
+    sl_buf_consume(&b, 3);
+    assert_string_equal(b.p, "4567890");
+    char *taken = sl_buf_take(&b);
+    assert_string_equal(taken, "4567890");
+    assert_int_equal(b.len, 0);
+    free(taken);
+    sl_buf_release(&b);
+    sl_buf_release(&b);
+}
+
+static void files_are_whole_or_absent(void **state)
+{
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_buf b;
+    char path[SL_PATH_MAX], missing[SL_PATH_MAX];
+
+    (void)state;
+    assert_int_equal(sl_path(path, &err, "%s/a/b/file", dir), 0);
+    assert_int_not_equal(sl_file_write(path, "x", 1, &err), 0);
+    sl_err_clear(&err);
+    snprintf(missing, sizeof missing, "%s/a/b", dir);
+    assert_int_equal(sl_mkdirs(missing, &err), 0);
+    assert_int_equal(sl_file_write(path, "hello", 5, &err), 0);
+    sl_buf_init(&b, 5);
+    assert_int_equal(sl_file_read(path, &b, &err), 0);
+    assert_string_equal(b.p, "hello");
+    sl_buf_release(&b);
+    sl_buf_init(&b, 4);
+    assert_int_equal(sl_file_read(path, &b, &err), SL_SPEC);
+    assert_non_null(strstr(err.msg, "limit of 4 bytes"));
+    sl_err_clear(&err);
+    snprintf(missing, sizeof missing, "%s/none", dir);
+    assert_int_equal(sl_file_read(missing, &b, &err), SL_NOTFOUND);
+    sl_buf_release(&b);
+    sl_err_clear(&err);
+    assert_int_equal(sl_rmtree(dir, &err), 0);
+    assert_false(sl_file_exists(path));
+    assert_int_equal(sl_rmtree(dir, &err), 0);
+    assert_int_equal(mkdir(dir, 0755), 0);
+}
+
+static void sha256_matches_fips_vectors(void **state)
+{
+    char hex[SL_SHA256_HEX + 1];
+
+    (void)state; /* FIPS 180-4, examples "abc" and the empty message */
+    assert_int_equal(sl_sha256_data("abc", 3, hex, NULL), 0);
+    assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_int_equal(sl_sha256_data("", 0, hex, NULL), 0);
+    assert_string_equal(hex, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    assert_true(sl_sha256_valid(hex));
+    hex[3] = 'A';
+    assert_false(sl_sha256_valid(hex));
+}
+
+static void json_errors_name_the_line(void **state)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *json = NULL;
+
+    (void)state;
+    assert_int_equal(sl_json_parse("{\n\"a\":1,\n}", 10, "spec.json", &json, &err), SL_SPEC);
+    assert_non_null(strstr(err.msg, "spec.json"));
+    assert_non_null(strstr(err.msg, "line 3"));
+    sl_err_clear(&err);
+    assert_int_equal(sl_json_parse("{\"a\":1,\"a\":2}", 13, "x", &json, &err), SL_SPEC);
+    sl_err_clear(&err);
+    assert_int_equal(sl_json_parse("{\"a\":{\"b\":2,\"c\":null}}", 22, "x", &json, &err), 0);
+    assert_int_equal(sl_json_int(json, "a.b", 9), 2);
+    assert_int_equal(sl_json_int(json, "a.c", 9), 9);
+    assert_int_equal(sl_json_int(json, "a.b.d", 9), 9);
+    json_decref(json);
+}
+
+static void wire_survives_pieces_and_rubbish(void **state)
+{
+    struct sl_buf b;
+    const char *text = "{\"ev\":\"log\"}\nrubbish\n[1]\n{\"ev\":\"metric\",\"loss\":1.5}\n{\"ev\"";
+    int bad = 0, got = 0;
+    json_t *e;
+
+    (void)state;
+    sl_buf_init(&b, SL_WIRE_LINE_MAX);
+    for (const char *p = text; *p; p++) {
+        assert_int_equal(sl_buf_addc(&b, *p), 0);
+        while ((e = sl_wire_next(&b, &bad)) != NULL) {
+            got++;
+            json_decref(e);
+        }
+    }
+    assert_int_equal(got, 2);
+    assert_int_equal(bad, 2);
+    sl_buf_release(&b);
+}
+
+struct seen {
+    struct sl_loop *loop;
+    int timers, reads, signals, status;
+    int fd;
+};
+
+static void on_timer(void *arg)
+{
+    ((struct seen *)arg)->timers++;
+}
+
+static void on_read(void *arg, int fd, uint32_t events)
+{
+    struct seen *s = arg;
+    char c;
+
+    (void)events;
+    if (read(fd, &c, 1) == 1)
+        s->reads++;
+    sl_loop_fd_remove(s->loop, fd);
+}
+
+static void on_usr1(void *arg, int signo)
+{
+    assert_int_equal(signo, SIGUSR1);
+    ((struct seen *)arg)->signals++;
+}
+
+static void on_child(void *arg, pid_t pid, int status)
+{
+    struct seen *s = arg;
+
+    (void)pid;
+    s->status = status;
+    sl_loop_stop(s->loop);
+}
+
+static void loop_serves_all_kinds(void **state)
+{
+    struct seen s = {0};
+    const char *argv[] = {"sh", "-c", "test \"$A\" = 1 && exit 7", NULL};
+    const char *envp[] = {"A=1", NULL};
+    struct sl_spawn spawn = {.argv = argv, .envp = envp, .fds = {-1, 1, 2}, .n_fds = 3};
+    int p[2], cancelled;
+    char text[64];
+    pid_t pid;
+
+    (void)state;
+    assert_int_equal(sl_loop_new(&s.loop, NULL), 0);
+    assert_int_equal(pipe(p), 0);
+    assert_int_equal(write(p[1], "ab", 2), 2);
+    assert_int_equal(sl_loop_fd(s.loop, p[0], EPOLLIN, on_read, &s, NULL), 0);
+    assert_int_equal(sl_loop_signal(s.loop, SIGUSR1, on_usr1, &s, NULL), 0);
+    assert_true(sl_loop_timer(s.loop, 1000, on_timer, &s, NULL) >= 0);
+    cancelled = sl_loop_timer(s.loop, 1, on_timer, &s, NULL);
+    sl_loop_timer_cancel(s.loop, cancelled);
+    kill(getpid(), SIGUSR1);
+    assert_int_equal(sl_spawn(&spawn, &pid, NULL), 0);
+    assert_int_equal(sl_loop_child(s.loop, pid, on_child, &s, NULL), 0);
+    assert_int_equal(sl_loop_run(s.loop, NULL), 0);
+    assert_int_equal(s.timers, 1);
+    assert_int_equal(s.reads, 1);
+    assert_int_equal(s.signals, 1);
+    sl_wait_text(s.status, text);
+    assert_string_equal(text, "exit status 7");
+    sl_loop_free(s.loop);
+    close(p[0]);
+    close(p[1]);
+}
+
+static void spawn_reports_a_missing_program(void **state)
+{
+    const char *argv[] = {"/nonexistent/worker", NULL};
+    struct sl_spawn spawn = {.argv = argv, .fds = {-1, -1, -1}, .n_fds = 3};
+    struct sl_err err = SL_ERR_INIT;
+    pid_t pid;
+
+    (void)state;
+    assert_int_equal(sl_spawn(&spawn, &pid, &err), SL_IO);
+    assert_non_null(strstr(err.msg, "/nonexistent/worker"));
+    assert_non_null(strstr(err.msg, "No such file"));
+}
+
+/* A child with a control channel: ends when the pipe closes, and when its deadline passes. */
+static int abandoned_child(bool close_pipe, int64_t *ret_us)
+{
+    int p[2], status;
+    int64_t start = sl_boot_us();
+    pid_t pid;
+
+    assert_int_equal(pipe(p), 0);
+    pid = fork();
+    if (pid == 0) {
+        struct sl_control *c;
+
+        close(p[1]);
+        if (sl_control_new(p[0], &c, NULL))
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    close(p[0]);
+    if (close_pipe)
+        close(p[1]);
+    else
+        assert_int_equal(sl_wire_send(p[1],
+                                      json_pack("{s:s, s:I}", "cmd", "deadline", "boot_us",
+                                                (json_int_t)(start + 300000)),
+                                      NULL),
+                         0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (!close_pipe)
+        close(p[1]);
+    *ret_us = sl_boot_us() - start;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void a_child_outlives_neither_pipe_nor_deadline(void **state)
+{
+    int64_t us;
+
+    (void)state;
+    assert_int_equal(abandoned_child(true, &us), SL_EXIT_ABANDONED);
+    assert_true(us < SL_WIRE_GRACE_US);
+    assert_int_equal(abandoned_child(false, &us), SL_EXIT_ABANDONED);
+    assert_true(us >= 299000 && us < 300000 + SL_WIRE_GRACE_US);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(first_error_wins_and_is_wrapped),
+        cmocka_unit_test(buffer_keeps_its_maximum),
+        cmocka_unit_test(files_are_whole_or_absent),
+        cmocka_unit_test(sha256_matches_fips_vectors),
+        cmocka_unit_test(json_errors_name_the_line),
+        cmocka_unit_test(wire_survives_pieces_and_rubbish),
+        cmocka_unit_test(loop_serves_all_kinds),
+        cmocka_unit_test(spawn_reports_a_missing_program),
+        cmocka_unit_test(a_child_outlives_neither_pipe_nor_deadline),
+    };
+    int failed;
+
+    if (!mkdtemp(dir))
+        return 1;
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
+    sl_rmtree(dir, NULL);
+    return failed ? 1 : 0;
+}
