@@ -81,7 +81,7 @@ $(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 
-.PHONY: all worker command deps test demo asan bench lint format clean fuzz unit
+.PHONY: all worker command deps test test-programs demo asan bench lint format clean fuzz unit
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker
@@ -95,6 +95,21 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_O) $(WORKER_LIBS) $(CMD_LIBS)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(TEST_O) $(call lib,agent) $(call lib,server) $(call lib,queue) \
 	  $(call lib,artifacts) $(WORKER_LIBS) -lcmocka $(NET_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 unit: $(UNIT)
+
+deps:
+	deploy/install-deps.sh
+
+# A second make, so that pkg-config is asked only after its packages are there.
+test: deps
+	$(MAKE) --no-print-directory -j2 all unit test-programs
+	tests/run.sh $(BUILD) $(SUITE)
+
+demo: deps
+	$(MAKE) --no-print-directory -j2 all
+	deploy/demo.sh $(BUILD)
+
+# Programs that test scripts drive: rules above add theirs to TEST_PROGRAMS.
+test-programs: $(TEST_PROGRAMS)
 
 clean:
 	rm -rf $(BUILD) $(BUILD)-asan

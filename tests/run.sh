@@ -1,0 +1,74 @@
+#!/bin/bash
+# Runs the suites of tests/BUDGET and ends with the line "N passed, N failed". Exit status 1 when anything failed.
+# usage: tests/run.sh BUILD-DIR [NAME-PATTERN]
+#
+# What could not run is listed as "not run", never counted as passed. Logs: BUILD-DIR/test-logs/SUITE.log.
+# Environment for suites: SL_BIN (folder of both programs), SL_BUILD, SL_MODEL (the real model), SL_PEER_PYTHON.
+set -u
+build=$(realpath "$1")
+pattern=${2:-.}
+cd "$(dirname "$0")/.."
+logs=$build/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+export SL_BUILD=$build SL_BIN=$build/bin CMOCKA_MESSAGE_OUTPUT=TAP OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export OPENBLAS_NUM_THREADS=$OMP_NUM_THREADS
+SL_MODEL=${SL_MODEL:-$(deploy/fetch-model.sh)} || { echo "the model could not be fetched" >&2; exit 1; }
+SL_PEER_PYTHON=$(tests/peer-python.sh) || { echo "the reference packages could not be installed" >&2; exit 1; }
+export SL_MODEL SL_PEER_PYTHON
+
+run_suite() { # name seconds command...
+    local name=$1 seconds=$2 start end status
+    shift 2
+    start=$(date +%s.%N)
+    timeout -k 10 "$seconds" bash -c "$*" >"$logs/$name.log" 2>&1 </dev/null
+    status=$?
+    end=$(date +%s.%N)
+    echo "$status $(echo "$start $end" | awk '{printf "%.1f", $2 - $1}')" >"$logs/$name.status"
+    printf '%-28s %6ss  exit %d\n' "$name" "$(cut -d' ' -f2 "$logs/$name.status")" "$status"
+}
+export -f run_suite
+export logs
+
+suites() { # lane
+    grep -v '^#' tests/BUDGET | while read -r name seconds lane command; do
+        [ -n "$name" ] && [ "$lane" = "$1" ] || continue
+        if [ "$name" = @units ]; then
+            for f in tests/unit/test_*.c tests/ops/test_*.c; do
+                [ -f "$f" ] || continue
+                printf '%s\t%s\t%s\n' "$(basename "$f" .c)" "$seconds" "$build/${f%.c}"
+            done
+        else
+            printf '%s\t%s\t%s\n' "$name" "$seconds" "$command"
+        fi
+    done | grep -E "^[^	]*($pattern)"
+}
+each() { xargs -r -d '\n' -P "$1" -I{} bash -c 'IFS=$'"'\t'"' read -r n s c <<<"$1"; run_suite "$n" "$s" "$c"' _ {}; }
+
+suites p | each 2
+suites s | each 1
+
+passed=0 failed=0
+for f in "$logs"/*.status; do
+    [ -f "$f" ] || continue
+    name=$(basename "$f" .status) log=${f%.status}.log
+    read -r status _ <"$f"
+    skip=$(grep -cE '^ok .*# SKIP' "$log")
+    ok=$(($(grep -cE '^ok( |$)' "$log") - skip))
+    bad=$(grep -cE '^not ok( |$)' "$log")
+    if [ "$status" = 77 ]; then
+        echo "not run: $name ($(tail -n 1 "$log" | cut -c1-160))"
+        continue
+    fi
+    grep -E '^ok .*# SKIP' "$log" | sed "s/^ok[ 0-9]*-* */not run: $name: /"
+    [ "$status" = 0 ] || [ "$bad" -gt 0 ] || bad=1    # crashed, timed out
+    [ "$ok" -gt 0 ] || [ "$bad" -gt 0 ] || [ "$skip" -gt 0 ] || bad=1 # said nothing
+    passed=$((passed + ok)) failed=$((failed + bad))
+    if [ "$bad" -gt 0 ]; then
+        echo "---- $name failed (exit status $status); the end of $log:"
+        tail -n 25 "$log"
+    fi
+done
+[ $((passed + failed)) -gt 0 ] || { echo "no test ran" >&2; failed=1; }
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
