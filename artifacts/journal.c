@@ -1,0 +1,141 @@
+/* The store's journal: a commit of several files that happens whole or not at all. */
+#include "artifacts/store_priv.h"
+#include "base/clock.h"
+#include "base/json.h"
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int sl_store_record_path(const struct sl_store *store, const char *name, int number,
+                       char ret_path[SL_PATH_MAX], struct sl_err *err)
+{
+    return sl_path(ret_path, err, "%s/artifacts/%s/v%d.json", store->dir, name, number);
+}
+
+int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t **ret_aliases,
+                        struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/artifacts/%s/aliases.json", store->dir, name);
+    if (rc)
+        return rc;
+    if (!sl_file_exists(path)) {
+        json_t *none = json_object();
+        if (!none)
+            return sl_err_set(err, SL_NOMEM, "out of memory");
+        *ret_aliases = none;
+        return 0;
+    }
+    return sl_json_read(path, SL_RECORD_MAX_BYTES, ret_aliases, err);
+}
+
+/* {"name", "number", "record" or null, "run", "output", "aliases"}; every step may have been done before. */
+static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_err *err)
+{
+    const char *name = sl_json_str(entry, "name", ""), *run = sl_json_str(entry, "run", NULL);
+    int number = (int)sl_json_int(entry, "number", -1);
+    const json_t *record = sl_json_get(entry, "record"), *aliases = sl_json_get(entry, "aliases");
+    char path[SL_PATH_MAX];
+    bool exists;
+    int rc = 0;
+    if (json_is_object(record)) {
+        rc = sl_path(path, err, "%s/artifacts/%s", store->dir, name);
+        if (rc == 0)
+            rc = sl_store_mkdir(path, err);
+        if (rc == 0)
+            rc = sl_store_record_path(store, name, number, path, err);
+        char *text = sl_json_dump(record);
+        if (rc == 0)
+            rc = text ? sl_store_create(store, path, text, &exists, err)
+                      : sl_err_set(err, SL_NOMEM, "out of memory");
+        free(text);
+        if (rc == 0)
+            json_object_del(store->newest, name);
+    }
+    if (rc == 0 && run) {
+        rc = sl_path(path, err, "%s/markers/%s", store->dir, run);
+        if (rc == 0)
+            rc = sl_store_mkdir(path, err);
+        if (rc == 0)
+            rc = sl_path(path, err, "%s/markers/%s/%s.json", store->dir, run,
+                         sl_json_str(entry, "output", ""));
+        char text[SL_NAME_MAX + 64];
+        snprintf(text, sizeof text, "{\"name\":\"%s\",\"number\":%d}", name, number);
+        if (rc == 0)
+            rc = sl_store_create(store, path, text, &exists, err);
+    }
+    if (rc == 0 && json_array_size(aliases) > 0) {
+        json_t *all = NULL;
+        rc = sl_store_read_aliases(store, name, &all, err);
+        for (size_t i = 0; rc == 0 && i < json_array_size(aliases); i++)
+            json_object_set_new(all, json_string_value(json_array_get(aliases, i)),
+                                json_integer(number));
+        if (rc == 0)
+            rc = sl_path(path, err, "%s/artifacts/%s/aliases.json", store->dir, name);
+        if (rc == 0)
+            rc = sl_json_write(path, all, err);
+        json_decref(all);
+    }
+    return rc;
+}
+
+/* Carries out one journal file and removes it. */
+static int apply_file(struct sl_store *store, const char *path, struct sl_err *err)
+{
+    json_t *entry = NULL;
+    char dir[SL_PATH_MAX];
+    int rc = sl_json_read(path, SL_RECORD_MAX_BYTES, &entry, err);
+    if (rc == 0)
+        rc = apply_entry(store, entry, err);
+    json_decref(entry);
+    if (rc == 0 && unlink(path))
+        rc = sl_err_errno(err, "removing %s", path);
+    if (rc == 0)
+        rc = sl_path(dir, err, "%s/journal", store->dir);
+    /* Durably gone before the next commit: replayed later it would move its aliases back. */
+    if (rc == 0)
+        rc = sl_dir_sync(dir, err);
+    return rc;
+}
+
+int sl_store_replay(struct sl_store *store, struct sl_err *err)
+{
+    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    int rc = sl_path(dir, err, "%s/journal", store->dir);
+    if (rc)
+        return rc;
+    DIR *d = opendir(dir);
+    if (!d)
+        return sl_err_errno(err, "reading %s", dir);
+    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
+        if (e->d_name[0] == '.')
+            continue;
+        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
+        size_t len = strlen(e->d_name);
+        if (rc == 0 && len > 5 && strcmp(e->d_name + len - 5, ".json") == 0)
+            rc = sl_err_wrap(err, apply_file(store, path, err), "finishing an earlier commit");
+        else if (rc == 0)
+            unlink(path); /* a temporary file of sl_file_write */
+    }
+    closedir(d);
+    store->journal_pending = rc != 0;
+    return rc;
+}
+
+int sl_store_journal(struct sl_store *store, const json_t *entry, struct sl_err *err)
+{
+    char id[SL_ID_HEX + 1], path[SL_PATH_MAX];
+    sl_random_id(id);
+    int rc = sl_path(path, err, "%s/journal/%s.json", store->dir, id);
+    if (rc)
+        return rc;
+    rc = sl_json_write(path, entry, err);
+    if (rc) {
+        store->journal_pending = true; /* it may have been renamed before the failing sync */
+        return rc;
+    }
+    rc = apply_file(store, path, err);
+    store->journal_pending = rc != 0;
+    return rc;
+}
