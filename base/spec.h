@@ -1,8 +1,7 @@
 /* Job specs: one validator for the command line, the server and (the config part) the worker.
  *
  * A spec is JSON by base/job.schema.json plus rules that no schema can say: sums, counts, names
- * that must agree. All of it needs neither data nor model. Nothing here blocks, but sl_spec_read.
- * Thread-safe. */
+ * that must agree. All of it needs neither data nor model. Nothing here blocks. Thread-safe. */
 #ifndef SL_BASE_SPEC_H
 #define SL_BASE_SPEC_H
 #include "base/buf.h"
@@ -11,15 +10,18 @@
 
 #define SL_SPEC_API "softlaunch/v1"
 #define SL_SPEC_API_VERSION 1
-#define SL_SPEC_FILE_MAX (1u << 20) /* bytes */
+#define SL_SPEC_FILE_MAX (1u << 20) /* bytes; for whoever reads one */
 #define SL_SPEC_MAX_ERRORS 100      /* reported at once */
 #define SL_SPEC_MAX_SPLITS 16       /* virtual_token_splits of one task */
 
 /* Judges a whole spec. Returns 0 whenever it could judge; *ret_errors is then a new array, empty
- * when the spec is valid, else of objects, all strings:
- *   {"path": "config.model.optim.lr", "expected": "a number above 0", "found": "\"fast\"",
- * "message": ...} path is "" for the spec itself; array elements are "[2]". message says it all in
- * one line, without the path; an unknown key's message names the nearest known key. SL_NOMEM. */
+ * when the spec is valid, else of objects of four strings:
+ *
+ *     {"path": "config.model.optim.lr", "expected": "a number above 0", "found": "\"fast\"",
+ *      "message": "expected a number above 0, found \"fast\""}
+ *
+ * path is "" for the spec itself; array elements are "[2]". message says it all in one line,
+ * without the path; an unknown key's message names the nearest known key. SL_NOMEM. */
 int sl_spec_validate(const json_t *spec, json_t **ret_errors, struct sl_err *err);
 /* The same for the config alone; paths begin with "config". */
 int sl_spec_validate_config(const json_t *config, json_t **ret_errors, struct sl_err *err);
