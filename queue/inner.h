@@ -1,0 +1,20 @@
+/* What the queue's C files share. Not for other parts. */
+#ifndef SL_QUEUE_INNER_H
+#define SL_QUEUE_INNER_H
+#include "queue/queue.h"
+#include "queue/scripts.h"
+
+/* Keys that C code names itself; see queue/scripts/common.lua for all of them. */
+#define SL_QUEUE_TAG "{" SL_QUEUE_NAMESPACE "}"
+#define SL_QUEUE_KEY_MAX 256
+
+/* Begins a call of a script on our namespace. */
+void sl_queue_cmd(struct sl_cmd *c, enum sl_script_id id);
+/* Sends c on a connection of the pool and releases it. */
+int sl_queue_call(struct sl_queue *q, struct sl_cmd *c, int64_t wait_us, redisReply **ret_reply,
+                  struct sl_err *err);
+/* Frees reply. */
+int sl_queue_odd_reply(const char *what, redisReply *reply, struct sl_err *err);
+bool sl_queue_is_text(const redisReply *r);
+
+#endif

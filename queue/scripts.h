@@ -1,0 +1,15 @@
+/* The Lua scripts, embedded at build time; each file's top says its arguments, reply and checks. */
+#ifndef SL_QUEUE_SCRIPTS_H
+#define SL_QUEUE_SCRIPTS_H
+#include "queue/redis.h"
+
+enum sl_script_id {
+    SL_SCRIPT_ENQUEUE, SL_SCRIPT_CLAIM, SL_SCRIPT_RENEW, SL_SCRIPT_APPEND, SL_SCRIPT_CHECKPOINT,
+    SL_SCRIPT_RELEASE, SL_SCRIPT_FAIL, SL_SCRIPT_FINISH, SL_SCRIPT_ACK, SL_SCRIPT_CANCEL, SL_SCRIPT_REAP,
+    SL_SCRIPT_HEARTBEAT, SL_SCRIPT_AGENTS, SL_SCRIPT_LIST, SL_SCRIPT_COUNT
+};
+
+/* Static storage; thread-safe. NULL only when out of memory at the first call. */
+const struct sl_script *sl_script_get(enum sl_script_id id);
+
+#endif

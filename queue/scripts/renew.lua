@@ -1,0 +1,28 @@
+#!lua flags=allow-oom
+-- Keeps a lease for another while, and tells whether somebody asked to cancel the run.
+-- A lease that ran out and was reaped is revived while nobody else has claimed the run.
+-- ARGV: run, lease id, lease ms
+-- Reply: {lease ends (ms, Redis's clock), '1' when cancelled else '0', '1' when revived else '0'}
+-- Checks: lease is current, or was the last one of a run that is still in line (LEASE).
+local id, lease, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local h = fields(id, 'lease', 'last_lease', 'state', 'cancel', 'queue', 'lost', 'attempt', 'last_agent')
+local revived = '0'
+if lease == '' then return err(LOST) end
+if h.lease ~= lease then
+  if h.lease ~= '' or h.last_lease ~= lease or h.state ~= 'queued' then
+    return err(LOST)
+  end
+  revived = '1'
+end
+
+if revived == '1' then
+  redis.call('ZREM', P .. ':ready:' .. h.queue, id)
+  redis.call('HSET', run_key(id), 'state', 'running', 'lease', lease, 'last_lease', '', 'due_ms', '',
+             'agent', h.last_agent, 'lost', int(math.max(0, (tonumber(h.lost) or 0) - 1)),
+             'cause', '', 'msg', '')
+  redis.call('SET', P .. ':lease:' .. lease, id, 'PX', int(math.max(LEASE_KEY_MS, 2 * ttl)))
+  state_event(id, h.attempt, 'running', 'lease_revived', '', h.last_agent)
+end
+redis.call('HSET', run_key(id), 'lease_until_ms', int(NOW + ttl))
+redis.call('ZADD', P .. ':leases', int(NOW + ttl), id)
+return {int(NOW + ttl), h.cancel, revived}
