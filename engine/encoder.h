@@ -9,13 +9,17 @@
  *   SL_ENC_LSTM       embedding; bidirectional LSTM H->E with layers; Linear 2E->2E, ReLU, Linear 2E->H
  *   SL_ENC_EMBEDDING  the embedding itself, xavier normal
  * The input embedding is N(0,1) except for SL_ENC_EMBEDDING. With several tasks the encoder and its embedding are
- * shared, and the first rows of each task's input may be replaced by frozen rows (the task name's embeddings). */
+ * shared, and the first rows of each task's input may be replaced by frozen rows (the task name's embeddings).
+ * Initial values are a function of (seed, parameter), made on the host, the same for every backend. */
 #ifndef SL_ENGINE_ENCODER_H
 #define SL_ENGINE_ENCODER_H
 #include "engine/ops.h"
 
 #define SL_ENC_MAX_TASKS 1024
 #define SL_ENC_MAX_PARAMS 2048
+#define SL_ENC_MAX_VIRTUAL 8192 /* virtual tokens of a task */
+#define SL_ENC_MAX_WIDTH 65536  /* hidden and encoder_hidden */
+#define SL_ENC_MAX_LAYERS 32
 #define SL_PARAM_NAME_MAX 96
 
 enum sl_encoder_type { SL_ENC_TABLE, SL_ENC_TPMLP, SL_ENC_MLP, SL_ENC_LSTM, SL_ENC_EMBEDDING };
@@ -37,13 +41,14 @@ struct sl_param {
 
 struct sl_encoder;
 
+/* SL_SPEC for a size out of range, naming it; SL_NOMEM with the bytes wanted. */
 int sl_encoder_new(const struct sl_encoder_config *config, const struct sl_ops *ops,
                    struct sl_backend *be, struct sl_encoder **ret_encoder, struct sl_err *err);
 void sl_encoder_free(struct sl_encoder *e);
 const struct sl_encoder_config *sl_encoder_config(const struct sl_encoder *e);
-/* Parameters in a fixed order; valid for the encoder's life. */
+/* Parameters in PyTorch's order; valid for the encoder's life. Gradients and moments start at zero. */
 struct sl_param *sl_encoder_params(struct sl_encoder *e, int *ret_n);
-/* Bytes of parameters, gradients and moments: what a plan prints. */
+/* Bytes of parameters, gradients and moments: what a plan prints. 0 for sizes out of range. */
 int64_t sl_encoder_state_bytes(const struct sl_encoder_config *config);
 
 /* Sets the first n rows of task's input (encoders) to host_rows [n, hidden], frozen. Not for SL_ENC_TABLE. */
@@ -54,7 +59,7 @@ int sl_encoder_set_table(struct sl_encoder *e, int task, const float *host_rows,
 
 /* tables (device, [n_tasks*V, hidden]) = encoder(...). training: with dropout; the masks follow (seed, step). */
 void sl_encoder_forward(struct sl_encoder *e, bool training, int64_t step, float *tables);
-/* Adds to every parameter's grad, after the forward call of the same step. */
+/* Adds to every parameter's grad, after the forward call of the same step. Fixed rows have none. */
 void sl_encoder_backward(struct sl_encoder *e, const float *dtables);
 void sl_encoder_zero_grad(struct sl_encoder *e);
 

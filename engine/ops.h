@@ -188,7 +188,7 @@ struct sl_ops {
                         float *y);
     /* *out (+)= sum of squares, fixed order. */
     void (*sumsq_f32)(struct sl_backend *be, int64_t n, const float *x, bool accumulate, float *out);
-    /* *ret_scale = min(1, max_norm / sqrt(*sumsq)); 1 when max_norm <= 0; NaN stays NaN. */
+    /* *ret_scale = min(1, max_norm / sqrt(*sumsq)), 1 when max_norm <= 0; NaN when *sumsq is not finite. */
     void (*clip_scale)(struct sl_backend *be, const float *sumsq, float max_norm, float *ret_scale);
     /* torch's AdamW (decoupled decay) with gradient g * *scale (scale may be NULL). Skipped when *scale is not
      * finite. */

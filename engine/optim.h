@@ -7,8 +7,10 @@ struct sl_schedule {
     double lr, min_lr;
     int64_t warmup_steps, constant_steps, max_steps; /* NeMo's CosineAnnealing */
 };
-/* Learning rate of step s, counted from 0: s <= W: lr (s+1)/(W+1); then min + (lr-min)/2 (1+cos(pi (s-W)/(max-W)));
- * from max on: min. constant_steps > 0 holds min_lr for the last constant_steps before max (NeMo's rule). */
+/* Learning rate of step s, counted from 0, as NeMo's CosineAnnealing gives it:
+ *   s <= W (with W > 0): lr (s+1)/(W+1); then min + (lr-min)/2 (1 + cos(pi (s-W)/(max-W))); after max: min.
+ * constant_steps C > 0 holds min_lr for the last C steps before max; NeMo then warms up as Megatron does, lr s/W, so
+ * that step 0 changes nothing. With W + C >= max there is no cosine: min follows the warm-up. */
 double sl_schedule_lr(const struct sl_schedule *s, int64_t step);
 
 struct sl_optim {
