@@ -2,10 +2,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Device copies keep the block's layout, so every array starts on a boundary that any backend likes. */
+/* Device copies keep the block's layout, so every array starts on a boundary that any backend
+ * likes. */
 #define BATCH_ALIGN 64
 
-/* A token that the loss counts (target >= 0), or the last position of a generation row (target -1). */
+/* A token that the loss counts (target >= 0), or the last position of a generation row (target -1).
+ */
 struct want {
     int32_t at, target; /* packed position whose logits are wanted; what they should say */
     int32_t index;      /* counted token, in row order; or the row */
@@ -48,12 +50,13 @@ static int check_row(const struct sl_row *row, int r, const int *slot_v, int n_s
     for (int i = 0; i < row->n; i++) {
         int64_t id = row->id[i];
         if (id >= vocab)
-            return sl_err_set(err, SL_SPEC, "row %d: token id %d at %d, but the vocabulary has %d", r,
-                              (int)id, i, vocab);
+            return sl_err_set(err, SL_SPEC, "row %d: token id %d at %d, but the vocabulary has %d",
+                              r, (int)id, i, vocab);
         if (id < 0 && -(id + 1) >= slot_v[row->slot])
-            return sl_err_set(err, SL_SPEC,
-                              "row %d: virtual token %lld at %d, but its slot has %d virtual tokens", r,
-                              (long long)-(id + 1), i, slot_v[row->slot]);
+            return sl_err_set(
+                err, SL_SPEC,
+                "row %d: virtual token %lld at %d, but its slot has %d virtual tokens", r,
+                (long long)-(id + 1), i, slot_v[row->slot]);
         if (row->target && row->target[i] && (i == 0 || id < 0))
             return sl_err_set(err, SL_SPEC,
                               "row %d: the loss cannot count position %d, which is %s", r, i,
@@ -206,8 +209,8 @@ static void *take(char *base, size_t *used, size_t n, size_t size)
     return base ? base + at : NULL;
 }
 
-/* Array addresses within one block; base NULL only counts. Counts in *b are set; n_out and n_entries are upper
- * bounds at this time. */
+/* Array addresses within one block; base NULL only counts. Counts in *b are set; n_out and
+ * n_entries are upper bounds at this time. */
 static size_t lay_out(struct sl_batch *b, char *base)
 {
     size_t used = 0;
@@ -225,6 +228,7 @@ static size_t lay_out(struct sl_batch *b, char *base)
     TAKE(entry_weight, b->n_entries);
     TAKE(entry_slot, b->n_entries);
     TAKE(virtual_pos, b->n_virtual);
+    TAKE(virtual_index, b->n_virtual);
     TAKE(grad_ptr, b->n_prompts + 1);
     TAKE(grad_list, b->n_virtual);
     TAKE(slot_prompts, b->n_slots + 1);
@@ -237,8 +241,8 @@ static size_t lay_out(struct sl_batch *b, char *base)
 }
 
 /* Packs tokens from..to of a row at packed position at, as one sequence. */
-static void fill_seq(struct sl_batch *b, int at, const struct sl_row *row, int from, int to, int prefix_start,
-                     int *n_seqs)
+static void fill_seq(struct sl_batch *b, int at, const struct sl_row *row, int from, int to,
+                     int prefix_start, int *n_seqs)
 {
     int n = to - from;
     b->seq[(*n_seqs)++] = (struct sl_seq){.q_start = at,
@@ -274,7 +278,9 @@ static void fill_sequences(struct sl_batch *b, const struct sl_row *rows, const 
 static int slot_of(const struct sl_batch *b, const struct plan *p, int at)
 {
     int lo = 0, hi = b->n_slots - 1;
-    while (lo < hi) { /* the last slot that starts at or before it; empty slots start where the next does */
+    while (
+        lo <
+        hi) { /* the last slot that starts at or before it; empty slots start where the next does */
         int mid = (lo + hi + 1) / 2;
         if (p->prefix_start[mid] <= at)
             lo = mid;
@@ -340,12 +346,14 @@ static void fill_virtual(struct sl_batch *b)
     memset(b->grad_ptr, 0, sizeof(int32_t) * ((size_t)b->n_prompts + 1));
     for (int t = 0; t < b->n_tokens; t++)
         if (b->src[t] < 0) {
+            b->virtual_index[n] = b->pos[t];
             b->virtual_pos[n++] = t;
             b->grad_ptr[-(b->src[t] + 1) + 1]++;
         }
     for (int p = 0; p < b->n_prompts; p++)
         b->grad_ptr[p + 1] += b->grad_ptr[p];
-    /* grad_ptr[p] serves as the cursor of p, which leaves it at the start of p+1: moved back afterwards */
+    /* grad_ptr[p] serves as the cursor of p, which leaves it at the start of p+1: moved back
+     * afterwards */
     for (int k = 0; k < n; k++)
         b->grad_list[b->grad_ptr[-(b->src[b->virtual_pos[k]] + 1)]++] = k;
     for (int p = b->n_prompts; p > 0; p--)

@@ -1,0 +1,115 @@
+/* Forward pass and loss. See performance notes in model_parts.h for what is kept. */
+#include "engine/model_parts.h"
+
+void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const sl_act *x, int64_t rows,
+                  const int32_t *pos, sl_act *tmp, sl_act *qkv, float *mean, float *rstd)
+{
+    const struct sl_ops *ops = m->ops;
+    const struct sl_arch *a = &m->arch;
+    int64_t ld = m->q_cols + 2 * m->kv_cols;
+    ops->norm(m->be, x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, tmp, mean,
+              rstd);
+    if (l->qkv)
+        ops->matmul(m->be, tmp, a->hidden, rows, l->qkv, l->qkv_b, NULL, 0, qkv, ld);
+    else {
+        ops->matmul(m->be, tmp, a->hidden, rows, l->q, l->q_b, NULL, 0, qkv, ld);
+        ops->matmul(m->be, tmp, a->hidden, rows, l->kv, l->kv_b, NULL, 0, sl_at(m, qkv, m->q_cols),
+                    ld);
+    }
+    if (m->rope) /* K's heads follow Q's */
+        ops->rope(m->be, qkv, ld, rows, a->heads + a->kv_heads, a->head_dim, a->rope_dims, pos,
+                  m->rope, false);
+}
+
+void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
+                   const sl_act *x, int64_t rows, sl_act *tmp, sl_act *act, sl_act *y)
+{
+    const struct sl_ops *ops = m->ops;
+    const struct sl_arch *a = &m->arch;
+    int64_t hidden = a->hidden;
+    ops->matmul(m->be, s->o, m->q_cols, rows, l->o, l->o_b, x, hidden, s->mid, hidden);
+    ops->norm(m->be, s->mid, rows, a->hidden, l->norm2, l->norm2_b, a->norm_eps, a->rms_norm, tmp,
+              s->mean2, s->rstd2);
+    ops->matmul(m->be, tmp, hidden, rows, l->up, l->up_b, NULL, 0, s->pre, m->pre_cols);
+    ops->activation(m->be, m->act, s->pre, rows, a->ffn, act);
+    ops->matmul(m->be, act, a->ffn, rows, l->down, l->down_b, s->mid, hidden, y, hidden);
+}
+
+static void keep_kv(struct sl_model *m, const struct sl_kv_sink *sink, int layer, int64_t rows,
+                    const sl_act *kv, int64_t ld)
+{
+    if (sink)
+        m->ops->scatter(m->be, kv, ld, sink->index, rows, 2 * m->kv_cols, false, sink->layer[layer],
+                        2 * m->kv_cols);
+}
+
+static void forward_layer(struct sl_model *m, struct sl_work *w, int layer,
+                          const struct sl_kv_sink *sink)
+{
+    const struct sl_layer *l = &m->layers[layer];
+    const struct sl_saved *s = &m->saved[layer];
+    int64_t rows = w->dev.n_tokens, ld = m->q_cols + 2 * m->kv_cols;
+    sl_act *k = sl_at(m, s->qkv, m->q_cols), *v = sl_at(m, k, m->kv_cols);
+    sl_layer_qkv(m, l, s->x, rows, w->dev.pos, w->tmp, s->qkv, s->mean1, s->rstd1);
+    keep_kv(m, sink, layer, rows, k, ld);
+    m->ops->attention(m->be, &w->full, s->qkv, ld, k, ld, v, ld, s->o, m->q_cols, s->lse);
+    sl_layer_rest(m, l, s, s->x, rows, w->tmp, w->act, m->saved[layer + 1].x);
+}
+
+/* K and V of all rows; everything else for the out rows only. */
+static void forward_last(struct sl_model *m, struct sl_work *w, const struct sl_kv_sink *sink)
+{
+    const struct sl_ops *ops = m->ops;
+    const struct sl_arch *a = &m->arch;
+    const struct sl_layer *l = &m->layers[a->layers - 1];
+    const struct sl_saved *s = &m->saved[a->layers - 1];
+    int64_t rows = w->dev.n_tokens, outs = w->dev.n_out, ld = 2 * m->kv_cols, hidden = a->hidden;
+    sl_act *v = sl_at(m, s->qkv, m->kv_cols);
+
+    ops->norm(m->be, s->x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, w->tmp,
+              s->mean1, s->rstd1);
+    ops->matmul(m->be, w->tmp, hidden, rows, l->kv, l->kv_b, NULL, 0, s->qkv, ld);
+    ops->gather(m->be, w->tmp, hidden, w->dev.out, outs, a->hidden, w->out_tmp, hidden);
+    ops->matmul(m->be, w->out_tmp, hidden, outs, l->q, l->q_b, NULL, 0, s->q, m->q_cols);
+    if (m->rope) {
+        ops->rope(m->be, s->qkv, ld, rows, a->kv_heads, a->head_dim, a->rope_dims, w->dev.pos,
+                  m->rope, false);
+        ops->rope(m->be, s->q, m->q_cols, outs, a->heads, a->head_dim, a->rope_dims, w->dev.out_pos,
+                  m->rope, false);
+    }
+    keep_kv(m, sink, a->layers - 1, rows, s->qkv, ld);
+    ops->attention(m->be, &w->outs, s->q, m->q_cols, s->qkv, ld, v, ld, s->o, m->q_cols, s->lse);
+    ops->gather(m->be, s->x, hidden, w->dev.out, outs, a->hidden, s->mid, hidden);
+    sl_layer_rest(m, l, s, s->mid, outs, w->out_tmp, w->act, w->out_x);
+}
+
+void sl_forward(struct sl_model *m, struct sl_work *w, const float *prompts,
+                const struct sl_kv_sink *sink)
+{
+    const struct sl_arch *a = &m->arch;
+    m->ops->embed(m->be, m->embed, m->pos_embed, prompts, w->dev.src, w->dev.pos, w->dev.n_tokens,
+                  a->hidden, m->saved[0].x);
+    for (int l = 0; l < a->layers - 1; l++)
+        forward_layer(m, w, l, sink);
+    forward_last(m, w, sink);
+    m->ops->norm(m->be, w->out_x, w->dev.n_out, a->hidden, m->norm, m->norm_b, a->norm_eps,
+                 a->rms_norm, w->out_tmp, w->mean, w->rstd);
+}
+
+void sl_loss(struct sl_model *m, struct sl_work *w, bool gradient)
+{
+    const struct sl_batch *b = w->host;
+    int64_t hidden = m->arch.hidden, vocab = m->arch.vocab;
+    for (int row = 0, e = 0; row < b->n_out; row += m->logit_rows) {
+        int n = b->n_out - row < m->logit_rows ? b->n_out - row : m->logit_rows, begin = e;
+        while (e < b->n_entries && b->entry_out[e] < row + n)
+            e++;
+        sl_act *x = sl_at(m, w->out_tmp, row * hidden);
+        m->ops->matmul(m->be, x, hidden, n, m->head, NULL, NULL, 0, w->logits, vocab);
+        m->ops->cross_entropy(m->be, w->logits, n, m->arch.vocab, e - begin, w->entry_row + begin,
+                              w->dev.entry_target + begin, w->dev.entry_weight + begin, gradient,
+                              w->loss + begin);
+        if (gradient)
+            m->ops->matmul_back(m->be, w->logits, vocab, n, m->head, false, x, hidden);
+    }
+}
