@@ -3,11 +3,12 @@
 
     OMP_NUM_THREADS=2 python peft_cpu.py BATCHES.json [--model MODEL.gguf] [--encoder-hidden N]
 
-BATCHES.json: {"virtual_tokens": V, "batches": [{"ids": [[...], ...], "answer": [[0 or 1, ...], ...]}, ...]}: the text
-ids of each row and which of them are targets; the virtual tokens come in front. Without a model: random weights in the
-shape of SmolLM2-135M, which cost the same. The first step is not timed. A step is forward, backward, clipping and
-AdamW, as a user of PEFT would write it, with transformers' default attention. Prints one JSON object:
-step_s_median, tokens_per_s (virtual and text tokens, without padding), threads, steps, losses.
+BATCHES.json: {"virtual_tokens": V, "batches": [{"ids": [[...], ...], "answer": [[...], ...]}]}: the
+text ids of each row, and 1 for those that are targets, else 0; the virtual tokens come in front.
+Without a model: random weights in the shape of SmolLM2-135M, which cost the same. The first step is
+not timed. A step is forward, backward, clipping and AdamW, as a user of PEFT would write it, with
+transformers' default attention. Prints one JSON object: step_s_median, tokens_per_s (virtual and
+text tokens, without padding), threads, steps, losses.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Loads a PEFT adapter that softlaunch exported, with PEFT, and compares next-token logits with the engine's.
+"""Loads PEFT adapters that softlaunch exported, with PEFT, and compares next-token logits.
 
     SL_ADAPTER_OUT=DIR build/tests/unit/test_golden_adapter
-    python check_adapter.py DIR [CASE ...]                     CASE: mlp, lstm, prompt; all without one
+    python check_adapter.py DIR [CASE ...]           CASE: mlp, lstm, prompt; all without one
 
-DIR/CASE is the adapter directory over the recorded table of train_CASE.safetensors, and DIR/CASE.f32 the engine's fp32
-logits [prompts, vocab] behind the recorded prompts. Exit status 1 where one differs by more than 1e-3.
+DIR/CASE is the adapter directory over the recorded table of train_CASE.safetensors, and
+DIR/CASE.f32 the engine's fp32 logits [prompts, vocab] behind the recorded prompts. Exit status 1
+where one differs by more than 1e-3.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def main():
         apart = (torch.from_numpy(ours).reshape(theirs.shape) - theirs).abs().max().item()
         good = apart <= LARGEST_DIFFERENCE  # NaN is not good
         bad += not good
-        print(f"{case}: loaded by peft {peft.__version__}, largest difference {apart:.3g}: {'ok' if good else 'BAD'}")
+        verdict = "ok" if good else "BAD"
+        print(f"{case}: peft {peft.__version__}, largest difference {apart:.3g}: {verdict}")
     raise SystemExit(1 if bad else 0)
 
 

@@ -4,8 +4,9 @@
     SL_MODEL=MODEL.gguf SL_DUMP_LOGITS=FILE build/tests/unit/test_golden_model
     python check_logits.py MODEL.gguf FILE
 
-FILE: fp32, [positions of smollm2_logits.safetensors, vocab], as test_golden_model writes it. Prints the least cosine,
-plain and with the means taken off, and the largest difference; exit status 1 where a cosine is not over 0.9999.
+FILE: fp32, [positions of smollm2_logits.safetensors, vocab], as test_golden_model writes it. Prints
+the least cosine, plain and with the means taken off, and the largest difference; exit status 1
+where a cosine is not over 0.9999.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A llama GGUF file as a transformers LlamaForCausalLM in fp32, weights dequantised by the `gguf` package.
+"""A llama GGUF file as a transformers LlamaForCausalLM in fp32, dequantised by the gguf package.
 
 This is the independent side of the golden tests: nothing here shares code with the engine.
 """
@@ -22,7 +22,7 @@ LAYER_NAMES = {
 
 
 def permute(w, heads):
-    """Half-split rotary rows (transformers) to adjacent pairs (GGUF), as llama.cpp's converter does."""
+    """Half-split rotary rows (transformers) to adjacent pairs (GGUF), as llama.cpp converts."""
     return w.reshape(heads, 2, w.shape[0] // heads // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
 
 

@@ -3,25 +3,30 @@
 
     python make_llama_peft.py [--out DIR]      DIR: where this script lies
 
-Needs torch, transformers, peft, gguf and safetensors; the files it writes need none of them. All arithmetic is fp32
-on the CPU. Each case is also run from parameters that differ by about one unit in the last place, and the distance
-between the two runs is kept as noise_*: a tolerance far above it measures the implementation, not rounding.
+Needs torch, transformers, peft and gguf; the files it writes need none of them. All
+arithmetic is fp32 on the CPU. Each case is also run from parameters that differ by about one unit
+in the last place, and the distance between the two runs is kept as noise_*: a tolerance far above
+it measures the implementation, not rounding.
 
 Written:
   tiny_llama.gguf       the frozen base model, F32, with a trivial gpt2 vocabulary
-  train_CASE.safetensors  for mlp, lstm and prompt (the classes of PEFT), tpmlp and two_tables (plain torch):
-    metadata            case, encoder_type, virtual_tokens (one number a task, separated by commas), encoder_hidden,
-                        num_layers, steps, batches, lr, warmup_steps, min_lr, beta1, beta2, eps, weight_decay,
-                        gradient_clip_val, noise_loss, noise_grad, noise_table, made_with, and for PEFT's own: adapter_config, adapter_header
-                        (JSON text of the files that save_pretrained wrote)
-    batch.B.ids         I32, the text ids of all rows, packed; a row's virtual tokens come before its ids
+  train_CASE.safetensors  for mlp, lstm and prompt (PEFT's classes), tpmlp and two_tables (torch):
+    metadata            case, encoder_type, virtual_tokens (a number a task, "5,9"), encoder_hidden,
+                        num_layers, steps, batches, lr, warmup_steps, min_lr, beta1, beta2, eps,
+                        weight_decay, gradient_clip_val, noise_loss, noise_grad, noise_table,
+                        made_with; for PEFT's own adapter_config and adapter_header: JSON text of
+                        the two files that save_pretrained wrote
+    batch.B.ids         I32, text ids of all rows, packed; a row's virtual tokens come before them
     batch.B.answer      I32, 1 where the id at this place counts as a target
-    batch.B.length      I32 [rows], ids of each row         batch.B.slot   I32 [rows], task of each row
-    init.NAME, grad.NAME  F32, each trained parameter before step 0, and its gradient in step 0 (before clipping)
+    batch.B.length      I32 [rows], ids of each row
+    batch.B.slot        I32 [rows], task of each row
+    init.NAME           F32, each trained parameter before step 0
+    grad.NAME           F32, its gradient in step 0, before clipping
     grad.prompt.T       F32 [V,H], d loss / d prompt embeddings of task T in step 0
-    loss, lr, grad_norm F32 [steps]; step s uses batch s mod batches; the norm is that before clipping
+    loss, lr, grad_norm F32 [steps]; step s uses batch s mod batches; the norm is before clipping
     table.T             F32 [V,H], the prompt table of task T after the last step
-    probe.ids, probe.length, probe.logits   prompts, and the next-token logits [n, vocab] behind table.0 + prompt
+    probe.ids, probe.length   I32, prompts, packed
+    probe.logits        F32 [prompts, vocab], next-token logits behind table.0 and each prompt
 """
 
 import argparse
@@ -33,12 +38,12 @@ import tempfile
 
 import gguf
 import peft
-import safetensors.torch
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import gguf_llama
+import golden_file
 
 VOCAB, HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, POSITIONS = 320, 64, 160, 3, 4, 2, 256
 STEPS, N_BATCHES, WARMUP, CLIP = 20, 4, 5, 1.0
@@ -48,9 +53,9 @@ EOS = VOCAB - 3
 CLASSES = [[40, 41], [77], [120, 121, 122], [200, 7]]  # the answers
 
 
-# ---- the base model --------------------------------------------------------------------------------------------
+# ---- the base model ----------------------------------------------------------
 def make_model():
-    """Random weights, scaled so that every layer moves the residual stream and the logits are far from uniform."""
+    """Random weights, scaled so that every layer moves the residual stream and logits differ."""
     torch.manual_seed(20)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -137,7 +142,7 @@ def write_gguf(model, path):
         assert torch.equal(p, again[name]), f"{name} did not survive the file"
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------
+# ---- batches -----------------------------------------------------------------
 def make_batches(seed, tasks):
     """Rows of 8 to 40 ids: random text, an answer, EOS; only the answer and EOS count."""
     rng = random.Random(seed)
@@ -154,7 +159,7 @@ def make_batches(seed, tasks):
 
 
 def padded(batch):
-    """ids, attention mask and labels with padding at the right; labels are not shifted (transformers does)."""
+    """ids, attention mask and labels, padded at the right; transformers shifts the labels."""
     longest = max(len(ids) for ids, _, _ in batch)
     ids = torch.full((len(batch), longest), EOS)
     mask = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -167,7 +172,7 @@ def padded(batch):
     return ids, mask, labels
 
 
-# ---- what is trained -------------------------------------------------------------------------------------------
+# ---- what is trained ---------------------------------------------------------
 class PeftCase:
     """One of PEFT's own prompt encoders around the frozen model."""
 
@@ -211,7 +216,7 @@ class Tpmlp(nn.Module):
 
 
 class TorchCase:
-    """Prompt tables made by plain torch: each row of a batch gets the table of its task in front."""
+    """Prompt tables by plain torch: each row gets the table of its task in front."""
 
     def __init__(self, model, module, forward):
         self.model = model
@@ -253,19 +258,28 @@ def make_case(name, model):
     common = dict(task_type="CAUSAL_LM")
     if name == "mlp":
         config = peft.PromptEncoderConfig(
-            num_virtual_tokens=8, encoder_hidden_size=96, encoder_reparameterization_type="MLP", **common
+            num_virtual_tokens=8,
+            encoder_hidden_size=96,
+            encoder_reparameterization_type="MLP",
+            **common,
         )
         about = dict(encoder_type="mlp", virtual_tokens=8, encoder_hidden=96, num_layers=3)
         return PeftCase(model, config), make_batches(11, 1), 0.01, about
     if name == "lstm":
         config = peft.PromptEncoderConfig(
-            num_virtual_tokens=6, encoder_hidden_size=24, encoder_reparameterization_type="LSTM",
-            encoder_num_layers=2, encoder_dropout=0.0, **common
+            num_virtual_tokens=6,
+            encoder_hidden_size=24,
+            encoder_reparameterization_type="LSTM",
+            encoder_num_layers=2,
+            encoder_dropout=0.0,
+            **common,
         )
         about = dict(encoder_type="lstm", virtual_tokens=6, encoder_hidden=24, num_layers=2)
         return PeftCase(model, config), make_batches(12, 1), 0.01, about
     if name == "prompt":
-        config = peft.PromptTuningConfig(num_virtual_tokens=5, prompt_tuning_init="RANDOM", **common)
+        config = peft.PromptTuningConfig(
+            num_virtual_tokens=5, prompt_tuning_init="RANDOM", **common
+        )
         about = dict(encoder_type="none", virtual_tokens=5, encoder_hidden=0, num_layers=0)
         return PeftCase(model, config), make_batches(13, 1), 0.3, about
     if name == "tpmlp":
@@ -277,14 +291,16 @@ def make_case(name, model):
     return TorchCase(model, net, lambda: [p * 1.0 for p in net]), make_batches(15, 2), 0.2, about
 
 
-# ---- training --------------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------------------------------
 def rate(step, peak):
     """Cosine annealing with warm-up, NeMo's counting from step 0."""
     if step <= WARMUP:
         return peak * (step + 1) / (WARMUP + 1)
     if step > STEPS:
         return MIN_LR
-    return MIN_LR + (peak - MIN_LR) / 2 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
+    return MIN_LR + (peak - MIN_LR) / 2 * (
+        1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))
+    )
 
 
 def train(case, batches, peak):
@@ -349,7 +365,9 @@ def main():
         case, batches, peak, about = make_case(name, make_model())
         start = {n: p.detach().clone() for n, p in case.params.items()}
         rec, last = train(case, batches, peak)
-        assert last <= 0.8 * rec["loss"][0], f"{name}: loss {rec['loss'][0]} -> {last}: not down by 20 %"
+        assert (
+            last <= 0.8 * rec["loss"][0]
+        ), f"{name}: loss {rec['loss'][0]} -> {last}: not down by 20 %"
 
         again, _, _, _ = make_case(name, make_model())  # the same once more, from a hair beside
         for n, p in again.params.items():
@@ -357,8 +375,18 @@ def main():
         beside, _ = train(again, batches, peak)
 
         meta = dict(
-            about, case=name, steps=STEPS, batches=len(batches), lr=peak, warmup_steps=WARMUP, min_lr=MIN_LR,
-            beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=DECAY, gradient_clip_val=CLIP,
+            about,
+            case=name,
+            steps=STEPS,
+            batches=len(batches),
+            lr=peak,
+            warmup_steps=WARMUP,
+            min_lr=MIN_LR,
+            beta1=BETA1,
+            beta2=BETA2,
+            eps=EPS,
+            weight_decay=DECAY,
+            gradient_clip_val=CLIP,
             noise_loss=float((rec["loss"] - beside["loss"]).abs().max()),
             noise_grad=max(distance(rec[n], beside[n]) for n in rec if n.startswith("grad.")),
             noise_table=max(distance(rec[n], beside[n]) for n in rec if n.startswith("table.")),
@@ -371,14 +399,24 @@ def main():
             rec[f"batch.{b}.ids"], rec[f"batch.{b}.answer"] = flat(0), flat(1)
             rec[f"batch.{b}.length"] = torch.tensor([len(r[0]) for r in batch], dtype=torch.int32)
             rec[f"batch.{b}.slot"] = torch.tensor([r[2] for r in batch], dtype=torch.int32)
-        rec = {n: t if t.dtype == torch.int32 else t.detach().float().contiguous() for n, t in rec.items()}
+        rec = {
+            n: t if t.dtype == torch.int32 else t.detach().float().contiguous()
+            for n, t in rec.items()
+        }
         target = os.path.join(out, f"train_{name}.safetensors")
-        safetensors.torch.save_file(rec, target, {k: str(v) for k, v in meta.items()})
-        os.chmod(target, 0o644)
-        print(json.dumps(dict(
-            case=name, first_loss=float(rec["loss"][0]), last_loss=last, grad_norm=float(rec["grad_norm"][0]),
-            **{k: v for k, v in meta.items() if k.startswith("noise")}, bytes=os.path.getsize(target),
-        )))
+        golden_file.save(target, rec, meta)
+        print(
+            json.dumps(
+                dict(
+                    case=name,
+                    first_loss=float(rec["loss"][0]),
+                    last_loss=last,
+                    grad_norm=float(rec["grad_norm"][0]),
+                    **{k: v for k, v in meta.items() if k.startswith("noise")},
+                    bytes=os.path.getsize(target),
+                )
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 """Records transformers' logits of the SmolLM2 GGUF, weights dequantised, fp32 on the CPU.
 
-    python make_smollm2_logits.py MODEL.gguf [--out FILE]     FILE: smollm2_logits.safetensors beside this script
+    python make_smollm2_logits.py MODEL.gguf [--out FILE]
 
-Needs torch, transformers, gguf, tokenizers and safetensors; the file it writes needs none of them. P prompts with
-N positions in all; L(n) is the whole vector of logits after position n.
+FILE: smollm2_logits.safetensors beside this script. Needs torch, transformers, gguf and
+tokenizers; the file it writes needs none of them. P prompts with N positions in all; L(n) is the
+whole vector of logits after position n.
 
   metadata         texts (JSON list of the prompts), model_sha256, made_with
-  prompt.ids       I32 [N], packed          prompt.length  I32 [P]
+  prompt.ids       I32 [N], packed
+  prompt.length    I32 [P]
   sample.ids       I32 [1024], the same ids for every position
-  sample.logits    F32 [N,1024]             L(n) at sample.ids
-  top.ids, top.logits  I32, F32 [N,64]      the largest of L(n), descending
-  mean, norm, logsumexp  F32 [N]            of L(n); norm is the Euclidean norm
-  greedy.ids       I32 [P,32]               greedy continuation
-  greedy.gap       F32 [P,32]               largest logit less the second at that step: how close the choice was
+  sample.logits    F32 [N,1024]  L(n) at sample.ids
+  top.ids          I32 [N,64]    the largest of L(n), descending
+  top.logits       F32 [N,64]
+  mean, norm, logsumexp  F32 [N]  of L(n); norm is the Euclidean norm
+  greedy.ids       I32 [P,32]    greedy continuation
+  greedy.gap       F32 [P,32]    largest logit less the second at that step
 """
 
 import argparse
@@ -22,13 +25,13 @@ import json
 import os
 
 import gguf
-import safetensors.torch
 import tokenizers
 import torch
 import transformers
 from tokenizers import pre_tokenizers
 
 import gguf_llama
+import golden_file
 
 SAMPLE, TOP, NEW = 1024, 64, 32
 TEXTS = [
@@ -48,7 +51,7 @@ TEXTS = [
     "Dear Sir or Madam,\n\nI am writing to complain about",
     "    \t\n\n  a   b    c\n\n\n",
     "Photosynthesis is the process by which plants convert",
-    "{\"name\": \"Ada\", \"age\": 36, \"languages\": [",
+    '{"name": "Ada", "age": 36, "languages": [',
     "To be, or not to be, that is the question:",
     "the the the the the the the the",
     "A prime number is a natural number greater than 1 that has no positive divisors other than",
@@ -64,7 +67,10 @@ def tokenizer(path):
     vocab = {t: i for i, t in enumerate(tokens)}
     tok = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
     tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     control = [t for t, k in zip(tokens, kinds) if k == gguf.TokenType.CONTROL]
     tok.add_special_tokens(control)
@@ -103,7 +109,13 @@ def main():
                 gap.append(float(best.values[0] - best.values[1]))
             greedy.append(run[len(ids) :])
             gaps.append(gap)
-            print(repr(tok.decode(ids)), "->", repr(tok.decode(greedy[-1])), f"least gap {min(gap):.2g}", flush=True)
+            print(
+                repr(tok.decode(ids)),
+                "->",
+                repr(tok.decode(greedy[-1])),
+                f"least gap {min(gap):.2g}",
+                flush=True,
+            )
     rec = {k: torch.cat(v).contiguous() for k, v in rec.items()}
     rec["prompt.ids"] = torch.tensor(sum(prompts, []), dtype=torch.int32)
     rec["prompt.length"] = torch.tensor(lengths, dtype=torch.int32)
@@ -115,10 +127,9 @@ def main():
     meta = {
         "texts": json.dumps(TEXTS, ensure_ascii=False),
         "model_sha256": digest,
-        "made_with": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}",
+        "made_with": f"transformers {transformers.__version__}, torch {torch.__version__}",
     }
-    safetensors.torch.save_file(rec, args.out, meta)
-    os.chmod(args.out, 0o644)
+    golden_file.save(args.out, rec, meta)
     print(f"{sum(lengths)} positions, {os.path.getsize(args.out)} bytes")
 
 
