@@ -45,6 +45,8 @@ endif
 
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 $(BUILD)/engine/%.o: ALL_CFLAGS += -O3 -fopenmp $(BLAS_CFLAGS)
+# Standard C11 would forbid fused multiply-add; errno and traps would keep loops from being vectorised.
+$(BUILD)/engine/cpu/%.o: ALL_CFLAGS += -ffp-contract=fast -fno-math-errno -fno-trapping-math
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

@@ -1,0 +1,261 @@
+/* Opening the backend, its memory and weights, and the table itself. */
+#include "engine/cpu/coretype.h"
+#include "engine/cpu/cpu.h"
+#include <cblas.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+
+void *sl_cpu_alloc(size_t bytes)
+{
+    bool huge = bytes >= SL_CPU_HUGE_BYTES;
+    size_t align = huge ? HUGE_PAGE_BYTES : SL_CPU_ALIGN;
+    void *p = NULL;
+    if (posix_memalign(&p, align, bytes ? bytes : 1))
+        return NULL;
+    if (huge)
+        (void)madvise(p, bytes, MADV_HUGEPAGE); /* a wish: refusal costs only speed */
+    return p;
+}
+
+static float *grow(struct sl_backend *be, struct sl_cpu_scratch *s, size_t floats)
+{
+    if (s->floats >= floats && s->p)
+        return s->p;
+    size_t want = floats + floats / 4 + 1024;
+    float *p = sl_cpu_alloc(want * sizeof *p);
+    if (!p) {
+        sl_err_set(&be->kept, SL_NOMEM, "no memory for %zu MiB of scratch",
+                   (want * sizeof *p) >> 20);
+        return NULL;
+    }
+    free(s->p);
+    *s = (struct sl_cpu_scratch){p, want};
+    return p;
+}
+
+float *sl_cpu_shared(struct sl_backend *be, size_t floats)
+{
+    return grow(be, &be->scratch[be->threads], floats);
+}
+
+bool sl_cpu_threads_scratch(struct sl_backend *be, size_t floats)
+{
+    for (int i = 0; i < be->threads; i++)
+        if (!grow(be, &be->scratch[i], floats))
+            return false;
+    return true;
+}
+
+const char *sl_cpu_level(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4"))
+        return "x86-64-v4";
+    if (__builtin_cpu_supports("x86-64-v3"))
+        return "x86-64-v3";
+#endif
+    return "baseline";
+}
+
+static void cpu_close(struct sl_backend *be)
+{
+    if (!be)
+        return;
+    for (int i = 0; be->scratch && i <= be->threads; i++)
+        free(be->scratch[i].p);
+    free(be->scratch);
+    free(be);
+}
+
+static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_be,
+                    struct sl_err *err)
+{
+    int threads = opts && opts->threads ? opts->threads : sl_cpu_usable_cores();
+    if (threads < 1 || threads > SL_CPU_MAX_THREADS)
+        return sl_err_set(err, SL_SPEC, "%d CPU threads: expected 1 to %d", threads,
+                          SL_CPU_MAX_THREADS);
+    struct sl_backend *be = calloc(1, sizeof *be);
+    if (be)
+        be->scratch = calloc((size_t)threads + 1, sizeof *be->scratch);
+    if (!be || !be->scratch) {
+        cpu_close(be);
+        return sl_err_set(err, SL_NOMEM, "no memory for the CPU backend");
+    }
+    be->threads = threads;
+    openblas_set_num_threads(threads);
+    *ret_be = be;
+    return 0;
+}
+
+static void cpu_info(const struct sl_backend *be, struct sl_backend_info *ret_info)
+{
+    *ret_info = (struct sl_backend_info){.threads = be->threads};
+    snprintf(ret_info->kernel, sizeof ret_info->kernel, "openblas %s, %s", openblas_get_corename(),
+             sl_cpu_level());
+}
+
+static int cpu_mem_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
+{
+    (void)be;
+    void *p = sl_cpu_alloc(bytes);
+    if (!p)
+        return sl_err_set(err, SL_NOMEM, "no memory for %zu MiB", bytes >> 20);
+    *ret_p = p;
+    return 0;
+}
+
+static void cpu_mem_free(struct sl_backend *be, void *p)
+{
+    (void)be;
+    free(p);
+}
+
+static int take_kept(struct sl_backend *be, struct sl_err *err)
+{
+    if (!be->kept.code)
+        return 0;
+    int rc = sl_err_set(err, be->kept.code, "%s", be->kept.msg);
+    sl_err_clear(&be->kept);
+    return rc;
+}
+
+static int cpu_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,
+                      struct sl_err *err)
+{
+    (void)be;
+    (void)err;
+    if (bytes)
+        memcpy(dst, host_src, bytes);
+    return 0;
+}
+
+static int cpu_download(struct sl_backend *be, void *host_dst, const void *src, size_t bytes,
+                        struct sl_err *err)
+{
+    int rc = take_kept(be, err);
+    if (rc)
+        return rc;
+    if (bytes)
+        memcpy(host_dst, src, bytes);
+    return 0;
+}
+
+static void cpu_zero(struct sl_backend *be, void *dst, size_t bytes)
+{
+    (void)be;
+    if (bytes)
+        memset(dst, 0, bytes);
+}
+
+static void cpu_copy(struct sl_backend *be, void *dst, const void *src, size_t bytes)
+{
+    (void)be;
+    if (bytes)
+        memcpy(dst, src, bytes);
+}
+
+static void cpu_to_f32(struct sl_backend *be, const sl_act *x, int64_t n, float *y)
+{
+    cpu_copy(be, y, x, (size_t)n * sizeof *y);
+}
+
+static void cpu_from_f32(struct sl_backend *be, const float *x, int64_t n, sl_act *y)
+{
+    cpu_copy(be, y, x, (size_t)n * sizeof *x);
+}
+
+static void cpu_weight_free(struct sl_backend *be, struct sl_weight *w)
+{
+    (void)be;
+    if (!w)
+        return;
+    free(w->data);
+    free(w);
+}
+
+static int cpu_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
+                          void *ctx, struct sl_weight **ret_w, struct sl_err *err)
+{
+    if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX)
+        return sl_err_set(err, SL_SPEC, "weight of %lld x %lld: each must be 1 to 2^31-1",
+                          (long long)rows, (long long)cols);
+    struct sl_weight *w = calloc(1, sizeof *w);
+    if (w)
+        w->data = sl_cpu_alloc((size_t)rows * (size_t)cols * sizeof *w->data);
+    if (!w || !w->data) {
+        cpu_weight_free(be, w);
+        return sl_err_set(err, SL_NOMEM, "no memory for a weight of %lld x %lld", (long long)rows,
+                          (long long)cols);
+    }
+    w->rows = rows;
+    w->cols = cols;
+    /* One call: the rows land where they stay, and the reader spreads them over all threads. */
+    int rc = read(ctx, 0, rows, w->data, err);
+    if (rc) {
+        cpu_weight_free(be, w);
+        return rc;
+    }
+    *ret_w = w;
+    return 0;
+}
+
+static void cpu_step_begin(struct sl_backend *be, uint64_t bucket)
+{
+    (void)be;
+    (void)bucket;
+}
+
+static int cpu_step_end(struct sl_backend *be, struct sl_err *err)
+{
+    return take_kept(be, err);
+}
+
+const struct sl_ops sl_cpu_ops = {
+    .name = "cpu",
+    .act_bytes = sizeof(float),
+    .open = cpu_open,
+    .close = cpu_close,
+    .info = cpu_info,
+    .alloc = cpu_mem_alloc,
+    .free = cpu_mem_free,
+    .upload = cpu_upload,
+    .download = cpu_download,
+    .zero = cpu_zero,
+    .copy = cpu_copy,
+    .to_f32 = cpu_to_f32,
+    .from_f32 = cpu_from_f32,
+    .weight_new = cpu_weight_new,
+    .weight_free = cpu_weight_free,
+    .step_begin = cpu_step_begin,
+    .step_end = cpu_step_end,
+    .matmul = sl_cpu_matmul,
+    .matmul_back = sl_cpu_matmul_back,
+    .embed = sl_cpu_embed,
+    .embed_back = sl_cpu_embed_back,
+    .gather = sl_cpu_gather,
+    .scatter = sl_cpu_scatter,
+    .norm = sl_cpu_norm,
+    .norm_back = sl_cpu_norm_back,
+    .rope = sl_cpu_rope,
+    .attention = sl_cpu_attention,
+    .attention_back = sl_cpu_attention_back,
+    .activation = sl_cpu_activation,
+    .activation_back = sl_cpu_activation_back,
+    .cross_entropy = sl_cpu_cross_entropy,
+    .gemm_f32 = sl_cpu_gemm_f32,
+    .bias_act_f32 = sl_cpu_bias_act_f32,
+    .bias_act_back_f32 = sl_cpu_bias_act_back_f32,
+    .lstm_saved = sl_cpu_lstm_saved,
+    .lstm = sl_cpu_lstm,
+    .lstm_back = sl_cpu_lstm_back,
+    .dropout_f32 = sl_cpu_dropout_f32,
+    .sumsq_f32 = sl_cpu_sumsq_f32,
+    .clip_scale = sl_cpu_clip_scale,
+    .adamw = sl_cpu_adamw,
+};
