@@ -1,0 +1,514 @@
+/* Sockets, routes and pools of handlers. A request goes: access (first call: token, route, begin) -> body ->
+ * suspended while a pool runs its handler -> resumed, and the answer queued -> completed. */
+#include "server/http.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "server/http_priv.h"
+#include <errno.h>
+#include <netdb.h>
+#include <openssl/crypto.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PATH_MAX_BYTES 2048
+#define PATH_PARTS_MAX 16
+#define STOP_GRACE_MS 5000 /* for answers on their way out */
+#define LISTEN_BACKLOG 256
+#define HANDLER_STACK_BYTES (512u << 10)
+
+struct pool {
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    struct sl_http_req *head, *tail;
+    bool ending;
+    pthread_t threads[SL_HTTP_WAITERS > SL_HTTP_HANDLERS ? SL_HTTP_WAITERS : SL_HTTP_HANDLERS];
+    int n_threads;
+};
+
+struct sl_http {
+    struct MHD_Daemon *daemon;
+    char *listen;
+    char token_sha256[SL_SHA256_HEX + 1];
+    int listen_fd, port;
+    struct {
+        const struct sl_route *route;
+        void *arg;
+    } routes[SL_HTTP_ROUTES_MAX];
+    int n_routes;
+    struct pool pools[2]; /* short requests; `waits` */
+    atomic_bool stopping;
+    atomic_int active; /* requests begun and not completed */
+};
+
+bool sl_http_is_stopping(const struct sl_http *http)
+{
+    return atomic_load(&http->stopping);
+}
+
+/* ---- pools ----------------------------------------------------------------------------------------------- */
+
+static void run_handler(struct sl_http_req *req)
+{
+    req->route->handle(req, req->arg);
+    if (!req->response)
+        sl_http_reply_problem(req, 500, "internal error", NULL, "no answer was made");
+    struct MHD_Connection *conn = req->conn;
+    MHD_resume_connection(conn); /* req belongs to the socket thread from here on */
+}
+
+static void *pool_main(void *arg)
+{
+    struct pool *p = arg;
+    pthread_mutex_lock(&p->mutex);
+    for (;;) {
+        while (!p->head && !p->ending)
+            pthread_cond_wait(&p->cond, &p->mutex);
+        struct sl_http_req *req = p->head;
+        if (!req)
+            break;
+        p->head = req->next;
+        pthread_mutex_unlock(&p->mutex);
+        run_handler(req);
+        pthread_mutex_lock(&p->mutex);
+    }
+    pthread_mutex_unlock(&p->mutex);
+    return NULL;
+}
+
+/* Suspends the connection and queues its request; false when the pool is ending. */
+static bool pool_push(struct pool *p, struct sl_http_req *req)
+{
+    req->next = NULL;
+    pthread_mutex_lock(&p->mutex);
+    bool ok = !p->ending;
+    if (ok) {
+        MHD_suspend_connection(req->conn);
+        if (p->head)
+            p->tail->next = req;
+        else
+            p->head = req;
+        p->tail = req;
+        pthread_cond_signal(&p->cond);
+    }
+    pthread_mutex_unlock(&p->mutex);
+    return ok;
+}
+
+static int pool_start(struct pool *p, int n_threads, struct sl_err *err)
+{
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, HANDLER_STACK_BYTES);
+    p->ending = false;
+    int failed = 0;
+    for (; p->n_threads < n_threads && !failed; p->n_threads += !failed)
+        failed = pthread_create(&p->threads[p->n_threads], &attr, pool_main, p);
+    pthread_attr_destroy(&attr);
+    errno = failed;
+    return failed ? sl_err_errno(err, "starting a handler thread") : 0;
+}
+
+/* Runs what is queued to its end. */
+static void pool_stop(struct pool *p)
+{
+    pthread_mutex_lock(&p->mutex);
+    p->ending = true;
+    pthread_cond_broadcast(&p->cond);
+    pthread_mutex_unlock(&p->mutex);
+    for (; p->n_threads > 0; p->n_threads--)
+        pthread_join(p->threads[p->n_threads - 1], NULL);
+}
+
+/* ---- routes ---------------------------------------------------------------------------------------------- */
+
+/* Compares path parts with a pattern; fills params. */
+static bool match(const char *pattern, char *const *parts, int n_parts, const char **params)
+{
+    int part = 0, param = 0;
+    const char *p = pattern;
+    while (*p == '/') {
+        size_t len = strcspn(++p, "/");
+        if (part == n_parts)
+            return false;
+        if (*p == '{')
+            params[param++] = parts[part];
+        else if (strlen(parts[part]) != len || memcmp(parts[part], p, len) != 0)
+            return false;
+        part++;
+        p += len;
+    }
+    return part == n_parts;
+}
+
+/* Finds the route; answers 404 or 405 when there is none. */
+static void find_route(struct sl_http *http, struct sl_http_req *req, const char *url)
+{
+    char *parts[PATH_PARTS_MAX], allowed[64] = "";
+    int n_parts = 0;
+    const char *method = strcmp(req->method, "HEAD") == 0 ? "GET" : req->method;
+    for (char *p = req->path; *p == '/';) {
+        *p++ = 0;
+        if (n_parts == PATH_PARTS_MAX)
+            break;
+        parts[n_parts++] = p;
+        p += strcspn(p, "/");
+    }
+    for (int i = 0; i < http->n_routes; i++) {
+        const struct sl_route *r = http->routes[i].route;
+        const char *params[SL_HTTP_PARAMS_MAX] = {NULL};
+        if (!match(r->pattern, parts, n_parts, params))
+            continue;
+        if (strcmp(r->method, method) == 0) {
+            req->route = r;
+            req->arg = http->routes[i].arg;
+            memcpy(req->params, params, sizeof params);
+            return;
+        }
+        if (strlen(allowed) + strlen(r->method) + 3 < sizeof allowed) {
+            strcat(allowed, allowed[0] ? ", " : "");
+            strcat(allowed, r->method);
+        }
+    }
+    if (allowed[0]) {
+        sl_http_set_header(req, "Allow", allowed);
+        sl_http_reply_problem(req, 405, "method not allowed", NULL, "%.20s is not possible here: use %s",
+                              req->method, allowed);
+    } else {
+        sl_http_reply_problem(req, 404, "not found", NULL, "there is nothing at %.200s", url);
+    }
+}
+
+static bool token_ok(const struct sl_http *http, const char *header)
+{
+    char found[SL_SHA256_HEX + 1];
+    if (!header || strncasecmp(header, "Bearer ", 7) != 0)
+        return false;
+    /* Digests have one length, and how far two of them agree says nothing about the token. */
+    if (sl_sha256_data(header + 7, strlen(header + 7), found, NULL))
+        return false;
+    return CRYPTO_memcmp(found, http->token_sha256, SL_SHA256_HEX) == 0;
+}
+
+/* ---- one request ----------------------------------------------------------------------------------------- */
+
+static enum MHD_Result send_answer(struct sl_http_req *req)
+{
+    if (!req->response)
+        return MHD_NO; /* out of memory: cut the connection */
+    enum MHD_Result ok = MHD_queue_response(req->conn, req->status, req->response);
+    MHD_destroy_response(req->response);
+    req->response = NULL;
+    return ok;
+}
+
+/* Headers are in: everything that can be said before the body. An answer is there when it was refused. */
+static void first_call(struct sl_http_req *req, const char *url)
+{
+    struct sl_http *http = req->http;
+    if (sl_http_is_stopping(http)) {
+        sl_http_reply_problem(req, 503, "try again", NULL, "the server is stopping");
+        return;
+    }
+    if (strlen(url) > PATH_MAX_BYTES) {
+        sl_http_reply_problem(req, 414, "path too long", NULL, "a path has at most %d bytes",
+                              PATH_MAX_BYTES);
+        return;
+    }
+    find_route(http, req, url);
+    if (!(req->route && req->route->open) && !token_ok(http, sl_http_header(req, "Authorization"))) {
+        if (req->response)
+            MHD_destroy_response(req->response);
+        req->response = NULL;
+        sl_http_set_header(req, "WWW-Authenticate", "Bearer");
+        sl_http_reply_problem(req, 401, "token missing or wrong", NULL,
+                              "send `Authorization: Bearer TOKEN` with this server's token");
+    }
+    if (req->response)
+        return;
+    const char *length = sl_http_header(req, "Content-Length");
+    int64_t bytes = length ? strtoll(length, NULL, 10) : 0;
+    bool has_body = bytes > 0 || sl_http_header(req, "Transfer-Encoding");
+    if (req->route->body == SL_BODY_NONE && has_body) {
+        sl_http_reply_problem(req, 400, "unexpected body", NULL, "%s takes no body", url);
+    } else if (req->route->body == SL_BODY_JSON && bytes > (int64_t)SL_HTTP_JSON_MAX) {
+        sl_http_reply_problem(req, 413, "body too large", NULL, "a JSON body has at most %u bytes",
+                              SL_HTTP_JSON_MAX);
+    } else if (req->route->body == SL_BODY_STREAM) {
+        int rc = req->route->begin(req, req->arg, &req->state, &req->error);
+        req->streaming = rc == 0 && !req->response;
+        if (rc && !req->response)
+            sl_http_reply_err(req, &req->error, NULL);
+    }
+}
+
+static void take_body(struct sl_http_req *req, const char *data, size_t len)
+{
+    if (req->error.code) /* an answer cannot be given before the body's end: drop the rest */
+        return;
+    if (req->streaming) {
+        if (req->route->data(req->state, data, len, &req->error)) {
+            req->route->abort(req->state);
+            req->streaming = false;
+        }
+    } else if (req->route->body == SL_BODY_NONE) {
+        sl_err_set(&req->error, SL_SPEC, "this request takes no body");
+    } else if (sl_buf_add(&req->body, data, len)) {
+        sl_buf_reset(&req->body);
+        sl_err_set(&req->error, SL_SPEC, "a JSON body has at most %u bytes", SL_HTTP_JSON_MAX);
+    }
+}
+
+/* The body is in: hands the request to a pool. */
+static enum MHD_Result dispatch(struct sl_http_req *req)
+{
+    if (!req->error.code && req->route->body == SL_BODY_JSON)
+        sl_json_parse(req->body.p, req->body.len, "the body", &req->json, &req->error);
+    if (req->error.code) {
+        sl_http_reply_err(req, &req->error, NULL);
+        return send_answer(req);
+    }
+    bool streaming = req->streaming;
+    req->dispatched = true;
+    req->streaming = false; /* the handler owns the state */
+    if (pool_push(&req->http->pools[req->route->waits], req))
+        return MHD_YES;
+    req->streaming = streaming;
+    sl_http_reply_problem(req, 503, "try again", NULL, "the server is stopping");
+    return send_answer(req);
+}
+
+static enum MHD_Result access_handler(void *cls, struct MHD_Connection *conn, const char *url,
+                                      const char *method, const char *version, const char *data,
+                                      size_t *data_len, void **con_cls)
+{
+    struct sl_http *http = cls;
+    struct sl_http_req *req = *con_cls;
+    (void)version;
+    if (!req) {
+        req = calloc(1, sizeof *req);
+        if (!req)
+            return MHD_NO;
+        sl_buf_init(&req->body, SL_HTTP_JSON_MAX);
+        req->http = http;
+        req->conn = conn;
+        *con_cls = req;
+        atomic_fetch_add(&http->active, 1);
+        req->path = strdup(url);
+        req->method = strdup(method);
+        if (!req->path || !req->method)
+            return MHD_NO;
+        first_call(req, url);
+        return req->response ? send_answer(req) : MHD_YES;
+    }
+    if (*data_len) {
+        take_body(req, data, *data_len);
+        *data_len = 0;
+        return MHD_YES;
+    }
+    return req->dispatched ? send_answer(req) : dispatch(req);
+}
+
+static void completed(void *cls, struct MHD_Connection *conn, void **con_cls,
+                      enum MHD_RequestTerminationCode code)
+{
+    struct sl_http *http = cls;
+    struct sl_http_req *req = *con_cls;
+    (void)conn;
+    (void)code;
+    if (!req)
+        return;
+    *con_cls = NULL;
+    if (req->streaming)
+        req->route->abort(req->state);
+    if (req->response)
+        MHD_destroy_response(req->response);
+    for (int i = 0; i < req->n_headers; i++) {
+        free(req->headers[i].name);
+        free(req->headers[i].value);
+    }
+    json_decref(req->json);
+    sl_buf_release(&req->body);
+    free(req->path);
+    free(req->method);
+    free(req);
+    atomic_fetch_sub(&http->active, 1);
+}
+
+/* ---- the server ------------------------------------------------------------------------------------------ */
+
+int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, struct sl_err *err)
+{
+    size_t token_len = config->token ? strlen(config->token) : 0;
+    if (token_len < SL_HTTP_TOKEN_MIN || token_len > SL_HTTP_TOKEN_MAX)
+        return sl_err_set(err, SL_SPEC, "the server's token has %zu characters; it needs %d to %d",
+                          token_len, SL_HTTP_TOKEN_MIN, SL_HTTP_TOKEN_MAX);
+    struct sl_http *http = calloc(1, sizeof *http);
+    char *address = strdup(config->listen);
+    if (!http || !address) {
+        free(http);
+        free(address);
+        return sl_err_set(err, SL_NOMEM, "out of memory");
+    }
+    http->listen = address;
+    http->listen_fd = -1;
+    for (int i = 0; i < 2; i++) {
+        pthread_mutex_init(&http->pools[i].mutex, NULL);
+        pthread_cond_init(&http->pools[i].cond, NULL);
+    }
+    int rc = sl_sha256_data(config->token, token_len, http->token_sha256, err);
+    if (rc) {
+        sl_http_free(http);
+        return rc;
+    }
+    *ret_http = http;
+    return 0;
+}
+
+int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, void *arg,
+                struct sl_err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        int params = 0;
+        for (const char *p = strchr(routes[i].pattern, '{'); p; p = strchr(p + 1, '{'))
+            params++;
+        bool stream = routes[i].body == SL_BODY_STREAM;
+        if (http->n_routes == SL_HTTP_ROUTES_MAX || params > SL_HTTP_PARAMS_MAX || !routes[i].handle ||
+            (stream && (!routes[i].begin || !routes[i].data || !routes[i].abort)))
+            return sl_err_set(err, SL_SPEC, "route %s %s does not fit the server's limits",
+                              routes[i].method, routes[i].pattern);
+        http->routes[http->n_routes].route = &routes[i];
+        http->routes[http->n_routes++].arg = arg;
+    }
+    return 0;
+}
+
+/* Binds "host:port" or "[v6]:port". */
+static int listen_on(const char *address, int *ret_fd, int *ret_port, struct sl_err *err)
+{
+    char host[256];
+    const char *colon = strrchr(address, ':');
+    size_t len = colon ? (size_t)(colon - address) : 0;
+    if (len > 1 && address[0] == '[' && address[len - 1] == ']')
+        address++, len -= 2;
+    if (!colon || len == 0 || len >= sizeof host || !colon[1])
+        return sl_err_set(err, SL_SPEC, "--listen %.200s: expected HOST:PORT, such as 127.0.0.1:8080",
+                          address);
+    memcpy(host, address, len);
+    host[len] = 0;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    struct addrinfo *list;
+    int rc = getaddrinfo(host, colon + 1, &hints, &list);
+    if (rc)
+        return sl_err_set(err, SL_SPEC, "cannot listen on %s:%s: %s", host, colon + 1,
+                          gai_strerror(rc));
+    int fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), on = 1;
+    struct sockaddr_storage bound;
+    socklen_t bound_len = sizeof bound;
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) ||
+        bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, LISTEN_BACKLOG) ||
+        getsockname(fd, (struct sockaddr *)&bound, &bound_len)) {
+        rc = sl_err_errno(err, "cannot listen on %s:%s", host, colon + 1);
+        if (fd >= 0)
+            close(fd);
+        freeaddrinfo(list);
+        return rc;
+    }
+    freeaddrinfo(list);
+    char port[16];
+    getnameinfo((struct sockaddr *)&bound, bound_len, NULL, 0, port, sizeof port, NI_NUMERICSERV);
+    *ret_fd = fd;
+    *ret_port = atoi(port);
+    return 0;
+}
+
+int sl_http_start(struct sl_http *http, struct sl_err *err)
+{
+    int rc = listen_on(http->listen, &http->listen_fd, &http->port, err);
+    if (rc == 0)
+        rc = pool_start(&http->pools[0], SL_HTTP_HANDLERS, err);
+    if (rc == 0)
+        rc = pool_start(&http->pools[1], SL_HTTP_WAITERS, err);
+    if (rc == 0) {
+        http->daemon = MHD_start_daemon(
+            MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL,
+            access_handler, http, MHD_OPTION_LISTEN_SOCKET, http->listen_fd,
+            MHD_OPTION_THREAD_POOL_SIZE, (unsigned)SL_HTTP_LOOP_THREADS,
+            MHD_OPTION_CONNECTION_LIMIT, (unsigned)SL_HTTP_CONNECTIONS_MAX,
+            MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SL_HTTP_IDLE_S,
+            MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)SL_HTTP_HEADERS_MAX,
+            MHD_OPTION_NOTIFY_COMPLETED, completed, http, MHD_OPTION_END);
+        if (!http->daemon)
+            rc = sl_err_set(err, SL_IO, "cannot start the HTTP server on %s", http->listen);
+    }
+    if (rc)
+        sl_http_stop(http);
+    return rc;
+}
+
+int sl_http_port(const struct sl_http *http)
+{
+    return http->port;
+}
+
+void sl_http_stop(struct sl_http *http)
+{
+    if (!http)
+        return;
+    atomic_store(&http->stopping, true);
+    if (http->daemon)
+        MHD_quiesce_daemon(http->daemon); /* gives listen_fd back */
+    pool_stop(&http->pools[0]);
+    pool_stop(&http->pools[1]);
+    struct timespec tick = {.tv_nsec = 10 * 1000 * 1000};
+    for (int ms = 0; http->daemon && atomic_load(&http->active) > 0 && ms < STOP_GRACE_MS; ms += 10)
+        nanosleep(&tick, NULL);
+    if (http->daemon)
+        MHD_stop_daemon(http->daemon);
+    http->daemon = NULL;
+    if (http->listen_fd >= 0)
+        close(http->listen_fd);
+    http->listen_fd = -1;
+}
+
+void sl_http_free(struct sl_http *http)
+{
+    if (!http)
+        return;
+    sl_http_stop(http);
+    for (int i = 0; i < 2; i++) {
+        pthread_mutex_destroy(&http->pools[i].mutex);
+        pthread_cond_destroy(&http->pools[i].cond);
+    }
+    OPENSSL_cleanse(http->token_sha256, sizeof http->token_sha256);
+    free(http->listen);
+    free(http);
+}
+
+int sl_http_read_token(const char *path, char **ret_token, struct sl_err *err)
+{
+    struct sl_buf buf;
+    sl_buf_init(&buf, SL_HTTP_TOKEN_MAX + 16);
+    int rc = sl_file_read(path, &buf, err);
+    if (rc) {
+        sl_buf_release(&buf);
+        return sl_err_wrap(err, rc, "token file");
+    }
+    char *text = buf.p + strspn(buf.p, " \t\r\n");
+    size_t len = strcspn(text, " \t\r\n");
+    if (len < SL_HTTP_TOKEN_MIN || len > SL_HTTP_TOKEN_MAX || text[len + strspn(text + len, " \t\r\n")])
+        rc = sl_err_set(err, SL_SPEC,
+                        "token file %s: expected one word of %d to %d characters; make one with "
+                        "`openssl rand -hex 16 > %s`",
+                        path, SL_HTTP_TOKEN_MIN, SL_HTTP_TOKEN_MAX, path);
+    char *token = rc ? NULL : strndup(text, len);
+    OPENSSL_cleanse(buf.p, buf.len);
+    sl_buf_release(&buf);
+    if (rc == 0 && !token)
+        rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    if (rc == 0)
+        *ret_token = token;
+    return rc;
+}

@@ -1,0 +1,164 @@
+/* The store over HTTP: /api/v1/health, blobs, artifacts and their versions. */
+#include "artifacts/manifest.h"
+#include "artifacts/store.h"
+#include "base/json.h"
+#include "server/serve.h"
+#include <string.h>
+
+#define BLOB_TYPE "application/octet-stream"
+
+static void health(struct sl_http_req *req, void *arg)
+{
+    (void)arg;
+    sl_http_reply_json(req, 200, json_pack("{s:s, s:s}", "status", "ok", "version", SL_VERSION));
+}
+
+static void get_blob(struct sl_http_req *req, void *arg)
+{
+    struct sl_store *store = arg;
+    struct sl_err err = SL_ERR_INIT;
+    const char *sha256 = sl_http_param(req, "sha256");
+    int64_t bytes;
+    int fd;
+    if (sl_blob_open(store, sha256, &fd, &bytes, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_file(req, fd, bytes, sha256, BLOB_TYPE);
+}
+
+static int put_blob_begin(struct sl_http_req *req, void *arg, void **ret_state, struct sl_err *err)
+{
+    struct sl_store *store = arg;
+    const char *sha256 = sl_http_param(req, "sha256");
+    int64_t bytes;
+    if (sl_blob_stat(store, sha256, &bytes, NULL) == 0) {
+        sl_http_reply_json(req, 200, json_pack("{s:s, s:I}", "sha256", sha256, "bytes",
+                                               (json_int_t)bytes));
+        return 0;
+    }
+    struct sl_blob_writer *w;
+    int rc = sl_blob_begin(store, sha256, &w, err);
+    if (rc == 0)
+        *ret_state = w;
+    return rc;
+}
+
+static int put_blob_data(void *state, const void *data, size_t len, struct sl_err *err)
+{
+    return sl_blob_write(state, data, len, err);
+}
+
+static void put_blob_abort(void *state)
+{
+    sl_blob_abort(state);
+}
+
+static void put_blob(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    char sha256[SL_SHA256_HEX + 1];
+    int64_t bytes;
+    if (sl_blob_commit(sl_http_state(req), sha256, &err) || sl_blob_stat(arg, sha256, &bytes, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 201, json_pack("{s:s, s:I}", "sha256", sha256, "bytes",
+                                               (json_int_t)bytes));
+}
+
+static void list_artifacts(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *list;
+    if (sl_store_list(arg, &list, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, json_pack("{s:o}", "artifacts", list));
+}
+
+static void get_artifact(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *artifact;
+    if (sl_store_artifact(arg, sl_http_param(req, "name"), &artifact, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, artifact);
+}
+
+static void get_version(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *record;
+    if (sl_store_resolve(arg, sl_http_param(req, "name"), sl_http_param(req, "ref"), &record, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, record);
+}
+
+/* Body: {"manifest": sha256 of an uploaded manifest, "aliases": ["candidate"]}. */
+static void post_version(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *body = sl_http_json(req), *problems = json_array(), *record = NULL, *manifest = NULL;
+    const json_t *aliases = json_object_get(body, "aliases"), *digest = json_object_get(body, "manifest");
+    const char *key;
+    json_t *value;
+    json_object_foreach(body, key, value)
+        if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0)
+            sl_problem_add(problems, "/", "there is no key `%.100s` here", key);
+    if (!json_is_string(digest) || !sl_sha256_valid(json_string_value(digest)))
+        sl_problem_add(problems, "/manifest", "must be the sha256 of a manifest that was uploaded");
+    if (aliases && !json_is_array(aliases))
+        sl_problem_add(problems, "/aliases", "must be a list of names");
+    if (json_array_size(problems) > 0) {
+        sl_http_reply_problem(req, 422, "not valid", problems, "the request is not as it should be");
+        return;
+    }
+    json_decref(problems);
+    problems = NULL;
+    struct sl_commit commit = {.name = sl_http_param(req, "name"), .aliases = aliases, .number = -1,
+                               .manifest = json_string_value(digest)};
+    bool created = false;
+    int rc = sl_store_manifest(arg, commit.manifest, &manifest, &problems, &err);
+    json_decref(manifest);
+    if (rc == 0)
+        rc = sl_store_commit(arg, &commit, &record, &created, &err);
+    if (rc)
+        sl_http_reply_err(req, &err, problems);
+    else
+        sl_http_reply_json(req, created ? 201 : 200, record);
+}
+
+/* Body: {"version": "v3"}. */
+static void put_alias(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    const char *name = sl_http_param(req, "name"), *alias = sl_http_param(req, "alias");
+    const char *version = sl_json_str(sl_http_json(req), "version", "");
+    json_t *record;
+    if (sl_store_alias(arg, name, alias, version, &err) ||
+        sl_store_resolve(arg, name, alias, &record, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, record);
+}
+
+static const struct sl_route routes[] = {
+    {.method = "GET", .pattern = "/api/v1/health", .open = true, .handle = health},
+    {.method = "GET", .pattern = "/api/v1/blobs/{sha256}", .handle = get_blob},
+    {.method = "PUT", .pattern = "/api/v1/blobs/{sha256}", .body = SL_BODY_STREAM, .handle = put_blob,
+     .begin = put_blob_begin, .data = put_blob_data, .abort = put_blob_abort},
+    {.method = "GET", .pattern = "/api/v1/artifacts", .handle = list_artifacts},
+    {.method = "GET", .pattern = "/api/v1/artifacts/{name}", .handle = get_artifact},
+    {.method = "GET", .pattern = "/api/v1/artifacts/{name}/{ref}", .handle = get_version},
+    {.method = "POST", .pattern = "/api/v1/artifacts/{name}/versions", .body = SL_BODY_JSON,
+     .handle = post_version},
+    {.method = "PUT", .pattern = "/api/v1/artifacts/{name}/aliases/{alias}", .body = SL_BODY_JSON,
+     .handle = put_alias},
+};
+
+int sl_store_part_start(struct sl_server *server, void **ret_state, struct sl_err *err)
+{
+    (void)ret_state;
+    return sl_http_add(server->http, routes, sizeof routes / sizeof *routes, server->store, err);
+}
