@@ -1,0 +1,784 @@
+/* What the queue's scripts promise, against a real Redis: fencing, order, budgets, idempotence, publishing. */
+#include "tests/unit/private_redis.h"
+#include "base/json.h"
+#include "queue/queue.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+static struct private_redis server;
+static struct sl_queue *q;
+static struct sl_redis *agent; /* the connection on which the agent's commands are sent here */
+
+static const char *const queues[] = {"default"};
+
+static int setup(void **state)
+{
+    struct sl_redis_url url;
+
+    (void)state;
+    return private_redis_start(&server) || sl_queue_new(server.url, &q, NULL) ||
+           sl_redis_url_parse(server.url, &url, NULL) || sl_redis_new(&url, &agent, NULL);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    sl_queue_free(q);
+    sl_redis_free(agent);
+    private_redis_stop(&server);
+    return 0;
+}
+
+static int send_cmd(struct sl_cmd *c, redisReply **ret_reply)
+{
+    redisReply *reply = NULL;
+    struct sl_err err = SL_ERR_INIT;
+    int rc = sl_redis_call(agent, c, 10000000, &reply, &err);
+
+    sl_cmd_release(c);
+    if (rc && rc != SL_LEASE && rc != SL_CANCELLED)
+        print_message("%s\n", err.msg);
+    if (ret_reply)
+        *ret_reply = reply;
+    else if (reply)
+        freeReplyObject(reply);
+    return rc;
+}
+
+static void raw(const char *a, const char *b, const char *c)
+{
+    struct sl_cmd cmd;
+
+    sl_cmd_init(&cmd);
+    sl_cmd_add(&cmd, a);
+    if (b)
+        sl_cmd_add(&cmd, b);
+    if (c)
+        sl_cmd_add(&cmd, c);
+    assert_int_equal(send_cmd(&cmd, NULL), 0);
+}
+
+static int fresh(void **state)
+{
+    (void)state;
+    raw("FLUSHALL", NULL, NULL);
+    return 0;
+}
+
+static json_t *spec(const char *name, const char *priority)
+{
+    return json_pack("{s:s, s:s, s:s, s:s, s:{s:i}}", "name", name, "project", "p", "queue", "default",
+                     "priority", priority, "retry", "max_attempts", 2);
+}
+
+static void enqueue(const char *name, const char *priority, char run[SL_ID_HEX + 1])
+{
+    json_t *s = spec(name, priority);
+
+    assert_int_equal(sl_queue_enqueue(q, s, NULL, run, NULL, NULL), 0);
+    json_decref(s);
+}
+
+/* Claims under `lease`; returns the run's name in a static buffer, or "" when nothing was in line. */
+static const char *claim_for(const char *lease, const char *name, int64_t lease_ms, struct sl_claim *ret)
+{
+    static char found[64];
+    struct sl_claim c;
+    struct sl_cmd cmd;
+    redisReply *reply;
+
+    sl_queue_cmd_claim(&cmd, lease, name, lease_ms, queues, 1);
+    assert_int_equal(send_cmd(&cmd, &reply), 0);
+    int rc = sl_queue_claim_reply(reply, &c, NULL);
+    freeReplyObject(reply);
+    if (rc == SL_NOTFOUND)
+        return "";
+    assert_int_equal(rc, 0);
+    snprintf(found, sizeof found, "%s", c.name);
+    if (ret)
+        *ret = c;
+    else
+        sl_claim_release(&c);
+    return found;
+}
+
+static const char *claim(const char *lease)
+{
+    return claim_for(lease, "a1", 60000, NULL);
+}
+
+static int renew(const char *run, const char *lease, int64_t ms, bool *cancelled, bool *revived)
+{
+    struct sl_cmd c;
+    redisReply *reply;
+
+    sl_queue_cmd_renew(&c, run, lease, ms);
+    int rc = send_cmd(&c, &reply);
+    if (!rc) {
+        assert_int_equal(sl_queue_renew_reply(reply, cancelled, revived, NULL), 0);
+        freeReplyObject(reply);
+    }
+    return rc;
+}
+
+static int append(const char *run, const char *lease, int64_t batch, const char *msg)
+{
+    struct sl_cmd c;
+
+    sl_queue_cmd_append(&c, run, lease, batch, "training", 5, 10, "{\"loss\":1.25}");
+    sl_queue_cmd_append_event(&c, "log", msg);
+    return send_cmd(&c, NULL);
+}
+
+static int fail_run(const char *run, const char *lease, const char *kind, char state[16])
+{
+    struct sl_cmd c;
+    redisReply *reply;
+
+    sl_queue_cmd_fail(&c, run, lease, kind, "crash", "it broke", "[\"last line\"]");
+    int rc = send_cmd(&c, &reply);
+    if (!rc) {
+        if (state)
+            snprintf(state, 16, "%s", reply->str);
+        freeReplyObject(reply);
+    }
+    return rc;
+}
+
+static int give_back(const char *run, const char *lease, char state[16])
+{
+    struct sl_cmd c;
+    redisReply *reply;
+
+    sl_queue_cmd_release(&c, run, lease, "preempted");
+    int rc = send_cmd(&c, &reply);
+    if (!rc) {
+        if (state)
+            snprintf(state, 16, "%s", reply->str);
+        freeReplyObject(reply);
+    }
+    return rc;
+}
+
+static int checkpoint(const char *run, const char *lease, const char *manifest, int64_t step)
+{
+    struct sl_cmd c;
+
+    sl_queue_cmd_checkpoint(&c, run, lease, manifest, step);
+    return send_cmd(&c, NULL);
+}
+
+static int finish(const char *run, const char *lease, int number, int *ret_number, bool *ret_new)
+{
+    json_t *outputs = json_pack("[{s:s, s:s, s:i, s:s}]", "output", "prompts", "artifact", "a",
+                                "number", number, "manifest", "m");
+    json_t *hold;
+    int rc = sl_queue_finish(q, run, lease, outputs, NULL, &hold, ret_new, NULL);
+
+    json_decref(outputs);
+    if (!rc) {
+        *ret_number = (int)json_integer_value(json_object_get(json_array_get(hold, 0), "number"));
+        json_decref(hold);
+    }
+    return rc;
+}
+
+/* The run as one text: any write by a stale owner would show in it. */
+static char *snapshot(const char *run)
+{
+    json_t *r, *e;
+
+    assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
+    assert_int_equal(sl_queue_events(q, run, NULL, 1000, 0, &e, NULL), 0);
+    json_object_set_new(r, "events", e);
+    char *text = sl_json_dump(r);
+    json_decref(r);
+    assert_non_null(text);
+    return text;
+}
+
+static void check_field(const char *run, const char *path, const char *expected)
+{
+    json_t *r;
+
+    assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
+    const json_t *v = sl_json_get(r, path);
+    char number[32];
+    if (json_is_integer(v)) {
+        snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v));
+        assert_string_equal(number, expected);
+    } else {
+        assert_string_equal(v && json_is_string(v) ? json_string_value(v) : "", expected);
+    }
+    json_decref(r);
+}
+
+static void reap(int ended, int promoted)
+{
+    int e, p;
+
+    assert_int_equal(sl_queue_reap(q, false, &e, &p, NULL), 0);
+    assert_int_equal(e, ended);
+    assert_int_equal(p, promoted);
+}
+
+/* Moves a delayed run's due time to the past instead of waiting for it. */
+static void make_due(const char *run)
+{
+    struct sl_cmd c;
+
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "ZADD");
+    sl_cmd_add(&c, "{softlaunch}:delayed");
+    sl_cmd_add(&c, "1");
+    sl_cmd_add(&c, run);
+    assert_int_equal(send_cmd(&c, NULL), 0);
+}
+
+static const char L1[] = "11111111111111111111111111111111", L2[] = "22222222222222222222222222222222",
+                  L3[] = "33333333333333333333333333333333";
+
+/* ---- tests ------------------------------------------------------------------------------------------------- */
+
+static void claims_by_priority_then_age(void **state)
+{
+    char run[SL_ID_HEX + 1];
+
+    (void)state;
+    enqueue("low", "low", run);
+    enqueue("medium-1", "medium", run);
+    enqueue("high", "high", run);
+    enqueue("medium-2", "medium", run);
+    enqueue("critical", "critical", run);
+    const char *order[] = {"critical", "high", "medium-1", "medium-2", "low", ""};
+    for (int i = 0; i < 6; i++) {
+        char lease[SL_ID_HEX + 1];
+        sl_random_id(lease);
+        assert_string_equal(claim(lease), order[i]);
+    }
+}
+
+static void a_run_given_back_keeps_its_place(void **state)
+{
+    char first[SL_ID_HEX + 1], second[SL_ID_HEX + 1], st[16];
+
+    (void)state;
+    enqueue("first", "medium", first);
+    enqueue("second", "medium", second);
+    assert_string_equal(claim(L1), "first");
+    assert_int_equal(give_back(first, L1, st), 0);
+    assert_string_equal(st, "queued");
+    enqueue("third", "medium", second);
+    assert_string_equal(claim(L2), "first");
+    check_field(first, "preemptions", "1");
+    check_field(first, "failures", "0");
+    check_field(first, "attempt", "2");
+}
+
+static void enqueue_is_idempotent_by_client_key(void **state)
+{
+    char a[SL_ID_HEX + 1], b[SL_ID_HEX + 1];
+    json_t *s = spec("x", "medium"), *other = spec("y", "medium");
+    bool is_new;
+
+    (void)state;
+    assert_int_equal(sl_queue_enqueue(q, s, "key", a, &is_new, NULL), 0);
+    assert_true(is_new);
+    assert_int_equal(sl_queue_enqueue(q, s, "key", b, &is_new, NULL), 0);
+    assert_false(is_new);
+    assert_string_equal(a, b);
+    assert_int_equal(sl_queue_enqueue(q, other, "key", b, &is_new, NULL), SL_CONFLICT);
+    assert_string_equal(claim(L1), "x");
+    assert_string_equal(claim(L2), "");
+    json_decref(s);
+    json_decref(other);
+}
+
+static void a_claim_repeated_gives_the_same_run(void **state)
+{
+    char run[SL_ID_HEX + 1];
+
+    (void)state;
+    enqueue("one", "medium", run);
+    enqueue("two", "medium", run);
+    assert_string_equal(claim(L1), "one");
+    assert_string_equal(claim(L1), "one");
+    assert_string_equal(claim(L2), "two");
+}
+
+/* Every write under a lease that is not the run's current one is refused and leaves no trace, whether the lease
+ * was never any, is another's, or was the run's own before. */
+static void a_stale_lease_writes_nothing(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    const char *stale[] = {L1, L3, ""};
+    bool cancelled, revived, is_new;
+    int number;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    assert_string_equal(claim_for(L1, "a1", 1, NULL), "x");
+    usleep(5000);
+    reap(1, 0);
+    assert_string_equal(claim_for(L2, "a2", 60000, NULL), "x");
+    char *before = snapshot(run);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(renew(run, stale[i], 1000, &cancelled, &revived), SL_LEASE);
+        assert_int_equal(append(run, stale[i], 1, "{\"msg\":\"stale\"}"), SL_LEASE);
+        assert_int_equal(checkpoint(run, stale[i], "m", 1), SL_LEASE);
+        assert_int_equal(give_back(run, stale[i], NULL), SL_LEASE);
+        assert_int_equal(fail_run(run, stale[i], "crash", NULL), SL_LEASE);
+        assert_int_equal(fail_run(run, stale[i], "cancelled", NULL), SL_LEASE);
+        assert_int_equal(finish(run, stale[i], 1, &number, &is_new), SL_LEASE);
+    }
+    char *after = snapshot(run);
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+    assert_int_equal(append(run, L2, 1, "{}"), 0); /* and the owner can still write */
+}
+
+static void an_ended_run_takes_no_more_writes(void **state)
+{
+    char run[SL_ID_HEX + 1], st[16];
+    int number;
+    bool is_new, cancelled, revived;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    assert_int_equal(finish(run, L1, 3, &number, &is_new), 0);
+    char *before = snapshot(run);
+    assert_int_equal(append(run, L1, 9, "{}"), SL_LEASE);
+    assert_int_equal(renew(run, L1, 1000, &cancelled, &revived), SL_LEASE);
+    assert_int_equal(fail_run(run, L1, "crash", st), SL_LEASE);
+    assert_int_equal(give_back(run, L1, st), SL_LEASE);
+    char *after = snapshot(run);
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+}
+
+static void a_lost_lease_can_be_revived_until_claimed(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    bool cancelled, revived;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    assert_string_equal(claim_for(L1, "a1", 1, NULL), "x");
+    usleep(5000);
+    reap(1, 0);
+    check_field(run, "state", "queued");
+    check_field(run, "lost", "1");
+    assert_int_equal(renew(run, L1, 60000, &cancelled, &revived), 0);
+    assert_true(revived);
+    check_field(run, "state", "running");
+    check_field(run, "agent", "a1");
+    check_field(run, "lost", "0");
+    check_field(run, "attempt", "1");
+    assert_string_equal(claim(L2), ""); /* it is not in line any more */
+    assert_int_equal(append(run, L1, 1, "{}"), 0);
+    assert_int_equal(renew(run, L1, 60000, &cancelled, &revived), 0);
+    assert_false(revived);
+}
+
+static void reaping_has_its_own_budget(void **state)
+{
+    char run[SL_ID_HEX + 1];
+
+    (void)state;
+    enqueue("x", "medium", run);
+    for (int i = 1; i <= SL_QUEUE_MAX_LOST; i++) {
+        char lease[SL_ID_HEX + 1];
+        sl_random_id(lease);
+        assert_string_equal(claim_for(lease, "a1", 1, NULL), "x");
+        usleep(3000);
+        reap(1, 0);
+        check_field(run, "state", i < SL_QUEUE_MAX_LOST ? "queued" : "dead");
+    }
+    check_field(run, "failures", "0");
+    check_field(run, "cause", "lease_lost");
+    reap(0, 0);
+}
+
+static void crashes_back_off_then_die(void **state)
+{
+    char run[SL_ID_HEX + 1], st[16];
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    assert_int_equal(fail_run(run, L1, "crash", st), 0);
+    assert_string_equal(st, "delayed");
+    assert_int_equal(fail_run(run, L1, "crash", st), 0); /* a lost reply, repeated */
+    assert_string_equal(st, "delayed");
+    check_field(run, "failures", "1");
+    assert_string_equal(claim(L2), "");
+    reap(0, 0); /* its time has not come */
+    make_due(run);
+    reap(0, 1);
+    assert_string_equal(claim(L2), "x");
+    assert_int_equal(fail_run(run, L2, "crash", st), 0);
+    assert_string_equal(st, "dead"); /* max_attempts is 2 */
+    check_field(run, "cause", "crash");
+    check_field(run, "msg", "it broke");
+    json_t *r;
+    assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
+    assert_string_equal(json_string_value(json_array_get(json_object_get(r, "log_tail"), 0)), "last line");
+    json_decref(r);
+}
+
+static void wrong_specs_are_not_retried_and_outages_spend_no_attempt(void **state)
+{
+    char run[SL_ID_HEX + 1], st[16];
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    fail_run(run, L1, "infra", st);
+    assert_string_equal(st, "delayed");
+    check_field(run, "failures", "0");
+    make_due(run);
+    reap(0, 1);
+    claim(L2);
+    fail_run(run, L2, "final", st);
+    assert_string_equal(st, "failed");
+    reap(0, 0);
+    assert_string_equal(claim(L3), "");
+}
+
+static void events_are_not_doubled_and_keep_progress(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    json_t *e;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    assert_int_equal(append(run, L1, 1, "{\"msg\":\"a\"}"), 0);
+    assert_int_equal(append(run, L1, 1, "{\"msg\":\"a\"}"), 0);
+    assert_int_equal(append(run, L1, 2, "{\"msg\":\"b\"}"), 0);
+    assert_int_equal(sl_queue_events(q, run, NULL, 1000, 0, &e, NULL), 0);
+    json_t *list = json_object_get(e, "events");
+    assert_int_equal(json_array_size(list), 4); /* queued, running, a, b */
+    assert_string_equal(sl_json_str(json_array_get(list, 2), "data.msg", ""), "a");
+    assert_string_equal(sl_json_str(json_array_get(list, 3), "data.msg", ""), "b");
+    char *last = strdup(sl_json_str(e, "last", ""));
+    json_decref(e);
+    assert_int_equal(sl_queue_events(q, run, last, 1000, 0, &e, NULL), 0);
+    assert_int_equal(json_array_size(json_object_get(e, "events")), 0);
+    assert_string_equal(sl_json_str(e, "last", ""), last);
+    json_decref(e);
+    free(last);
+    check_field(run, "phase", "training");
+    check_field(run, "step", "5");
+    json_t *r;
+    assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
+    assert_true(sl_json_num(r, "metrics.loss", 0) == 1.25);
+    json_decref(r);
+}
+
+static void events_stay_bounded(void **state)
+{
+    char run[SL_ID_HEX + 1], key[96];
+    struct sl_cmd c;
+    redisReply *reply;
+    int64_t batch = 0;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    for (int i = 0; i < 120; i++) {
+        sl_queue_cmd_append(&c, run, L1, ++batch, NULL, -1, -1, NULL);
+        for (int k = 0; k < SL_QUEUE_BATCH_MAX; k++)
+            sl_queue_cmd_append_event(&c, "log", "{\"msg\":\"x\"}");
+        assert_int_equal(send_cmd(&c, NULL), 0);
+    }
+    snprintf(key, sizeof key, "{softlaunch}:events:%s", run);
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "XLEN");
+    sl_cmd_add(&c, key);
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    assert_in_range(reply->integer, 20000, 20500);
+    freeReplyObject(reply);
+}
+
+static void checkpoints_only_go_forward_and_reach_the_next_owner(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    struct sl_claim c;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    assert_int_equal(checkpoint(run, L1, "m20", 20), 0);
+    assert_int_equal(checkpoint(run, L1, "m10", 10), 0);
+    give_back(run, L1, NULL);
+    assert_string_equal(claim_for(L2, "a2", 60000, &c), "x");
+    assert_string_equal(c.checkpoint, "m20");
+    assert_int_equal(c.checkpoint_step, 20);
+    assert_int_equal(c.attempt, 2);
+    sl_claim_release(&c);
+}
+
+static void publishing_happens_once(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    int number;
+    bool is_new;
+    json_t *outbox, *acked;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    assert_int_equal(finish(run, L1, 7, &number, &is_new), 0);
+    assert_true(is_new);
+    assert_int_equal(number, 7);
+    /* The reply was lost; the agent asks again, and the server meanwhile would reserve another number. */
+    assert_int_equal(finish(run, L1, 8, &number, &is_new), 0);
+    assert_false(is_new);
+    assert_int_equal(number, 7);
+    check_field(run, "state", "succeeded");
+    assert_int_equal(sl_queue_outbox(q, &outbox, NULL), 0);
+    assert_int_equal(json_object_size(outbox), 1);
+    assert_non_null(json_object_get(outbox, run));
+    json_decref(outbox);
+    acked = json_pack("[{s:i}]", "number", 9);
+    assert_int_equal(sl_queue_ack(q, run, acked, NULL), 0);
+    assert_int_equal(sl_queue_ack(q, run, acked, NULL), 0);
+    json_decref(acked);
+    assert_int_equal(sl_queue_outbox(q, &outbox, NULL), 0);
+    assert_int_equal(json_object_size(outbox), 0);
+    json_decref(outbox);
+    assert_int_equal(finish(run, L1, 8, &number, &is_new), 0);
+    assert_int_equal(number, 9);
+}
+
+static void cancel_in_each_state(void **state)
+{
+    char run[SL_ID_HEX + 1], st[16];
+    const char *now;
+    bool cancelled, revived, is_new;
+    int number;
+    struct sl_cmd c;
+    redisReply *reply;
+
+    (void)state;
+    assert_int_equal(sl_queue_cancel(q, "00000000000000000000000000000000", &now, NULL), SL_NOTFOUND);
+    assert_int_equal(sl_queue_cancel(q, "../../etc", &now, NULL), SL_NOTFOUND);
+
+    enqueue("queued", "medium", run);
+    assert_int_equal(sl_queue_cancel(q, run, &now, NULL), 0);
+    assert_string_equal(now, "cancelled");
+    assert_string_equal(claim(L1), "");
+    assert_int_equal(sl_queue_cancel(q, run, &now, NULL), 0);
+
+    enqueue("delayed", "medium", run);
+    claim(L1);
+    fail_run(run, L1, "crash", st);
+    assert_int_equal(sl_queue_cancel(q, run, &now, NULL), 0);
+    make_due(run);
+    raw("ZREM", "{softlaunch}:delayed", run);
+    check_field(run, "state", "cancelled");
+
+    enqueue("running", "medium", run);
+    claim(L2);
+    assert_int_equal(sl_queue_cancel(q, run, &now, NULL), 0);
+    assert_string_equal(now, "cancelling");
+    sl_queue_cmd_wait(&c, "a1", queues, 1, 1000); /* the agent hears the bell at once */
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    assert_int_equal(reply->type, REDIS_REPLY_ARRAY);
+    assert_string_equal(reply->element[0]->str, "{softlaunch}:ring:a1");
+    freeReplyObject(reply);
+    assert_int_equal(renew(run, L2, 60000, &cancelled, &revived), 0);
+    assert_true(cancelled);
+    assert_int_equal(finish(run, L2, 1, &number, &is_new), SL_CANCELLED);
+    assert_int_equal(fail_run(run, L2, "crash", st), 0);
+    assert_string_equal(st, "cancelled");
+
+    enqueue("lost", "medium", run);
+    assert_string_equal(claim_for(L3, "a1", 1, NULL), "lost");
+    sl_queue_cancel(q, run, &now, NULL);
+    usleep(5000);
+    reap(1, 0);
+    check_field(run, "state", "cancelled");
+    assert_int_equal(renew(run, L3, 1000, &cancelled, &revived), SL_LEASE);
+
+    enqueue("done", "medium", run);
+    claim("44444444444444444444444444444444");
+    finish(run, "44444444444444444444444444444444", 1, &number, &is_new);
+    assert_int_equal(sl_queue_cancel(q, run, &now, NULL), SL_CONFLICT);
+    check_field(run, "state", "succeeded");
+}
+
+static void lists_pages_newest_first(void **state)
+{
+    char run[SL_ID_HEX + 1], below[24] = "";
+    json_t *page;
+    int seen = 0;
+
+    (void)state;
+    for (int i = 0; i < 25; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "r%d", i);
+        enqueue(name, "medium", run);
+    }
+    claim(L1); /* r0 */
+    for (;;) {
+        assert_int_equal(sl_queue_list(q, below[0] ? below : NULL, 10, NULL, NULL, &page, NULL), 0);
+        json_t *runs = json_object_get(page, "runs");
+        for (size_t i = 0; i < json_array_size(runs); i++) {
+            char name[16];
+            snprintf(name, sizeof name, "r%d", 24 - seen++);
+            assert_string_equal(sl_json_str(json_array_get(runs, i), "name", ""), name);
+        }
+        snprintf(below, sizeof below, "%s", sl_json_str(page, "next", ""));
+        json_decref(page);
+        if (!below[0])
+            break;
+    }
+    assert_int_equal(seen, 25);
+    assert_int_equal(sl_queue_list(q, NULL, 10, "running", NULL, &page, NULL), 0);
+    assert_int_equal(json_array_size(json_object_get(page, "runs")), 1);
+    json_decref(page);
+}
+
+static void a_bell_wakes_one_and_goes_on_ringing(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    struct sl_cmd c;
+    redisReply *reply;
+
+    (void)state;
+    enqueue("one", "medium", run);
+    enqueue("two", "medium", run);
+    for (int i = 0; i < 2; i++) {
+        sl_queue_cmd_wait(&c, "a1", queues, 1, 500);
+        assert_int_equal(send_cmd(&c, &reply), 0);
+        assert_int_equal(reply->type, REDIS_REPLY_ARRAY);
+        freeReplyObject(reply);
+        assert_string_not_equal(claim(i ? L2 : L1), "");
+    }
+    sl_queue_cmd_wait(&c, "a1", queues, 1, 100);
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    assert_int_equal(reply->type, REDIS_REPLY_NIL); /* nothing left: no ring */
+    freeReplyObject(reply);
+}
+
+static void agents_come_and_go(void **state)
+{
+    struct sl_cmd c;
+    json_t *agents;
+
+    (void)state;
+    sl_queue_cmd_heartbeat(&c, "host-1", "{\"host\":\"h\"}");
+    assert_int_equal(send_cmd(&c, NULL), 0);
+    assert_int_equal(sl_queue_agents(q, &agents, NULL), 0);
+    const json_t *a = json_array_get(json_object_get(agents, "agents"), 0);
+    assert_string_equal(sl_json_str(a, "agent", ""), "host-1");
+    assert_string_equal(sl_json_str(a, "host", ""), "h");
+    assert_in_range(sl_json_int(a, "age_ms", -1), 0, 5000);
+    json_decref(agents);
+    sl_queue_cmd_heartbeat(&c, "host-1", NULL);
+    assert_int_equal(send_cmd(&c, NULL), 0);
+    assert_int_equal(sl_queue_agents(q, &agents, NULL), 0);
+    assert_int_equal(json_array_size(json_object_get(agents, "agents")), 0);
+    json_decref(agents);
+}
+
+/* Renew, release, fail and finish must work when memory is full, enqueue must be refused as a whole. */
+static void full_memory_ends_runs_but_takes_none(void **state)
+{
+    char run[SL_ID_HEX + 1], more[SL_ID_HEX + 1], st[16];
+    bool cancelled, revived;
+    json_t *s = spec("more", "medium"), *page;
+    struct sl_cmd c;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    sl_cmd_init(&c);
+    for (int i = 0; i < 4; i++)
+        sl_cmd_add(&c, (const char *[]){"CONFIG", "SET", "maxmemory", "1"}[i]);
+    assert_int_equal(send_cmd(&c, NULL), 0);
+    assert_int_equal(sl_queue_enqueue(q, s, NULL, more, NULL, NULL), SL_RETRY);
+    assert_int_equal(renew(run, L1, 1000, &cancelled, &revived), 0);
+    assert_int_equal(give_back(run, L1, st), 0);
+    sl_cmd_init(&c);
+    for (int i = 0; i < 4; i++)
+        sl_cmd_add(&c, (const char *[]){"CONFIG", "SET", "maxmemory", "0"}[i]);
+    assert_int_equal(send_cmd(&c, NULL), 0);
+    assert_int_equal(sl_queue_list(q, NULL, 10, NULL, NULL, &page, NULL), 0);
+    assert_int_equal(json_array_size(json_object_get(page, "runs")), 1);
+    json_decref(page);
+    json_decref(s);
+}
+
+static void survives_a_kill_and_a_script_flush(void **state)
+{
+    char run[SL_ID_HEX + 1];
+
+    (void)state;
+    enqueue("x", "medium", run);
+    raw("SCRIPT", "FLUSH", NULL);
+    claim(L1);
+    raw("CONFIG", "RESETSTAT", NULL);
+    usleep(1100000); /* appendfsync everysec */
+    private_redis_kill(&server, SIGKILL);
+    struct sl_err err = SL_ERR_INIT;
+    json_t *r;
+    assert_int_equal(sl_queue_show(q, run, &r, &err), SL_RETRY);
+    assert_non_null(strstr(err.msg, "redis.sock"));
+    assert_int_equal(private_redis_launch(&server), 0);
+    check_field(run, "state", "running");
+    assert_int_equal(append(run, L1, 1, "{}"), 0);
+}
+
+static void urls(void **state)
+{
+    struct sl_redis_url u;
+
+    (void)state;
+    assert_int_equal(sl_redis_url_parse("redis://u:p%40ss@h.example:7000/3", &u, NULL), 0);
+    assert_string_equal(u.host, "h.example");
+    assert_string_equal(u.user, "u");
+    assert_string_equal(u.password, "p@ss");
+    assert_int_equal(u.port, 7000);
+    assert_int_equal(u.db, 3);
+    assert_int_equal(sl_redis_url_parse("redis://[::1]:7001", &u, NULL), 0);
+    assert_string_equal(u.host, "::1");
+    assert_int_equal(u.port, 7001);
+    assert_int_equal(sl_redis_url_parse("unix:///a/b.sock?db=2", &u, NULL), 0);
+    assert_string_equal(u.path, "/a/b.sock");
+    assert_int_equal(u.db, 2);
+    const char *bad[] = {"", "http://x", "redis://", "redis://h:0", "redis://h:70000", "redis://h/x",
+                         "unix://relative", "rediss://h", "redis://secret@h"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct sl_err err = SL_ERR_INIT;
+        assert_int_equal(sl_redis_url_parse(bad[i], &u, &err), SL_SPEC);
+        assert_null(strstr(err.msg, "secret"));
+    }
+}
+
+int main(void)
+{
+#define T(f) cmocka_unit_test_setup(f, fresh)
+    const struct CMUnitTest tests[] = {
+        T(claims_by_priority_then_age), T(a_run_given_back_keeps_its_place),
+        T(enqueue_is_idempotent_by_client_key), T(a_claim_repeated_gives_the_same_run),
+        T(a_stale_lease_writes_nothing), T(an_ended_run_takes_no_more_writes),
+        T(a_lost_lease_can_be_revived_until_claimed), T(reaping_has_its_own_budget),
+        T(crashes_back_off_then_die), T(wrong_specs_are_not_retried_and_outages_spend_no_attempt),
+        T(events_are_not_doubled_and_keep_progress), T(events_stay_bounded),
+        T(checkpoints_only_go_forward_and_reach_the_next_owner), T(publishing_happens_once),
+        T(cancel_in_each_state), T(lists_pages_newest_first), T(a_bell_wakes_one_and_goes_on_ringing),
+        T(agents_come_and_go), T(full_memory_ends_runs_but_takes_none),
+        T(survives_a_kill_and_a_script_flush), T(urls),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
