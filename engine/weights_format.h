@@ -1,0 +1,50 @@
+/* What a format of model files gives to weights.c. Internal to the loaders: one file per format.
+ *
+ * A format's open fills w->arch and adds every tensor under its canonical name (weights.h) as a view of mapped
+ * bytes that it has checked to be there; weights.c then checks the whole against the architecture. */
+#ifndef SL_ENGINE_WEIGHTS_FORMAT_H
+#define SL_ENGINE_WEIGHTS_FORMAT_H
+#include "engine/dequant.h"
+#include "engine/weights.h"
+#include <stddef.h>
+
+#define SL_TENSOR_NAME_MAX 64
+#define SL_SHOWN_MAX 64 /* bytes of a name from a file in messages */
+
+struct sl_tensor {
+    char name[SL_TENSOR_NAME_MAX];
+    enum sl_dtype dtype;
+    int64_t rows, cols;
+    const unsigned char *data; /* rows one after another */
+    int rotary_heads; /* > 0: rows lie in the adjacent-pair rotary order of this many heads (ggml's Llama) */
+};
+
+struct sl_format {
+    const char *name;
+    bool (*probe)(const unsigned char *head, size_t len); /* the file's first bytes */
+    /* Fills w->impl, which close frees, also when it fails half-way. Messages need not name the file. */
+    int (*open)(struct sl_weights *w, const char *path, struct sl_err *err);
+    void (*close)(void *impl); /* NULL-safe */
+    int (*tokenizer)(const void *impl, struct sl_tokenizer **ret_tok, struct sl_err *err);
+};
+
+struct sl_weights {
+    const struct sl_format *format;
+    void *impl;
+    char *path;
+    struct sl_arch arch;
+    struct sl_tensor *tensors; /* sorted by name once open */
+    int n_tensors, cap_tensors;
+    char digest[SL_SHA256_HEX + 1]; /* "" until computed */
+};
+
+/* Copies the tensor into w. */
+int sl_weights_add(struct sl_weights *w, const struct sl_tensor *tensor, struct sl_err *err);
+size_t sl_tensor_row_bytes(const struct sl_tensor *t);
+
+/* Text from a file made fit for a message: cut, and anything that is not plain ASCII shown as '?'. */
+const char *sl_shown(const char *text, size_t len, char ret_text[SL_SHOWN_MAX]);
+
+extern const struct sl_format sl_format_gguf;
+
+#endif
