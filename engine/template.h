@@ -12,7 +12,8 @@
 #include "engine/tokenizer.h"
 
 #define SL_TEMPLATE_MAX_PARTS 256
-#define SL_RENDER_TEXT_MAX (1u << 20) /* bytes of one rendered row */
+#define SL_TEMPLATE_MAX_FIELDS 64
+#define SL_RENDER_TEXT_MAX SL_TOKENIZER_TEXT_MAX /* bytes of one rendered row */
 
 struct sl_template;
 
@@ -23,9 +24,11 @@ int sl_template_new(const struct sl_task *task, const struct sl_tokenizer *tok,
 void sl_template_free(struct sl_template *t);
 int sl_template_n_fields(const struct sl_template *t); /* distinct fields, in order of first use */
 const char *sl_template_field(const struct sl_template *t, int i);
+/* The field that holds the answer: answer_field, else the field that ends the template if it is not
+ * truncate_field; NULL if there is none. */
+const char *sl_template_answer(const struct sl_template *t);
 
-/* What of the answer a rendering holds. The answer is answer_field, else the field that ends the
- * template. */
+/* What of the answer (sl_template_answer) a rendering holds. */
 enum sl_answer {
     SL_ANSWER_ROW,  /* the row's own: training, validation */
     SL_ANSWER_NONE, /* empty: the prompt for generation; no EOS */
@@ -41,21 +44,24 @@ struct sl_render {
     int max_positions;         /* > 0 */
 };
 
-/* Reusable output; init with {0}. After a rendering:
- *   ids.id[i] >= 0 is a token, -(k+1) is virtual position k of the task's slot, k in [0,
- * total_virtual_tokens); target[i] is 1 when ids.id[i], predicted from position i-1, counts in the
- * loss; target[0] is always 0 and virtual positions never count. With answer_only_loss the answer's
- * tokens and EOS count, else all tokens. With SL_ANSWER_GIVEN only the answer's tokens and EOS
- * count. With SL_ANSWER_NONE nothing counts. */
+/* Reusable output; init with {0}.
+ *
+ * ids.id[i] >= 0 is a token; -(k+1) is virtual position k of the task's slot, k in
+ * [0, total_virtual_tokens).
+ *
+ * target[i] is 1 when token i, predicted from position i-1, counts in the loss. Virtual positions
+ * and position 0 never count. SL_ANSWER_ROW: with answer_only_loss the answer's tokens and EOS
+ * count, else all tokens. SL_ANSWER_GIVEN: the answer's tokens and EOS. SL_ANSWER_NONE: nothing. */
 struct sl_rendered {
     struct sl_ids ids;
     uint8_t *target;
     int cap_targets;
     int n_targets;
-    int answer_start;    /* first position of the answer (ids.n if there is none) */
-    bool truncated;      /* the end of truncate_field was cut */
-    bool split_boundary; /* prompt without answer is no prefix of this: a token spans the answer's
-                            start */
+    int answer_start; /* first position of the answer (ids.n less EOS if there is none) */
+    bool truncated;   /* the end of truncate_field was cut */
+    /* The same row without its answer is no prefix of this one: a token spans the answer's start,
+     * and generation will not see what training saw. */
+    bool split_boundary;
 };
 void sl_rendered_release(struct sl_rendered *r);
 
