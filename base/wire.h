@@ -10,6 +10,7 @@
  *   log         level (info, warn, error), msg
  *   checkpoint  step, path (complete and fsynced, relative to the run directory), best, val_loss
  *   progress    phase, done, total (bytes or rows)
+ *   prediction  task, context, question, answer, prediction, untuned (the first test rows)
  *   result      state (succeeded, failed, preempted, cancelled), cause (sl_code_name), msg, metrics {}
  * Commands ("cmd"):
  *   deadline    boot_us: absolute, boot-time clock

@@ -1,0 +1,192 @@
+#include "engine/run.h"
+#include "base/digest.h"
+#include "base/json.h"
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char *in_dir(const char *dir, const char *path)
+{
+    char *joined = NULL;
+
+    if (path[0] == '/')
+        return strdup(path);
+    return asprintf(&joined, "%s/%s", dir, path) < 0 ? NULL : joined;
+}
+
+static void strings_release(struct sl_strings *s)
+{
+    for (int i = 0; i < s->n; i++)
+        free(s->s[i]);
+    free(s->s);
+    *s = (struct sl_strings){0, NULL};
+}
+
+static int read_split(const json_t *json, const char *dir, const char *split, struct sl_strings *ret,
+                      struct sl_err *err)
+{
+    const json_t *list = json_object_get(json_object_get(json, "datasets"), split);
+    size_t i, n = json_array_size(list);
+    json_t *item;
+
+    if (list && !json_is_array(list))
+        return sl_err_set(err, SL_SPEC, "datasets.%s should be a list of files", split);
+    if (n > SL_RUN_MAX_FILES)
+        return sl_err_set(err, SL_SPEC, "datasets.%s names %zu files; the limit is %d", split, n,
+                          SL_RUN_MAX_FILES);
+    ret->s = calloc(n ? n : 1, sizeof *ret->s);
+    if (!ret->s)
+        return sl_err_set(err, SL_NOMEM, "no memory for datasets.%s", split);
+    json_array_foreach(list, i, item)
+    {
+        if (!json_is_string(item))
+            return sl_err_set(err, SL_SPEC, "datasets.%s[%zu] should be a path", split, i);
+        ret->s[i] = in_dir(dir, json_string_value(item));
+        if (!ret->s[i])
+            return sl_err_set(err, SL_NOMEM, "no memory for datasets.%s", split);
+        ret->n++;
+    }
+    return 0;
+}
+
+static int fill(const json_t *json, struct sl_run *run, struct sl_err *err)
+{
+    const char *model = sl_json_str(json, "model", NULL);
+    const json_t *config = json_object_get(json, "config");
+    char *text;
+    int rc;
+
+    snprintf(run->id, sizeof run->id, "%s", sl_json_str(json, "run", ""));
+    if (!model)
+        return sl_err_set(err, SL_SPEC, "model is missing: the path of a base model");
+    run->model = in_dir(run->dir, model);
+    text = sl_json_dump(config);
+    if (!run->model || (config && !text)) {
+        free(text);
+        return sl_err_set(err, SL_NOMEM, "no memory for run.json");
+    }
+    rc = sl_sha256_data(text ? text : "", text ? strlen(text) : 0, run->config_digest, err);
+    free(text);
+    if (!rc)
+        rc = read_split(json, run->dir, "train", &run->train, err);
+    if (!rc)
+        rc = read_split(json, run->dir, "validation", &run->validation, err);
+    if (!rc)
+        rc = read_split(json, run->dir, "test", &run->test, err);
+    if (!rc && !config)
+        rc = sl_err_set(err, SL_SPEC, "config is missing");
+    return rc ? rc : sl_config_parse(config, &run->config, err);
+}
+
+int sl_run_open(const char *dir, struct sl_run *ret_run, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    struct sl_run run = {0};
+    json_t *json = NULL;
+    int rc = sl_path(path, err, "%s/run.json", dir);
+
+    if (!rc)
+        rc = sl_path(run.dir, err, "%s", dir);
+    if (!rc)
+        rc = sl_json_read(path, SL_JSON_FILE_MAX, &json, err);
+    if (rc)
+        return rc;
+    rc = fill(json, &run, err);
+    json_decref(json);
+    if (rc) {
+        sl_run_release(&run);
+        return sl_err_wrap(err, rc, "%s", path);
+    }
+    *ret_run = run;
+    return 0;
+}
+
+void sl_run_release(struct sl_run *run)
+{
+    if (!run)
+        return;
+    free(run->model);
+    strings_release(&run->train);
+    strings_release(&run->validation);
+    strings_release(&run->test);
+    sl_config_release(&run->config);
+    *run = (struct sl_run){0};
+}
+
+/* "file:///x" and relative paths become absolute ones, so that the run directory may lie anywhere. */
+static json_t *absolute(const json_t *entry, struct sl_err *err)
+{
+    const char *text = json_is_object(entry) ? sl_json_str(entry, "ref", sl_json_str(entry, "url", ""))
+                                             : json_string_value(entry);
+    char full[PATH_MAX];
+
+    if (text && !strncmp(text, "file://", 7))
+        text += 7;
+    if (!text || !realpath(text, full)) {
+        sl_err_set(err, SL_NOTFOUND,
+                   "%s: no such file; training by hand takes files, names of artifacts need an agent",
+                   text ? text : "(not a path)");
+        return NULL;
+    }
+    return json_string(full);
+}
+
+static int localise(json_t *spec, json_t *run_json, struct sl_err *err)
+{
+    json_t *datasets = json_object(), *model = absolute(json_object_get(spec, "model"), err), *list, *item;
+    const char *split;
+    size_t i;
+    int rc = model ? 0 : SL_NOTFOUND;
+
+    json_object_foreach(json_object_get(spec, "datasets"), split, list)
+    {
+        json_t *paths = json_array();
+
+        json_array_foreach(list, i, item)
+        {
+            json_t *path = rc ? NULL : absolute(item, err);
+
+            if (!path)
+                rc = SL_NOTFOUND;
+            else
+                json_array_append_new(paths, path);
+        }
+        json_object_set_new(datasets, split, paths);
+    }
+    json_object_set_new(run_json, "model", model ? model : json_null());
+    json_object_set_new(run_json, "datasets", datasets);
+    json_object_set(run_json, "config", json_object_get(spec, "config"));
+    return rc;
+}
+
+int sl_run_prepare(const char *dir, const char *spec_path, char *const *overrides, int n_overrides,
+                   struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    struct sl_buf text;
+    json_t *spec = NULL, *errors = NULL, *run_json = json_object();
+    int rc = sl_json_read(spec_path, SL_SPEC_FILE_MAX, &spec, err);
+
+    sl_buf_init(&text, SL_ERR_MSG_MAX - 256);
+    for (int i = 0; i < n_overrides && !rc; i++)
+        rc = sl_spec_apply_override(spec, overrides[i], err);
+    if (!rc)
+        rc = sl_spec_validate(spec, &errors, err);
+    if (!rc && json_array_size(errors)) {
+        sl_spec_errors_text(errors, &text);
+        rc = sl_err_set(err, SL_SPEC, "%s is not a valid spec:\n%s", spec_path, text.p);
+    }
+    if (!rc)
+        rc = localise(spec, run_json, err);
+    if (!rc)
+        rc = sl_mkdirs(dir, err);
+    if (!rc)
+        rc = sl_path(path, err, "%s/run.json", dir);
+    if (!rc)
+        rc = sl_json_write(path, run_json, err);
+    sl_buf_release(&text);
+    json_decref(spec);
+    json_decref(errors);
+    json_decref(run_json);
+    return rc;
+}

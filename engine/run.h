@@ -1,0 +1,30 @@
+/* A run directory, as the agent (or `softlaunch train --spec`) prepares it:
+ *   run.json      what to do: {"run", "attempt", "model", "datasets": {"train": [...], "validation": [...],
+ *                 "test": [...]}, "config": {...}}; paths are relative to the directory, or absolute
+ *   checkpoint/   the newest complete checkpoint, if there is one (checkpoint.h)
+ *   out/          what the run leaves: prompt_table.safetensors, peft/TASK/, predictions.jsonl, metrics.json */
+#ifndef SL_ENGINE_RUN_H
+#define SL_ENGINE_RUN_H
+#include "base/file.h"
+#include "engine/config.h"
+
+#define SL_RUN_MAX_FILES 256 /* of one split */
+
+struct sl_run {
+    char dir[SL_PATH_MAX];
+    char id[128]; /* "" by hand */
+    char *model;  /* absolute or relative to the working directory: dir is already in front */
+    struct sl_strings train, validation, test;
+    struct sl_config config;
+    char config_digest[65]; /* sha256 of the config's canonical JSON: a checkpoint of another config is refused */
+};
+
+/* Reads dir/run.json. SL_SPEC names the key that is wrong or missing; SL_NOTFOUND the file. */
+int sl_run_open(const char *dir, struct sl_run *ret_run, struct sl_err *err);
+void sl_run_release(struct sl_run *run); /* NULL-safe */
+/* Writes dir/run.json from a job spec whose model and datasets are file paths, after applying "key=value"
+ * overrides. SL_SPEC lists every error of the spec. */
+int sl_run_prepare(const char *dir, const char *spec_path, char *const *overrides, int n_overrides,
+                   struct sl_err *err);
+
+#endif

@@ -1,0 +1,130 @@
+/* `softlaunch-worker`: the engine's process. One run, then it ends.
+ *
+ *   train --run-dir DIR [--events-fd N --control-fd N] [--spec FILE [key=value ...]] [--threads N] [--no-share]
+ *   generate ...   data ...   (their own files)
+ *
+ * Exit status: 0 done; 75 preempted with a checkpoint; 76 cancelled; 77 abandoned by its agent; 1 failed: the cause is
+ * in the result event, or on standard error. */
+#include "base/json.h"
+#include "engine/cpu/coretype.h"
+#include "engine/data.h"
+#include "engine/finish.h"
+#include "engine/generate_main.h"
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char train_usage[] =
+    "usage: softlaunch train --run-dir DIR [--spec FILE [key=value ...]]\n"
+    "  --run-dir DIR    a prepared run directory (run.json); results go to DIR/out, checkpoints to DIR/checkpoint\n"
+    "  --spec FILE      make DIR/run.json from a job spec whose model and datasets are files\n"
+    "  --threads N      CPU threads (default: all)\n"
+    "  --no-share       compute shared prefixes once per row (slower; the same result)\n"
+    "  --events-fd N, --control-fd N   how an agent talks to it\n"
+    "A run that was stopped goes on from its checkpoint when it is started again.\n";
+
+static int report_end(struct sl_report *r, int rc, enum sl_wire_want want, json_t *metrics,
+                      const struct sl_err *err)
+{
+    const char *state = !rc                        ? "succeeded"
+                        : rc != SL_CANCELLED       ? "failed"
+                        : want == SL_WANT_PREEMPT ? "preempted"
+                                                   : "cancelled";
+
+    sl_report_event(r, json_pack("{s:s, s:s, s:s*, s:s*, s:o*}", "ev", "result", "state", state,
+                                 "cause", rc ? sl_code_name(rc) : NULL, "msg", rc ? err->msg : NULL,
+                                 "metrics", metrics));
+    if (!rc)
+        return 0;
+    if (rc != SL_CANCELLED)
+        return 1;
+    return want == SL_WANT_PREEMPT ? SL_EXIT_PREEMPTED : SL_EXIT_CANCELLED;
+}
+
+static int train(const char *run_dir, const struct sl_trainer_options *options, struct sl_report *report,
+                 struct sl_control *control)
+{
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_run run = {0};
+    struct sl_trainer t = {0};
+    enum sl_wire_want want = SL_WANT_NOTHING;
+    json_t *metrics = NULL;
+    int rc = sl_run_open(run_dir, &run, &err);
+
+    if (!rc)
+        rc = sl_trainer_init(&t, &run, options, report, control, &err);
+    if (!rc) {
+        rc = sl_trainer_run(&t, &want, &err);
+        if (!rc)
+            rc = sl_finish(&t, &metrics, &err);
+        if (rc == SL_CANCELLED && want == SL_WANT_NOTHING) /* asked while finishing: the last checkpoint stands */
+            want = sl_control_take(control);
+        sl_trainer_release(&t);
+    }
+    sl_run_release(&run);
+    return report_end(report, rc, want, metrics, &err);
+}
+
+static int train_main(int argc, char **argv)
+{
+    static const struct option long_options[] = {
+        {"run-dir", required_argument, NULL, 'r'},   {"spec", required_argument, NULL, 's'},
+        {"threads", required_argument, NULL, 't'},   {"events-fd", required_argument, NULL, 'e'},
+        {"control-fd", required_argument, NULL, 'c'}, {"no-share", no_argument, NULL, 'n'},
+        {"help", no_argument, NULL, 'h'},            {NULL, 0, NULL, 0}};
+    const char *run_dir = NULL, *spec = NULL;
+    struct sl_trainer_options options = {0};
+    struct sl_control *control = NULL;
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_report report;
+    int c, events_fd = -1, control_fd = -1, status;
+
+    while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        if (c == 'r')
+            run_dir = optarg;
+        else if (c == 's')
+            spec = optarg;
+        else if (c == 't')
+            options.threads = atoi(optarg);
+        else if (c == 'e')
+            events_fd = atoi(optarg);
+        else if (c == 'c')
+            control_fd = atoi(optarg);
+        else if (c == 'n')
+            options.no_share = true;
+        else {
+            fputs(train_usage, c == 'h' ? stdout : stderr);
+            return c == 'h' ? 0 : 2;
+        }
+    }
+    if (!run_dir || (optind < argc && !spec)) {
+        fputs(train_usage, stderr);
+        return 2;
+    }
+    sl_report_init(&report, events_fd);
+    if (sl_control_new(control_fd, &control, &err) ||
+        (spec && sl_run_prepare(run_dir, spec, argv + optind, argc - optind, &err)))
+        return report_end(&report, err.code, SL_WANT_NOTHING, NULL, &err);
+    status = train(run_dir, &options, &report, control);
+    sl_control_free(control);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int (*run)(int argc, char **argv);
+    } commands[] = {{"train", train_main}, {"generate", sl_generate_main}, {"data", sl_data_main}};
+
+    if (sl_cpu_reexec(argv)) {
+        perror("softlaunch-worker: starting over with the right BLAS kernels");
+        return 1;
+    }
+    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
+        if (!strcmp(argv[1], commands[i].name))
+            return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "usage: softlaunch-worker train|generate|data ...\n");
+    return 2;
+}
