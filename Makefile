@@ -50,7 +50,7 @@ $(BUILD)/engine/cpu/%.o: ALL_CFLAGS += -ffp-contract=fast -fno-math-errno -fno-t
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) $(PKG_CFLAGS_NET) -c $< -o $@
+	@$(if $(V),,echo '  cc  $<';) $(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) $(PKG_CFLAGS_NET) -c $< -o $@
 
 # ---- files embedded at build time: Lua scripts, the job schema, static pages --------------------------------
 # An embedded file a/b.c-d becomes the string sl_embed_a_b_c_d with its length in sl_embed_a_b_c_d_len.
@@ -105,6 +105,20 @@ deps:
 test: deps
 	$(MAKE) --no-print-directory -j2 all unit test-programs
 	tests/run.sh $(BUILD) $(SUITE)
+
+asan:
+	$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
+	  EXTRA_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" all unit test-programs
+
+lint:
+	tests/lint.sh
+
+format:
+	git ls-files '*.c' '*.h' | xargs clang-format -i
+
+bench: deps
+	$(MAKE) --no-print-directory -j2 all test-programs
+	tests/bench/run.sh $(BUILD)
 
 demo: deps
 	$(MAKE) --no-print-directory -j2 all

@@ -1,0 +1,95 @@
+#!/bin/bash
+# The product at work on one machine: a private Redis, the server and an agent; SmolLM2-135M learns two tasks about WordNet
+# by prompt tuning; a table of accuracies ends it. Called by `make demo`. usage: deploy/demo.sh BUILD-DIR
+#
+# Environment: KEEP=1 leaves everything running and prints how to reach and end it; SOFTLAUNCH_MODEL replaces the model;
+# SPEC another job spec; OVERRIDES "key=value ..." for it. Writes BUILD-DIR/reports/demo.json.
+set -euo pipefail
+build=$(realpath "$1")
+cd "$(dirname "$0")/.."
+started=$(date +%s)
+bin=$build/bin
+spec=${SPEC:-examples/wordnet.json}
+work=$build/demo
+report=$build/reports/demo.json
+cached=false
+pids=()
+
+say() { printf '\n== %s\n' "$*"; }
+stop_all() { # by process id, the agent first so that it can hand back its run
+    for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
+        kill "${pids[i]}" 2>/dev/null || true
+        for _ in $(seq 100); do kill -0 "${pids[i]}" 2>/dev/null || break; sleep 0.1; done
+        kill -9 "${pids[i]}" 2>/dev/null || true
+    done
+}
+finish() {
+    status=$?
+    trap - EXIT INT TERM
+    if [ "${KEEP:-}" = 1 ] && [ $status = 0 ]; then
+        echo "left running: $url (token in $work/token); end it with: kill ${pids[*]}"
+    else
+        stop_all
+        [ $status = 0 ] || echo "the demo failed; its logs are in $work" >&2
+    fi
+    exit $status
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+wait_for() { # seconds what command...
+    local n=$(($1 * 10)) what=$2
+    shift 2
+    until "$@" 2>/dev/null; do
+        ((n-- > 0)) || { echo "$what did not come up; see $work" >&2; exit 1; }
+        sleep 0.1
+    done
+}
+
+rm -rf "$work"
+mkdir -p "$work" "$(dirname "$report")"
+
+say "model and data"
+cache=${SOFTLAUNCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/softlaunch}
+[ -z "$(ls "$cache"/*.gguf 2>/dev/null)" ] || cached=true
+model=$(deploy/fetch-model.sh)
+echo "model: $model"
+"$bin/softlaunch" data wordnet --wordnet /usr/share/wordnet --out "$work/wordnet"
+
+say "a private Redis, the server and an agent"
+# A unix socket's path has at most 107 bytes, so it lies under /tmp.
+sockets=$(mktemp -d /tmp/softlaunch-demo-XXXXXX)
+redis-server --port 0 --unixsocket "$sockets/redis.sock" --appendonly yes --dir "$work" --save '' \
+    --maxmemory-policy noeviction --daemonize no >"$work/redis.log" 2>&1 &
+pids+=($!)
+wait_for 10 redis-server redis-cli -s "$sockets/redis.sock" ping >/dev/null
+head -c 32 /dev/urandom | sha256sum | cut -c1-48 >"$work/token"
+"$bin/softlaunch" serve --listen 127.0.0.1:0 --data "$work/store" --redis "unix://$sockets/redis.sock" \
+    --token-file "$work/token" --port-file "$work/port" >"$work/serve.log" 2>&1 &
+pids+=($!)
+wait_for 10 "softlaunch serve" test -s "$work/port"
+url=http://127.0.0.1:$(cat "$work/port")
+SOFTLAUNCH_SERVER=$url SOFTLAUNCH_TOKEN=$(cat "$work/token")
+export SOFTLAUNCH_SERVER SOFTLAUNCH_TOKEN
+"$bin/softlaunch" agent --redis "unix://$sockets/redis.sock" --server "$url" --work-dir "$work/agent" \
+    >"$work/agent.log" 2>&1 &
+pids+=($!)
+
+"$bin/softlaunch" artifact put smollm2-135m "$model"
+"$bin/softlaunch" artifact put wordnet "$work"/wordnet/*.jsonl
+
+say "one run, two tasks: softlaunch enqueue $spec"
+# shellcheck disable=SC2086
+"$bin/softlaunch" enqueue "$spec" ${OVERRIDES:-} --follow --run-file "$work/run"
+run=$(cat "$work/run")
+
+say "what it learned"
+"$bin/softlaunch" runs show "$run" --json >"$work/run.json"
+"$bin/softlaunch" artifact get "$(python3 - "$work/run.json" <<'E2'
+import json, sys
+print(json.load(open(sys.argv[1]))["outputs"][0]["name"])
+E2
+)" "$work/result" >/dev/null
+seconds=$(($(date +%s) - started))
+commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
+python3 tests/system/demo_report.py "$work/run.json" "$report" "$seconds" "$cached" "$commit"
