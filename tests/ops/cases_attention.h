@@ -1,0 +1,203 @@
+/* Cases: attention and its gradient. Several slots, each with an optional shared prefix that is a
+ * sequence of its own; sequences of all positions or of chosen rows; grouped heads; keys that
+ * nobody sees are NaN. */
+#ifndef TESTS_OPS_CASES_ATTENTION_H
+#define TESTS_OPS_CASES_ATTENTION_H
+#include "tests/ops/harness.h"
+
+#define MAX_QUERIES 512
+#define MAX_KEYS 1024
+#define MAX_SEQS 64
+
+struct att_ref {
+    struct sl_attention a;
+    struct sl_seq seq[MAX_SEQS];
+    int32_t visible[MAX_QUERIES];
+    bool reached[MAX_KEYS];
+    double *q, *k, *v, *d_o;
+    size_t q_cols, kv_cols, ldq, ldk, ldv, ldo;
+};
+
+static void att_add_seq(struct dev *d, struct att_ref *r, int own, int prefix_start, int prefix_len,
+                        bool some)
+{
+    struct sl_attention *a = &r->a;
+    struct sl_seq *s = &r->seq[a->n_seqs++];
+    *s = (struct sl_seq){a->n_queries, 0, a->n_keys, own, prefix_start, prefix_len};
+    for (int i = 0; i < own; i++)
+        if (!some || rnd(d) % 3 == 0) {
+            r->visible[a->n_queries++] = i + 1;
+            s->q_len++;
+        }
+    if (rnd(d) % 3 == 0) /* room that a key cache keeps for later */
+        s->kv_len += rnd_int(d, 1, 3);
+    a->n_keys += s->kv_len + rnd_int(d, 0, 2);
+    a->max_q_len = s->q_len > a->max_q_len ? s->q_len : a->max_q_len;
+    int keys = s->prefix_len + s->kv_len;
+    a->max_kv_len = keys > a->max_kv_len ? keys : a->max_kv_len;
+}
+
+static struct att_ref att_inputs(struct dev *d)
+{
+    struct att_ref r = {.a = {.kv_heads = rnd_int(d, 1, 3), .head_dim = rnd_int(d, 3, 70)}};
+    struct sl_attention *a = &r.a;
+    a->heads = a->kv_heads * rnd_int(d, 1, 3);
+    a->scale = 1.3f / sqrtf((float)a->head_dim);
+    bool some = rnd(d) & 1, one_long = rnd(d) % 3 == 0;
+    int slots = rnd_int(d, 1, 3);
+    for (int slot = 0; slot < slots; slot++) {
+        int start = a->n_keys, prefix = rnd(d) % 3 ? rnd_int(d, 1, 20) : 0;
+        if (prefix)
+            att_add_seq(d, &r, prefix, 0, 0, some);
+        for (int rows = rnd_int(d, 1, slot ? 3 : 20); rows > 0; rows--)
+            att_add_seq(d, &r, rnd_int(d, 1, 7), start, prefix, some);
+    }
+    if (one_long) /* more query rows than are handled at a time */
+        att_add_seq(d, &r, rnd_int(d, 60, 110), 0, 0, false);
+    if (a->n_queries == 0)
+        att_add_seq(d, &r, 5, 0, 0, false);
+    for (int i = 0; i < a->n_seqs; i++)
+        for (int t = 0; t < r.seq[i].q_len; t++) {
+            for (int j = 0; j < r.seq[i].prefix_len; j++)
+                r.reached[r.seq[i].prefix_start + j] = true;
+            for (int j = 0; j < r.visible[r.seq[i].q_start + t]; j++)
+                r.reached[r.seq[i].kv_start + j] = true;
+        }
+    r.q_cols = (size_t)(a->heads * a->head_dim);
+    r.kv_cols = (size_t)(a->kv_heads * a->head_dim);
+    r.ldq = r.q_cols + (size_t)rnd_int(d, 0, 5);
+    r.ldk = r.kv_cols + (size_t)rnd_int(d, 0, 5);
+    r.ldv = r.kv_cols + (size_t)rnd_int(d, 0, 5);
+    r.ldo = r.q_cols + (size_t)rnd_int(d, 0, 5);
+    r.q = host_random(d, (size_t)a->n_queries * r.q_cols, 3);
+    r.k = host_random(d, (size_t)a->n_keys * r.kv_cols, 3);
+    r.v = host_random(d, (size_t)a->n_keys * r.kv_cols, 1);
+    r.d_o = host_random(d, (size_t)a->n_queries * r.q_cols, 1);
+    return r;
+}
+
+static void ref_attention(const struct att_ref *r, double *o, double *lse)
+{
+    const struct sl_attention *a = &r->a;
+    double score[MAX_KEYS];
+    for (int i = 0; i < a->n_seqs; i++)
+        for (int t = 0; t < r->seq[i].q_len; t++)
+            for (int h = 0; h < a->heads; h++) {
+                const struct sl_seq *s = &r->seq[i];
+                int query = s->q_start + t, n = s->prefix_len + r->visible[query], d = a->head_dim;
+                size_t kh = (size_t)(h / (a->heads / a->kv_heads) * d);
+                const double *q = r->q + (size_t)query * r->q_cols + h * d;
+                double *out = o + (size_t)query * r->q_cols + h * d, max = -INFINITY, sum = 0;
+                for (int j = 0; j < n; j++) {
+                    int key =
+                        j < s->prefix_len ? s->prefix_start + j : s->kv_start + j - s->prefix_len;
+                    score[j] = 0;
+                    for (int c = 0; c < d; c++)
+                        score[j] += (double)a->scale * q[c] *
+                                    r->k[(size_t)key * r->kv_cols + kh + (size_t)c];
+                    max = score[j] > max ? score[j] : max;
+                }
+                memset(out, 0, (size_t)d * sizeof *out);
+                for (int j = 0; j < n; j++) {
+                    int key =
+                        j < s->prefix_len ? s->prefix_start + j : s->kv_start + j - s->prefix_len;
+                    double p = exp(score[j] - max);
+                    sum += p;
+                    for (int c = 0; c < d; c++)
+                        out[c] += p * r->v[(size_t)key * r->kv_cols + kh + (size_t)c];
+                }
+                for (int c = 0; c < d; c++)
+                    out[c] /= sum;
+                lse[h * a->n_queries + query] = max + log(sum);
+            }
+}
+
+/* Keys as the device gets them: NaN where no query looks. */
+static sl_act *dev_keys(struct dev *d, const struct att_ref *r, const double *x, size_t ld)
+{
+    size_t n = (size_t)r->a.n_keys;
+    double *poisoned = host_new(d, n * r->kv_cols);
+    for (size_t i = 0; i < n * r->kv_cols; i++)
+        poisoned[i] = r->reached[i / r->kv_cols] ? x[i] : NAN;
+    return dev_act(d, poisoned, n, r->kv_cols, ld);
+}
+
+struct att_dev {
+    struct sl_attention a;
+    sl_act *q, *k, *v, *o;
+    float *lse;
+};
+static struct att_dev att_upload(struct dev *d, const struct att_ref *r, const double *o,
+                                 const double *lse)
+{
+    size_t n = (size_t)r->a.n_queries;
+    struct att_dev x = {.a = r->a};
+    x.a.seqs = dev_bytes(d, r->seq, sizeof r->seq);
+    x.a.host_seqs = r->seq;
+    x.a.visible = dev_bytes(d, r->visible, sizeof r->visible);
+    x.q = dev_act(d, r->q, n, r->q_cols, r->ldq);
+    x.k = dev_keys(d, r, r->k, r->ldk);
+    x.v = dev_keys(d, r, r->v, r->ldv);
+    x.o = dev_act(d, o, n, r->q_cols, r->ldo);
+    x.lse = dev_f32(d, lse, n * (size_t)r->a.heads);
+    return x;
+}
+
+static void case_attention(struct dev *d, struct vec *got, struct vec *want)
+{
+    struct att_ref r = att_inputs(d);
+    size_t n = (size_t)r.a.n_queries, all = n * r.q_cols, stats = n * (size_t)r.a.heads;
+    double *o = host_new(d, all), *lse = host_new(d, stats);
+    struct att_dev x = att_upload(d, &r, o, lse);
+    d->ops->attention(d->be, &x.a, x.q, (int64_t)r.ldq, x.k, (int64_t)r.ldk, x.v, (int64_t)r.ldv,
+                      x.o, (int64_t)r.ldo, x.lse);
+    ref_attention(&r, o, lse);
+    segment(got, want, "o");
+    get_act(d, x.o, n, r.q_cols, r.ldo, got);
+    put(want, o, all);
+    segment(got, want, "lse");
+    get_f32(d, x.lse, stats, got);
+    put(want, lse, stats);
+}
+
+static double loss_attention(void *ctx)
+{
+    struct att_ref *r = ctx;
+    size_t all = (size_t)r->a.n_queries * r->q_cols;
+    double *o = malloc((all + (size_t)(r->a.n_queries * r->a.heads)) * sizeof *o), sum = 0;
+    ref_attention(r, o, o + all);
+    for (size_t i = 0; i < all; i++)
+        sum += o[i] * r->d_o[i];
+    free(o);
+    return sum;
+}
+
+static void case_attention_back(struct dev *d, struct vec *got, struct vec *want)
+{
+    struct att_ref r = att_inputs(d);
+    size_t n = (size_t)r.a.n_queries, keys = (size_t)r.a.n_keys, all = n * r.q_cols,
+           kv = keys * r.kv_cols;
+    double *o = host_new(d, all), *lse = host_new(d, n * (size_t)r.a.heads);
+    double *dk0 = host_random(d, kv, 1), *dv0 = host_random(d, kv, 1);
+    ref_attention(&r, o, lse);
+    struct att_dev x = att_upload(d, &r, o, lse);
+    sl_act *dq = dev_act(d, o, n, r.q_cols, r.ldo);
+    sl_act *dk = dev_act(d, dk0, keys, r.kv_cols, r.ldk),
+           *dv = dev_act(d, dv0, keys, r.kv_cols, r.ldv);
+    d->ops->attention_back(d->be, &x.a, x.q, (int64_t)r.ldq, x.k, (int64_t)r.ldk, x.v,
+                           (int64_t)r.ldv, x.o, (int64_t)r.ldo, x.lse,
+                           dev_act(d, r.d_o, n, r.q_cols, r.ldq), (int64_t)r.ldq, dq,
+                           (int64_t)r.ldo, dk, (int64_t)r.ldk, dv, (int64_t)r.ldv);
+    struct vec c = {0};
+    get_act(d, dq, n, r.q_cols, r.ldo, &c);
+    check_gradient(d, "dq", r.q, all, 40, loss_attention, &r, &c, NULL, got, want);
+    c.n = 0;
+    get_act(d, dk, keys, r.kv_cols, r.ldk, &c);
+    check_gradient(d, "dk", r.k, kv, 60, loss_attention, &r, &c, dk0, got, want);
+    c.n = 0;
+    get_act(d, dv, keys, r.kv_cols, r.ldv, &c);
+    check_gradient(d, "dv", r.v, kv, 60, loss_attention, &r, &c, dv0, got, want);
+    vec_free(&c);
+}
+
+#endif
