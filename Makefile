@@ -92,7 +92,7 @@ worker: $(BUILD)/bin/softlaunch-worker
 # tests/unit/test_NAME.c and tests/ops/test_NAME.c each make one cmocka program of that name.
 UNIT := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c tests/ops/test_*.c))
 $(BUILD)/tests/unit/% $(BUILD)/tests/ops/%: ALL_CFLAGS += -fopenmp $(BLAS_CFLAGS)
-TEST_O := $(BUILD)/tests/golden/golden.o
+TEST_O := $(patsubst %,$(BUILD)/tests/%.o,golden/golden unit/tiny_model unit/reference)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_O) $(WORKER_LIBS) $(CMD_LIBS)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(TEST_O) $(call lib,agent) $(call lib,server) $(call lib,queue) \
 	  $(call lib,artifacts) $(WORKER_LIBS) -lcmocka $(NET_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
@@ -125,6 +125,7 @@ demo: deps
 	deploy/demo.sh $(BUILD)
 
 # Programs that test scripts drive: rules above add theirs to TEST_PROGRAMS.
+TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump
 test-programs: $(TEST_PROGRAMS)
 
 clean:
