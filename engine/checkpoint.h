@@ -1,11 +1,12 @@
 /* Checkpoints: everything that a bit-exact resume needs, in one file.
  *
- * RUN_DIR/checkpoint/checkpoint.safetensors holds value, m and v of every parameter ("value/NAME", ...), the best
- * tables so far ("best") and, as metadata "state", the training state as JSON. It is one sealed file
- * (engine/safetensors.h) so that replacing it is one rename: at every instant a complete checkpoint is there, and
- * whoever has it open (an upload) keeps reading the one it opened. It is made as RUN_DIR/checkpoint.tmp, outside the
- * folder that is uploaded. There is no random state to save: orders and dropout masks are functions of (seed, epoch)
- * and (seed, step). Everything here blocks. */
+ * RUN_DIR/checkpoint/checkpoint.safetensors holds value, m and v of every parameter ("value/NAME",
+ * ...), the best tables so far ("best") and, as metadata "state", the training state as JSON. It is
+ * one sealed file (engine/safetensors.h) so that replacing it is one rename: at every instant a
+ * complete checkpoint is there, and whoever has it open (an upload) keeps reading the one it
+ * opened. It is made as RUN_DIR/checkpoint.tmp, outside the folder that is uploaded. There is no
+ * random state to save: orders and dropout masks are functions of (seed, epoch) and (seed, step).
+ * Everything here blocks. */
 #ifndef SL_ENGINE_CHECKPOINT_H
 #define SL_ENGINE_CHECKPOINT_H
 #include "base/digest.h"
@@ -20,8 +21,8 @@
 
 /* What the bits of a run depend on besides its configuration. */
 struct sl_fingerprint {
-    char backend[32];    /* sl_ops.name */
-    char kernel[64];     /* sl_backend_info.kernel */
+    char backend[32]; /* sl_ops.name */
+    char kernel[64];  /* sl_backend_info.kernel */
     int threads;
     char libraries[128]; /* softlaunch's own version and the C library's (its libm) */
     int pack_layout;
@@ -39,15 +40,16 @@ struct sl_train_state {
     int64_t epoch;    /* of the next row, from 0 */
     int64_t position; /* rows of that epoch's order already used */
     uint64_t seed;
-    double loss_sum;  /* since the last report: weighted by counted tokens */
+    double loss_sum; /* since the last report: weighted by counted tokens */
     int64_t loss_tokens;
-    int64_t tokens;           /* useful tokens so far */
-    double seconds;           /* training time so far, for rates; no bit of the result depends on it */
-    double first_val_loss;    /* at step 0 */
-    double best_val_loss;     /* meaningful when best_step >= 0 */
-    int64_t best_step;        /* -1: no validation yet */
-    double stop_best;         /* early stopping: the loss to beat by min_delta; meaningful when best_step >= 0 */
-    int64_t stop_waited;      /* validations without an improvement */
+    int64_t tokens;        /* useful tokens so far */
+    double seconds;        /* training time so far, for rates; no bit of the result depends on it */
+    double first_val_loss; /* at step 0 */
+    double best_val_loss;  /* meaningful when best_step >= 0 */
+    int64_t best_step;     /* -1: no validation yet */
+    double stop_best; /* early stopping: the loss to beat by min_delta; meaningful when best_step >=
+                         0 */
+    int64_t stop_waited; /* validations without an improvement */
     int n_best;
     struct sl_best best[SL_CHECKPOINT_MAX_BEST]; /* save_top_k, best first */
     char config_digest[SL_SHA256_HEX + 1];       /* the caller's digest of what must not change */
@@ -55,28 +57,31 @@ struct sl_train_state {
     struct sl_fingerprint print;
 };
 
-/* What is saved and restored beside the state. On load all of it must have the names and shapes that were saved. */
+/* What is saved and restored beside the state. On load all of it must have the names and shapes
+ * that were saved. */
 struct sl_checkpoint {
     struct sl_param *params; /* device */
     int n_params;
     const struct sl_ops *ops;
     struct sl_backend *be;
-    float *best_tables; /* host [best_rows, hidden]; saved, and filled by load, when state's best_step >= 0 */
+    float *best_tables; /* host [best_rows, hidden]; saved, and filled by load, when state's
+                           best_step >= 0 */
     int best_rows, hidden;
 };
 
-/* SL_IO (disk full), SL_DEVICE, SL_NOMEM; SL_DATA for a number in the state that is not finite. On failure the
- * checkpoint that was there before is untouched. */
+/* SL_IO (disk full), SL_DEVICE, SL_NOMEM; SL_DATA for a number in the state that is not finite. On
+ * failure the checkpoint that was there before is untouched. */
 int sl_checkpoint_save(const char *run_dir, const struct sl_checkpoint *c,
                        const struct sl_train_state *state, struct sl_err *err);
 bool sl_checkpoint_exists(const char *run_dir);
-/* Verifies everything before it changes anything. SL_NOTFOUND: none there. SL_DATA: damaged, or not these parameters;
- * names what is wrong. SL_CONFLICT: another config_digest or model_digest than the given ones (NULL: not compared).
- * ret_warning: a sentence for the log when `now` differs from the saved fingerprint ("... bits will differ ..."), else
+/* Verifies everything before it changes anything. SL_NOTFOUND: none there. SL_DATA: damaged, or not
+ * these parameters; names what is wrong. SL_CONFLICT: another config_digest or model_digest than
+ * the given ones (NULL: not compared). ret_warning: a sentence for the log when `now` differs from
+ * the saved fingerprint ("... bits will differ ..."), else
  * "". */
-int sl_checkpoint_load(const char *run_dir, const struct sl_checkpoint *c, const char *config_digest,
-                       const char *model_digest, const struct sl_fingerprint *now,
-                       struct sl_train_state *ret_state,
+int sl_checkpoint_load(const char *run_dir, const struct sl_checkpoint *c,
+                       const char *config_digest, const char *model_digest,
+                       const struct sl_fingerprint *now, struct sl_train_state *ret_state,
                        char ret_warning[SL_CHECKPOINT_WARNING_MAX], struct sl_err *err);
 
 #endif

@@ -1,11 +1,14 @@
-/* The safetensors file format (Hugging Face), fp32 tensors only: prompt tables, adapters, checkpoints.
+/* The safetensors file format (Hugging Face), fp32 tensors only: prompt tables, adapters,
+ * checkpoints.
  *
- * A file is 8 bytes of little-endian header length, a JSON header padded with spaces to 8 bytes, and the tensors'
- * data. Reading is strict: every length, offset and shape is checked against the file before use, tensors must cover
- * the data without gap or overlap, and any other dtype is refused by name (SL_DATA).
+ * A file is 8 bytes of little-endian header length, a JSON header padded with spaces to 8 bytes,
+ * and the tensors' data. Reading is strict: every length, offset and shape is checked against the
+ * file before use, tensors must cover the data without gap or overlap, and any other dtype is
+ * refused by name (SL_DATA).
  *
- * A sealed file carries the metadata entry "seal": sha256 of the whole file, taken with those 64 digits as zeros. A
- * flipped bit anywhere is found by sl_safetensors_verify. Everything here blocks. */
+ * A sealed file carries the metadata entry "seal": sha256 of the whole file, taken with those 64
+ * digits as zeros. A flipped bit anywhere is found by sl_safetensors_verify. Everything here
+ * blocks. */
 #ifndef SL_ENGINE_SAFETENSORS_H
 #define SL_ENGINE_SAFETENSORS_H
 #include "base/err.h"
@@ -29,9 +32,9 @@ int64_t sl_st_elements(const struct sl_st_tensor *t);
 /* Puts tensor `index` into out (its elements, row-major). */
 typedef int sl_st_fetch_fn(void *ctx, int index, float *out, struct sl_err *err);
 
-/* Writes path by way of path.tmp: fsync, rename, fsync of the folder; never half a file, one writer a path (a
- * leftover .tmp is overwritten). Tensors are fetched one by one, in order. metadata: an object of strings, borrowed,
- * may be NULL. */
+/* Writes path by way of path.tmp: fsync, rename, fsync of the folder; never half a file, one writer
+ * a path (a leftover .tmp is overwritten). Tensors are fetched one by one, in order. metadata: an
+ * object of strings, borrowed, may be NULL. */
 int sl_safetensors_write(const char *path, const struct sl_st_tensor *tensors, int n_tensors,
                          const json_t *metadata, bool seal, sl_st_fetch_fn *fetch, void *ctx,
                          struct sl_err *err);
@@ -44,7 +47,8 @@ int sl_safetensors_count(const struct sl_safetensors *st);
 /* In the order of the data; valid until close, as is what sl_safetensors_metadata returns. */
 const struct sl_st_tensor *sl_safetensors_at(const struct sl_safetensors *st, int index);
 int sl_safetensors_find(const struct sl_safetensors *st, const char *name); /* index, or -1 */
-const json_t *sl_safetensors_metadata(const struct sl_safetensors *st);     /* object of strings, never NULL */
+const json_t *
+sl_safetensors_metadata(const struct sl_safetensors *st); /* object of strings, never NULL */
 void sl_safetensors_read(const struct sl_safetensors *st, int index, float *out);
 /* Reads everything and checks the seal; SL_DATA also when there is none. */
 int sl_safetensors_verify(const struct sl_safetensors *st, struct sl_err *err);

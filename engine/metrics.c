@@ -1,0 +1,339 @@
+#include "engine/metrics.h"
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "engine/utf8.h"
+#include <ctype.h>
+#include <locale.h>
+#include <pcre2.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <wctype.h>
+
+#define TEXT_GROWTH 3 /* one invalid byte becomes the three of U+FFFD */
+#define MAX_UTF8 4    /* bytes of a character */
+#define CAPITAL_I_DOT 0x130
+#define COMBINING_DOT 0x307
+#define CAPITAL_SIGMA 0x3a3
+#define SMALL_SIGMA 0x3c3
+#define FINAL_SIGMA 0x3c2
+
+/* Python's \b(a|an|the)\b: its \w is a letter, a number or _; PCRE2's own \w changed in 10.43. */
+static const char article_pattern[] = "(?<![\\p{L}\\p{N}_])(?:a|an|the)(?![\\p{L}\\p{N}_])";
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static locale_t unicode; /* (locale_t)0: not available */
+static pcre2_code *article;
+
+static void set_up(void)
+{
+    int code;
+    PCRE2_SIZE at;
+
+    unicode = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
+    article = pcre2_compile((PCRE2_SPTR)article_pattern, PCRE2_ZERO_TERMINATED,
+                            PCRE2_UTF | PCRE2_NO_UTF_CHECK, &code, &at, NULL);
+}
+
+/* ---- characters ---- */
+
+/* The character at p (valid UTF-8); sets its length. */
+static uint32_t decode(const char *p, int *ret_len)
+{
+    const unsigned char *s = (const unsigned char *)p;
+
+    *ret_len = s[0] < 0x80 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+    switch (*ret_len) {
+    case 1:
+        return s[0];
+    case 2:
+        return (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu);
+    case 3:
+        return (s[0] & 0xfu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
+    default:
+        return (s[0] & 7u) << 18 | (s[1] & 0x3fu) << 12 | (s[2] & 0x3fu) << 6 | (s[3] & 0x3fu);
+    }
+}
+
+static int put(struct sl_buf *b, uint32_t c)
+{
+    char s[MAX_UTF8];
+    size_t n = 0;
+
+    if (c < 0x80)
+        return sl_buf_addc(b, (char)c);
+    if (c < 0x800) {
+        s[n++] = (char)(0xc0 | c >> 6);
+    } else {
+        if (c < 0x10000) {
+            s[n++] = (char)(0xe0 | c >> 12);
+        } else {
+            s[n++] = (char)(0xf0 | c >> 18);
+            s[n++] = (char)(0x80 | (c >> 12 & 0x3f));
+        }
+        s[n++] = (char)(0x80 | (c >> 6 & 0x3f));
+    }
+    s[n++] = (char)(0x80 | (c & 0x3f));
+    return sl_buf_add(b, s, n);
+}
+
+/* What str.split() splits at. */
+static bool is_space(uint32_t c)
+{
+    return (c >= 0x9 && c <= 0xd) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
+           c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
+           c == 0x202f || c == 0x205f || c == 0x3000;
+}
+
+static bool is_cased(uint32_t c)
+{
+    return iswlower_l((wint_t)c, unicode) || iswupper_l((wint_t)c, unicode);
+}
+
+/* Unicode's Final_Sigma, with letters next to it looked at (case-ignorable marks between are not
+ * skipped). */
+static bool is_final_sigma(uint32_t before, const char *after)
+{
+    int len;
+
+    return is_cased(before) && !(*after && is_cased(decode(after, &len)));
+}
+
+/* ---- normalisation ---- */
+
+static int lower_without_punctuation(const struct sl_buf *in, struct sl_buf *out)
+{
+    uint32_t before = 0;
+    int rc = 0, len;
+
+    for (const char *p = in->p; p < in->p + in->len && !rc; p += len) {
+        uint32_t c = decode(p, &len);
+
+        if (c == CAPITAL_I_DOT) {
+            rc = put(out, 'i');
+            if (!rc)
+                rc = put(out, COMBINING_DOT);
+        } else if (c == CAPITAL_SIGMA) {
+            rc = put(out, is_final_sigma(before, p + len) ? FINAL_SIGMA : SMALL_SIGMA);
+        } else if (c >= 0x80 || !ispunct((int)c)) {
+            rc = put(out, (uint32_t)towlower_l((wint_t)c, unicode));
+        }
+        before = c;
+    }
+    return rc;
+}
+
+static int without_articles(const struct sl_buf *in, struct sl_buf *out)
+{
+    pcre2_match_data *match = pcre2_match_data_create(1, NULL);
+    size_t at = 0;
+    int rc = match ? 0 : SL_NOMEM;
+
+    while (!rc && pcre2_match(article, (PCRE2_SPTR)in->p, in->len, at, PCRE2_NO_UTF_CHECK, match,
+                              NULL) >= 0) {
+        PCRE2_SIZE *span = pcre2_get_ovector_pointer(match);
+
+        rc = sl_buf_add(out, in->p + at, span[0] - at);
+        if (!rc)
+            rc = sl_buf_addc(out, ' ');
+        at = span[1];
+    }
+    if (!rc)
+        rc = sl_buf_add(out, in->p + at, in->len - at);
+    pcre2_match_data_free(match);
+    return rc;
+}
+
+static int collapse_spaces(const struct sl_buf *in, struct sl_buf *out)
+{
+    bool gap = false, any = false;
+    int rc = 0, len;
+
+    for (const char *p = in->p; p < in->p + in->len && !rc; p += len) {
+        uint32_t c = decode(p, &len);
+
+        if (is_space(c)) {
+            gap = any;
+            continue;
+        }
+        if (gap)
+            rc = sl_buf_addc(out, ' ');
+        if (!rc)
+            rc = sl_buf_add(out, p, (size_t)len);
+        gap = false;
+        any = true;
+    }
+    return rc;
+}
+
+int sl_normalize_answer(const char *text, struct sl_buf *buf, struct sl_err *err)
+{
+    struct sl_buf a, b;
+    size_t len = strnlen(text, SL_METRIC_TEXT_MAX + 1);
+    int rc;
+
+    pthread_once(&once, set_up);
+    if (!unicode || !article)
+        return sl_err_set(err, SL_IO,
+                          "scoring needs the C library's C.UTF-8 locale, which is missing");
+    if (len > SL_METRIC_TEXT_MAX)
+        return sl_err_set(err, SL_SPEC, "a text to score is over the limit of %u bytes",
+                          SL_METRIC_TEXT_MAX);
+    sl_buf_init(&a, TEXT_GROWTH * SL_METRIC_TEXT_MAX);
+    sl_buf_init(&b, TEXT_GROWTH * SL_METRIC_TEXT_MAX);
+    rc = sl_utf8_repair(text, len, &a);
+    if (!rc)
+        rc = lower_without_punctuation(&a, &b);
+    if (!rc) {
+        sl_buf_reset(&a);
+        rc = without_articles(&b, &a);
+    }
+    if (!rc)
+        rc = collapse_spaces(&a, buf);
+    sl_buf_release(&a);
+    sl_buf_release(&b);
+    return rc ? sl_err_set(err, SL_NOMEM, "normalising an answer: out of memory") : 0;
+}
+
+/* ---- scores ---- */
+
+struct word {
+    const char *p;
+    size_t len;
+};
+
+static int by_bytes(const void *a, const void *b)
+{
+    const struct word *x = a, *y = b;
+    int d = memcmp(x->p, y->p, x->len < y->len ? x->len : y->len);
+
+    return d ? d : x->len < y->len ? -1 : x->len > y->len;
+}
+
+/* The words of a normalised text, sorted; NULL: out of memory. The caller frees them. */
+static struct word *split(const struct sl_buf *text, size_t *ret_n)
+{
+    struct word *w = malloc((text->len / 2 + 1) * sizeof *w);
+    size_t n = 0, len;
+
+    if (!w)
+        return NULL;
+    for (const char *p = text->p; p < text->p + text->len; p += len + 1) {
+        len = (size_t)(strchrnul(p, ' ') - p);
+        w[n++] = (struct word){p, len};
+    }
+    qsort(w, n, sizeof *w, by_bytes);
+    *ret_n = n;
+    return w;
+}
+
+static double f1(const struct word *a, size_t n_a, const struct word *b, size_t n_b)
+{
+    size_t same = 0;
+    double precision, recall;
+
+    if (!n_a || !n_b)
+        return n_a == n_b;
+    for (size_t i = 0, j = 0; i < n_a && j < n_b;) {
+        int d = by_bytes(&a[i], &b[j]);
+
+        same += d == 0;
+        i += d <= 0;
+        j += d >= 0;
+    }
+    if (!same)
+        return 0;
+    precision = (double)same / (double)n_a;
+    recall = (double)same / (double)n_b;
+    return 2 * precision * recall / (precision + recall);
+}
+
+static bool same_label(const char *a, const char *b)
+{
+    static const char space[] = " \t\n\v\f\r";
+    size_t n_a, n_b;
+
+    a += strspn(a, space);
+    b += strspn(b, space);
+    for (n_a = strlen(a); n_a && strchr(space, a[n_a - 1]); n_a--)
+        ;
+    for (n_b = strlen(b); n_b && strchr(space, b[n_b - 1]); n_b--)
+        ;
+    return n_a == n_b && !memcmp(a, b, n_a);
+}
+
+static int score_ref(const struct sl_buf *pred, const struct word *words, size_t n_words,
+                     const char *ref, struct sl_score *s, struct sl_err *err)
+{
+    struct sl_buf text;
+    struct word *w = NULL;
+    size_t n = 0;
+    int rc;
+
+    sl_buf_init(&text, TEXT_GROWTH * SL_METRIC_TEXT_MAX);
+    rc = sl_normalize_answer(ref, &text, err);
+    if (!rc) {
+        w = split(&text, &n);
+        rc = w ? 0 : sl_err_set(err, SL_NOMEM, "scoring: out of memory");
+    }
+    if (!rc) {
+        double f = f1(words, n_words, w, n);
+
+        s->exact |= text.len == pred->len && !memcmp(text.p, pred->p, text.len);
+        s->f1 = f > s->f1 ? f : s->f1;
+    }
+    free(w);
+    sl_buf_release(&text);
+    return rc;
+}
+
+int sl_score_answer(const char *prediction, const char *const *refs, int n_refs,
+                    struct sl_score *ret_score, struct sl_err *err)
+{
+    struct sl_score s = {false, 0, false};
+    struct sl_buf pred;
+    struct word *words = NULL;
+    size_t n_words = 0;
+    int rc;
+
+    if (n_refs < 1 || n_refs > SL_METRIC_MAX_REFS)
+        return sl_err_set(err, SL_SPEC, "%d reference answers; 1 to %d are possible", n_refs,
+                          SL_METRIC_MAX_REFS);
+    sl_buf_init(&pred, TEXT_GROWTH * SL_METRIC_TEXT_MAX);
+    rc = sl_normalize_answer(prediction, &pred, err);
+    if (!rc) {
+        words = split(&pred, &n_words);
+        rc = words ? 0 : sl_err_set(err, SL_NOMEM, "scoring: out of memory");
+    }
+    for (int i = 0; i < n_refs && !rc; i++) {
+        s.accurate |= same_label(prediction, refs[i]);
+        rc = score_ref(&pred, words, n_words, refs[i], &s, err);
+    }
+    free(words);
+    sl_buf_release(&pred);
+    if (!rc)
+        *ret_score = s;
+    return rc;
+}
+
+void sl_scores_add(struct sl_scores *s, const struct sl_score *score)
+{
+    s->rows++;
+    s->exact += score->exact;
+    s->accurate += score->accurate;
+    s->f1_sum += score->f1;
+}
+
+double sl_scores_exact(const struct sl_scores *s)
+{
+    return s->rows ? (double)s->exact / (double)s->rows : 0;
+}
+
+double sl_scores_f1(const struct sl_scores *s)
+{
+    return s->rows ? s->f1_sum / (double)s->rows : 0;
+}
+
+double sl_scores_accuracy(const struct sl_scores *s)
+{
+    return s->rows ? (double)s->accurate / (double)s->rows : 0;
+}
