@@ -85,7 +85,7 @@ int sl_export_tables(const char *path, const struct sl_tables *t, struct sl_err 
         rc = describe(&t->table[i], t->table[i].task, &tensor[i], err);
         for (int j = 0; j < i && !rc; j++)
             if (!strcmp(tensor[i].name, tensor[j].name))
-                rc = sl_err_set(err, SL_SPEC, "two tables for task %s", tensor[i].name);
+                rc = sl_err_set(err, SL_SPEC, "two tables for task %s", t->table[i].task);
     }
     if (!rc)
         rc = tables_metadata(t, &meta, err);
