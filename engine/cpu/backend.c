@@ -76,7 +76,9 @@ static void cpu_close(struct sl_backend *be)
 static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_be,
                     struct sl_err *err)
 {
-    int threads = opts && opts->threads ? opts->threads : sl_cpu_usable_cores();
+    int threads = opts ? opts->threads : 0;
+    if (!threads)
+        threads = getenv("OMP_NUM_THREADS") ? omp_get_max_threads() : sl_cpu_usable_cores();
     if (threads < 1 || threads > SL_CPU_MAX_THREADS)
         return sl_err_set(err, SL_SPEC, "%d CPU threads: expected 1 to %d", threads,
                           SL_CPU_MAX_THREADS);

@@ -3,6 +3,7 @@
  * The table names each operation's tolerance: the largest |got - want| / (|want| + rms) over all
  * elements. To test another backend, give main its table: each case then also runs on the CPU with
  * the same inputs, within act_tolerance. */
+#include "engine/cpu/coretype.h"
 #include "engine/cpu/cpu.h"
 #include "tests/ops/cases_attention.h"
 #include "tests/ops/cases_matrix.h"
@@ -137,8 +138,11 @@ static void test_same_bits(void **state)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    (void)argc;
+    if (sl_cpu_reexec(argv))
+        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),
         cmocka_unit_test(test_planted_fault),
