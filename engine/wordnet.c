@@ -68,10 +68,12 @@ static int add_line(struct wordnet *w, enum part part, const char *line, int len
 {
     const char *bar = memchr(line, '|', (size_t)len);
     struct synset s = {.part = part};
-    int rc = 0;
 
-    if (len < 20 || !bar || sscanf(line, "%8[0-9] %2d", s.id + 1, &s.lexname) != 2 ||
-        strlen(s.id + 1) != 8 || s.lexname < 0 || s.lexname >= LEXNAMES)
+    char head[16] = ""; /* sscanf would take the length of the whole file each time */
+
+    memcpy(head, line, (size_t)(len < 15 ? len : 15));
+    if (!bar || sscanf(head, "%8[0-9] %2d", s.id + 1, &s.lexname) != 2 || strlen(s.id + 1) != 8 ||
+        s.lexname < 0 || s.lexname >= LEXNAMES)
         return sl_err_set(err, SL_DATA, "not a line of WordNet's data files");
     s.id[0] = "nvar"[part];
     s.gloss = bar + 1;
@@ -94,7 +96,7 @@ static int add_line(struct wordnet *w, enum part part, const char *line, int len
         w->cap = cap;
     }
     w->synset[w->n++] = s;
-    return rc;
+    return 0;
 }
 
 static int read_file(struct wordnet *w, const char *dir, enum part part, struct sl_err *err)
