@@ -6,9 +6,16 @@
 
 struct sl_watch {
     void *arg;
+    void (*expect)(void *arg, int64_t delta_bytes); /* so much more is to be done; may be NULL */
     void (*progress)(void *arg, int64_t delta_bytes); /* negative when work is done over; may be NULL */
     bool (*stop)(void *arg); /* true: end with SL_CANCELLED; asked often; may be NULL */
 };
+
+static inline void sl_watch_expect(const struct sl_watch *w, int64_t delta_bytes)
+{
+    if (w && w->expect)
+        w->expect(w->arg, delta_bytes);
+}
 
 static inline void sl_watch_progress(const struct sl_watch *w, int64_t delta_bytes)
 {

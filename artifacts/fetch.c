@@ -1,0 +1,346 @@
+/* The fetch half of plan.h. */
+#include "artifacts/api.h"
+#include "artifacts/manifest.h"
+#include "artifacts/names.h"
+#include "artifacts/pack.h"
+#include "artifacts/plan.h"
+#include "artifacts/store.h"
+#include "artifacts/transfer.h"
+#include "artifacts/tree.h"
+#include "base/json.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct fetch {
+    const char *run_dir;
+    const json_t *allow_paths;
+    struct sl_api *api; /* NULL: the plan names no server */
+    struct sl_transfer transfer;
+    struct sl_cache cache;
+};
+
+/* One item, and what becomes known of it. */
+struct item {
+    const char *ref;    /* as given */
+    const char *sha256; /* expected, or NULL */
+    bool unpack;
+    char dest[SL_PATH_MAX];
+    const char *path;   /* relative */
+    const char *name, *version; /* of an artifact; borrowed from record */
+    char digest[SL_SHA256_HEX + 1];
+    int64_t bytes;
+};
+
+static int need_server(const struct fetch *f, const char *ref, struct sl_err *err)
+{
+    if (f->api)
+        return 0;
+    return sl_err_set(err, SL_SPEC, "%s: there is no server to fetch it from", ref);
+}
+
+static int get_blob(struct fetch *f, const char *what, const char *sha256, int64_t bytes,
+                    struct sl_got *ret_got, struct sl_err *err)
+{
+    char url[SL_PATH_MAX];
+    int rc = need_server(f, what, err);
+    if (rc == 0)
+        rc = sl_path(url, err, "%s/api/v1/blobs/%s", sl_api_server(f->api), sha256);
+    return rc ? rc : sl_transfer_get(&f->transfer, &f->cache, what, url, sha256, bytes, ret_got, err);
+}
+
+/* Puts one fetched file where the item wants it. entries: what a tarball should hold; may be NULL. */
+static int place(struct fetch *f, const struct item *it, const char *path, const char *dest,
+                 const json_t *entries, struct sl_err *err)
+{
+    if (!it->unpack)
+        return sl_cache_place(path, dest, err);
+    char parent[SL_PATH_MAX];
+    json_t *found = NULL;
+    /* Unpacked bytes are not counted in progress: their number is known too late. */
+    const struct sl_watch watch = {.arg = f->transfer.watch.arg, .stop = f->transfer.watch.stop};
+    int rc = sl_path(parent, err, "%s", dest);
+    if (rc)
+        return rc;
+    *strrchr(parent, '/') = 0;
+    rc = sl_mkdirs(parent, err);
+    if (rc == 0)
+        rc = sl_unpack(path, dest, &watch, &found, err);
+    if (rc == 0 && entries && !json_equal(found, (json_t *)(uintptr_t)entries)) {
+        sl_rmtree(dest, NULL);
+        rc = sl_err_set(err, SL_DATA, "what was in the tarball is not what its manifest says");
+    }
+    json_decref(found);
+    return rc ? sl_err_wrap(err, rc, "%s", it->ref) : 0;
+}
+
+static int expect_digest(const struct item *it, const char *found, struct sl_err *err)
+{
+    if (!it->sha256 || strcmp(it->sha256, found) == 0)
+        return 0;
+    return sl_err_set(err, SL_DATA, "%s: wrong sha256: expected %s, found %s", it->ref, it->sha256,
+                      found);
+}
+
+/* All files of a manifest, or the one called `only` ("": all). digest: the manifest's. */
+static int fetch_files(struct fetch *f, struct item *it, const json_t *manifest, const char *digest,
+                       const char *only, struct sl_err *err)
+{
+    const json_t *files = json_object_get(manifest, "files");
+    json_t *file = *only ? sl_manifest_file(manifest, only) : NULL;
+    char what[SL_ENTRY_PATH_MAX + 300], dest[SL_PATH_MAX];
+    struct sl_got got;
+    if (*only && !file)
+        return sl_err_set(err, SL_NOTFOUND, "%s: there is no file %s in it", it->ref, only);
+    if (!file && json_array_size(files) == 1)
+        file = json_array_get(files, 0);
+    if (!file && it->unpack)
+        return sl_err_set(err, SL_SPEC, "%s holds %zu files: only a single tarball can be unpacked",
+                          it->ref, json_array_size(files));
+    const char *shown = file ? sl_json_str(file, "sha256", "") : digest;
+    int rc = expect_digest(it, shown, err);
+    memcpy(it->digest, shown, SL_SHA256_HEX + 1);
+    it->bytes = file ? sl_json_int(file, "bytes", 0) : sl_manifest_bytes(manifest);
+    sl_watch_expect(&f->transfer.watch, it->bytes);
+    for (size_t i = 0; rc == 0 && i < (file ? 1 : json_array_size(files)); i++) {
+        const json_t *one = file ? file : json_array_get(files, i);
+        const char *path = sl_json_str(one, "path", "");
+        snprintf(what, sizeof what, "%s of %.250s", path, it->ref);
+        rc = get_blob(f, what, sl_json_str(one, "sha256", ""), sl_json_int(one, "bytes", -1), &got, err);
+        if (rc == 0)
+            rc = file ? sl_path(dest, err, "%s", it->dest) : sl_path(dest, err, "%s/%s", it->dest, path);
+        if (rc == 0)
+            rc = place(f, it, got.path, dest, json_object_get(one, "entries"), err);
+    }
+    return rc;
+}
+
+static int fetch_artifact(struct fetch *f, struct item *it, json_t **ret_record, struct sl_err *err)
+{
+    struct sl_ref ref;
+    char path[2 * SL_NAME_MAX + 64];
+    json_t *record = NULL;
+    int rc = sl_ref_parse(it->ref, &ref, err);
+    if (rc == 0)
+        rc = need_server(f, it->ref, err);
+    if (rc)
+        return rc;
+    snprintf(path, sizeof path, "/api/v1/artifacts/%s/%s", ref.name, ref.version);
+    rc = sl_api_call(f->api, "GET", path, NULL, NULL, &record, err);
+    if (rc)
+        return sl_err_wrap(err, rc, "%s from %s", it->ref, sl_api_server(f->api));
+    rc = sl_manifest_check(record, NULL, err);
+    if (rc == 0) {
+        it->name = sl_json_str(record, "name", ref.name);
+        it->version = sl_json_str(record, "version", "");
+        const char *manifest = sl_json_str(record, "manifest", "");
+        rc = sl_sha256_valid(manifest)
+                 ? fetch_files(f, it, record, manifest, ref.file, err)
+                 : sl_err_set(err, SL_DATA, "%s: the server names no manifest", it->ref);
+    }
+    *ret_record = record; /* it->name and version point into it */
+    return rc;
+}
+
+static int fetch_manifest(struct fetch *f, struct item *it, const char *sha256, struct sl_err *err)
+{
+    struct sl_got got;
+    json_t *manifest = NULL;
+    int rc = get_blob(f, it->ref, sha256, -1, &got, err);
+    if (rc == 0)
+        rc = sl_json_read(got.path, SL_MANIFEST_MAX_BYTES, &manifest, err);
+    if (rc == 0)
+        rc = sl_manifest_check(manifest, NULL, err);
+    if (rc == 0)
+        rc = fetch_files(f, it, manifest, sha256, "", err);
+    json_decref(manifest);
+    return rc;
+}
+
+static int fetch_url(struct fetch *f, struct item *it, struct sl_err *err)
+{
+    struct sl_got got;
+    int rc = sl_transfer_get(&f->transfer, &f->cache, it->ref, it->ref, it->sha256, -1, &got, err);
+    if (rc)
+        return rc;
+    memcpy(it->digest, got.sha256, sizeof it->digest);
+    it->bytes = got.bytes;
+    sl_watch_expect(&f->transfer.watch, got.bytes);
+    return place(f, it, got.path, it->dest, NULL, err);
+}
+
+static int fetch_blob(struct fetch *f, struct item *it, const char *sha256, struct sl_err *err)
+{
+    struct sl_got got;
+    int rc = get_blob(f, it->ref, sha256, -1, &got, err);
+    if (rc)
+        return rc;
+    memcpy(it->digest, got.sha256, sizeof it->digest);
+    it->bytes = got.bytes;
+    sl_watch_expect(&f->transfer.watch, got.bytes);
+    return place(f, it, got.path, it->dest, NULL, err);
+}
+
+/* ---- local paths ----------------------------------------------------------------------------------------- */
+
+static bool allowed(const json_t *roots, const char *path)
+{
+    size_t i;
+    json_t *root;
+    json_array_foreach(roots, i, root) {
+        char real[SL_PATH_MAX];
+        if (!json_is_string(root) || !realpath(json_string_value(root), real))
+            continue;
+        size_t len = strcmp(real, "/") == 0 ? 0 : strlen(real);
+        if (strncmp(path, real, len) == 0 && (path[len] == '/' || !path[len]))
+            return true;
+    }
+    return false;
+}
+
+/* The digest that a manifest of the folder's files would have. */
+static int hash_folder(const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int64_t *ret_bytes,
+                       struct sl_err *err)
+{
+    struct sl_tree tree;
+    char path[SL_PATH_MAX], hex[SL_SHA256_HEX + 1];
+    int rc = sl_tree_list(dir, true, &tree, err);
+    if (rc)
+        return rc;
+    json_t *files = json_array();
+    for (size_t i = 0; rc == 0 && i < tree.n; i++) {
+        rc = sl_path(path, err, "%s/%s", dir, tree.files[i].path);
+        if (rc == 0)
+            rc = sl_sha256_file(path, hex, NULL, err);
+        json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", tree.files[i].path, "sha256",
+                                               hex, "bytes", (json_int_t)tree.files[i].bytes));
+    }
+    json_t *manifest = json_pack("{s:o}", "files", files);
+    char *text = manifest ? sl_json_dump(manifest) : NULL;
+    if (rc == 0)
+        rc = text ? sl_sha256_data(text, strlen(text), ret_sha256, err)
+                  : sl_err_set(err, SL_NOMEM, "out of memory");
+    if (rc == 0)
+        *ret_bytes = tree.bytes;
+    free(text);
+    json_decref(manifest);
+    sl_tree_release(&tree);
+    return rc;
+}
+
+static int fetch_local(struct fetch *f, struct item *it, struct sl_err *err)
+{
+    char real[SL_PATH_MAX], parent[SL_PATH_MAX];
+    struct stat st;
+    const char *path = strncmp(it->ref, "file://", 7) == 0 ? it->ref + 7 : it->ref;
+    if (path[0] != '/')
+        return sl_err_set(err, SL_SPEC, "%s: a file URL has three slashes, then the path", it->ref);
+    bool there = realpath(path, real) != NULL;
+    /* Outside of what is allowed nobody learns what exists. */
+    if (there ? !allowed(f->allow_paths, real) : !allowed(f->allow_paths, path))
+        return sl_err_set(err, SL_DENIED,
+                          "%s is not below a folder that this agent allows: start the agent with "
+                          "--allow-path, or put the file into the artifact store",
+                          it->ref);
+    if (!there || stat(real, &st))
+        return sl_err_set(err, SL_NOTFOUND, "%s: %s", it->ref, strerror(errno));
+    int rc = S_ISDIR(st.st_mode) ? hash_folder(real, it->digest, &it->bytes, err)
+                                 : sl_sha256_file(real, it->digest, &it->bytes, err);
+    if (rc == 0)
+        rc = expect_digest(it, it->digest, err);
+    if (rc == 0)
+        sl_watch_expect(&f->transfer.watch, it->bytes);
+    sl_watch_progress(&f->transfer.watch, it->bytes);
+    if (rc == 0 && it->unpack)
+        return place(f, it, real, it->dest, NULL, err);
+    if (rc == 0)
+        rc = sl_path(parent, err, "%s", it->dest);
+    if (rc)
+        return rc;
+    *strrchr(parent, '/') = 0;
+    rc = sl_mkdirs(parent, err);
+    if (rc == 0 && symlink(real, it->dest))
+        rc = sl_err_errno(err, "linking %s to %s", it->dest, real);
+    return rc;
+}
+
+/* ---- the plan -------------------------------------------------------------------------------------------- */
+
+static bool starts_with(const char *text, const char *start)
+{
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, struct sl_err *err)
+{
+    const char *blob = sl_json_str(given, "blob", NULL), *manifest = sl_json_str(given, "manifest", NULL);
+    const char *ref = sl_json_str(given, "ref", NULL), *named = ref ? ref : blob ? blob : manifest;
+    struct item it = {.ref = named, .sha256 = sl_json_str(given, "sha256", NULL),
+                      .path = sl_json_str(given, "dest", ""), .unpack = sl_json_bool(given, "unpack", false)};
+    json_t *record = NULL;
+    if (!named || !sl_entry_path_valid(it.path))
+        return sl_err_set(err, SL_SPEC,
+                          "an item needs `ref`, `blob` or `manifest`, and `dest` below the run's folder");
+    if (it.sha256 && !sl_sha256_valid(it.sha256))
+        return sl_err_set(err, SL_SPEC, "%s: not a sha256 (64 lower-case hex digits): %.80s", named,
+                          it.sha256);
+    int rc = sl_path(it.dest, err, "%s/%s", f->run_dir, it.path);
+    if (rc == 0)
+        rc = sl_rmtree(it.dest, err);
+    if (rc)
+        return rc;
+    if (blob)
+        rc = fetch_blob(f, &it, blob, err);
+    else if (manifest)
+        rc = fetch_manifest(f, &it, manifest, err);
+    else if (starts_with(ref, "http://") || starts_with(ref, "https://"))
+        rc = fetch_url(f, &it, err);
+    else if (ref[0] == '/' || starts_with(ref, "file:"))
+        rc = fetch_local(f, &it, err);
+    else if (strstr(ref, "://"))
+        rc = sl_err_set(err, SL_SPEC,
+                        "%s: only http and https URLs, file paths and artifact names can be fetched", ref);
+    else
+        rc = fetch_artifact(f, &it, &record, err);
+    if (rc == 0 &&
+        json_array_append_new(resolved, json_pack("{s:s, s:s*, s:s*, s:s, s:I, s:s}", "ref", named, "name",
+                                                  it.name, "version", it.version, "sha256", it.digest,
+                                                  "bytes", (json_int_t)it.bytes, "path", it.path)))
+        rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    json_decref(record);
+    return rc;
+}
+
+int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *watch,
+                  json_t **ret_resolved, struct sl_err *err)
+{
+    const char *server = sl_json_str(plan, "server", NULL);
+    const json_t *items = json_object_get(plan, "items");
+    struct fetch f = {.run_dir = sl_json_str(plan, "run_dir", NULL),
+                      .allow_paths = json_object_get(plan, "allow_paths")};
+    if (!f.run_dir || !json_is_array(items) || json_array_size(items) > SL_PLAN_MAX_ITEMS)
+        return sl_err_set(err, SL_SPEC, "a fetch plan needs run_dir and a list of at most %d items",
+                          SL_PLAN_MAX_ITEMS);
+    int rc = sl_cache_open(sl_json_str(plan, "cache", "cache"), &f.cache, err);
+    if (rc == 0 && server)
+        rc = sl_api_new(server, token, &f.api, err);
+    if (rc)
+        return rc;
+    f.transfer = (struct sl_transfer){.server = f.api ? sl_api_server(f.api) : NULL, .token = token,
+                                      .watch = *watch};
+    json_t *resolved = json_array(), *item;
+    size_t i;
+    json_array_foreach((json_t *)(uintptr_t)items, i, item) {
+        rc = sl_watch_stop(watch) ? sl_err_set(err, SL_CANCELLED, "stopped")
+                                  : fetch_item(&f, item, resolved, err);
+        if (rc)
+            break;
+    }
+    sl_api_free(f.api);
+    if (rc == 0)
+        *ret_resolved = json_incref(resolved);
+    json_decref(resolved);
+    return rc;
+}

@@ -1,0 +1,416 @@
+/* `softlaunch artifact put|get|ls|alias`. */
+#include "artifacts/api.h"
+#include "artifacts/manifest.h"
+#include "artifacts/names.h"
+#include "artifacts/transfer.h"
+#include "artifacts/tree.h"
+#include "base/clock.h"
+#include "base/json.h"
+#include "cli/api.h"
+#include "cli/cli.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BAR_EVERY_US 200000
+#define PART_FOLDER ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
+
+static const char usage[] =
+    "usage: softlaunch artifact put NAME FILE|DIR ... [--alias A ...]\n"
+    "       softlaunch artifact get NAME[:VERSION|:ALIAS][/FILE] [DIR]\n"
+    "       softlaunch artifact ls [NAME]\n"
+    "       softlaunch artifact alias NAME:VERSION ALIAS\n\n"
+    "  put    uploads files (a folder's with their paths in it) as a new version; equal content makes none\n"
+    "  get    downloads a version's files into DIR (default: here), each checked by its sha256\n"
+    "  alias  points a name such as `production` at a version\n\n"
+    "  --server URL       default: SOFTLAUNCH_SERVER, else " SL_SERVER_DEFAULT "\n"
+    "  --token-file FILE  default: the token in SOFTLAUNCH_TOKEN\n"
+    "  --json             the server's answer instead of text\n";
+
+struct options {
+    const char *server, *token_file;
+    json_t *aliases;
+    bool json;
+};
+
+/* ---- progress ---------------------------------------------------------------------------------------------- */
+
+struct bar {
+    int64_t done, total, shown_us;
+    bool on, shown;
+};
+
+static void human_bytes(int64_t bytes, char ret_text[24])
+{
+    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
+    double value = (double)bytes;
+    size_t unit = 0;
+    for (; value >= 999.95 && unit < 4; unit++)
+        value /= 1000;
+    snprintf(ret_text, 24, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+}
+
+static void bar_expect(void *arg, int64_t delta_bytes)
+{
+    struct bar *b = arg;
+    b->total += delta_bytes;
+}
+
+static void bar_progress(void *arg, int64_t delta_bytes)
+{
+    struct bar *b = arg;
+    char done[24], total[24];
+    b->done += delta_bytes;
+    if (!b->on || sl_boot_us() - b->shown_us < BAR_EVERY_US)
+        return;
+    b->shown_us = sl_boot_us();
+    b->shown = true;
+    human_bytes(b->done, done);
+    human_bytes(b->total, total);
+    fprintf(stderr, "\r%s of %s  \033[K", done, total);
+}
+
+static void bar_end(const struct bar *b)
+{
+    if (b->shown)
+        fputs("\r\033[K", stderr);
+}
+
+/* ---- printing ---------------------------------------------------------------------------------------------- */
+
+static void print_json(const json_t *j)
+{
+    json_dumpf(j, stdout, JSON_INDENT(2));
+    putchar('\n');
+}
+
+static void join(const json_t *names, char *ret_text, size_t size)
+{
+    size_t i, at = 0;
+    json_t *name;
+    ret_text[0] = 0;
+    json_array_foreach((json_t *)(uintptr_t)names, i, name) {
+        int n = snprintf(ret_text + at, size - at, "%s%s", i ? ", " : "", json_string_value(name));
+        if (n < 0 || (size_t)n >= size - at)
+            break;
+        at += (size_t)n;
+    }
+}
+
+static void print_record(const json_t *record)
+{
+    char bytes[24], aliases[256];
+    human_bytes(sl_json_int(record, "bytes", 0), bytes);
+    join(json_object_get(record, "aliases"), aliases, sizeof aliases);
+    printf("%s:%s  %s in %zu file%s  aliases: %s\n", sl_json_str(record, "name", "?"),
+           sl_json_str(record, "version", "?"), bytes, json_array_size(json_object_get(record, "files")),
+           json_array_size(json_object_get(record, "files")) == 1 ? "" : "s", aliases);
+}
+
+static void print_versions(const json_t *artifact)
+{
+    size_t i;
+    json_t *v;
+    printf("%-8s %10s  %-24s  %-34s  %s\n", "VERSION", "SIZE", "CREATED", "FROM RUN", "ALIASES");
+    json_array_foreach(json_object_get(artifact, "versions"), i, v) {
+        char bytes[24], aliases[256];
+        human_bytes(sl_json_int(v, "bytes", 0), bytes);
+        join(json_object_get(v, "aliases"), aliases, sizeof aliases);
+        printf("%-8s %10s  %-24s  %-34s  %s\n", sl_json_str(v, "version", "?"), bytes,
+               sl_json_str(v, "created", "?"), sl_json_str(v, "made_by.run", "-"), aliases);
+    }
+}
+
+static void print_artifacts(const json_t *list)
+{
+    size_t i;
+    json_t *a;
+    printf("%-40s %-8s %8s  %s\n", "NAME", "LATEST", "VERSIONS", "ALIASES");
+    json_array_foreach((json_t *)(uintptr_t)list, i, a) {
+        printf("%-40s %-8s %8lld ", sl_json_str(a, "name", "?"), sl_json_str(a, "latest", "?"),
+               (long long)sl_json_int(a, "versions", 0));
+        const char *alias;
+        json_t *version;
+        json_object_foreach(json_object_get(a, "aliases"), alias, version)
+            printf(" %s=%s", alias, json_string_value(version));
+        putchar('\n');
+    }
+}
+
+/* ---- put --------------------------------------------------------------------------------------------------- */
+
+/* Uploads one file and adds it to the manifest's list. */
+static int put_file(const struct sl_transfer *t, const char *full, const char *path, json_t *files,
+                    struct sl_err *err)
+{
+    char sha256[SL_SHA256_HEX + 1];
+    int64_t bytes;
+    int rc = sl_sha256_file(full, sha256, &bytes, err);
+    if (rc == 0) {
+        sl_watch_expect(&t->watch, bytes);
+        rc = sl_transfer_put(t, full, full, sha256, err);
+    }
+    if (rc == 0 && json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", path, "sha256", sha256,
+                                                          "bytes", (json_int_t)bytes)))
+        rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    return rc;
+}
+
+static int put_argument(const struct sl_transfer *t, const char *arg, json_t *files, struct sl_err *err)
+{
+    char full[SL_PATH_MAX];
+    struct stat st;
+    if (stat(arg, &st))
+        return sl_err_errno(err, "%s", arg);
+    if (!S_ISDIR(st.st_mode)) {
+        const char *slash = strrchr(arg, '/'), *base = slash ? slash + 1 : arg;
+        if (!S_ISREG(st.st_mode) || !sl_entry_path_valid(base))
+            return sl_err_set(err, SL_SPEC, "%s is not a file or folder that can be put", arg);
+        return put_file(t, arg, base, files, err);
+    }
+    struct sl_tree tree;
+    int rc = sl_tree_list(arg, true, &tree, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; rc == 0 && i < tree.n; i++) {
+        rc = sl_path(full, err, "%s/%s", arg, tree.files[i].path);
+        if (rc == 0)
+            rc = put_file(t, full, tree.files[i].path, files, err);
+    }
+    sl_tree_release(&tree);
+    return rc;
+}
+
+/* Uploads the manifest by way of a temporary file and gives its digest. */
+static int put_manifest(const struct sl_transfer *t, const json_t *manifest,
+                        char ret_sha256[SL_SHA256_HEX + 1], struct sl_err *err)
+{
+    char path[] = "/tmp/softlaunch-manifest-XXXXXX";
+    char *text = sl_json_dump(manifest);
+    int rc = 0, fd = text ? mkstemp(path) : -1;
+    if (fd < 0)
+        rc = text ? sl_err_errno(err, "creating %s", path) : sl_err_set(err, SL_NOMEM, "out of memory");
+    if (rc == 0)
+        rc = sl_write_all(fd, text, strlen(text), err);
+    if (rc == 0)
+        rc = sl_sha256_data(text, strlen(text), ret_sha256, err);
+    if (rc == 0)
+        rc = sl_transfer_put(t, "the manifest", path, ret_sha256, err);
+    if (fd >= 0) {
+        close(fd);
+        unlink(path);
+    }
+    free(text);
+    return rc;
+}
+
+static int put(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+{
+    struct bar bar = {.on = isatty(STDERR_FILENO)};
+    const struct sl_transfer t = {.server = sl_api_server(api), .token = sl_api_token(api),
+                                  .watch = {&bar, bar_expect, bar_progress, NULL}};
+    char sha256[SL_SHA256_HEX + 1], path[SL_NAME_MAX + 64];
+    if (!sl_name_valid(argv[0]))
+        return sl_err_set(err, SL_SPEC, "`%s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
+                          argv[0], SL_NAME_MAX);
+    json_t *files = json_array(), *problems = json_array(), *reply = NULL;
+    int rc = 0;
+    for (int i = 1; rc == 0 && i < argc; i++)
+        rc = put_argument(&t, argv[i], files, err);
+    json_t *manifest = json_pack("{s:o}", "files", files);
+    if (rc == 0)
+        rc = sl_manifest_check(manifest, problems, err);
+    if (rc == SL_SPEC && json_array_size(problems) > 0)
+        sl_err_wrap(err, rc, "%s", sl_json_str(json_array_get(problems, 0), "detail", ""));
+    if (rc == 0)
+        rc = put_manifest(&t, manifest, sha256, err);
+    bar_end(&bar);
+    json_t *body = json_pack("{s:s, s:O}", "manifest", sha256, "aliases", o->aliases);
+    snprintf(path, sizeof path, "/api/v1/artifacts/%s/versions", argv[0]);
+    /* Equal content makes no second version, so this may be repeated: the digest is its key. */
+    if (rc == 0)
+        rc = sl_api_call(api, "POST", path, sha256, body, &reply, err);
+    if (rc == 0 && o->json)
+        print_json(reply);
+    else if (rc == 0)
+        print_record(reply);
+    json_decref(body);
+    json_decref(reply);
+    json_decref(problems);
+    json_decref(manifest);
+    return rc;
+}
+
+/* ---- get --------------------------------------------------------------------------------------------------- */
+
+/* Downloads one file to dir/path, which then is an ordinary file of its own. */
+static int get_file(const struct sl_transfer *t, const struct sl_cache *part, const json_t *file,
+                    const char *dest, struct sl_err *err)
+{
+    const char *sha256 = sl_json_str(file, "sha256", ""), *path = sl_json_str(file, "path", "");
+    char url[SL_PATH_MAX], found[SL_SHA256_HEX + 1], parent[SL_PATH_MAX];
+    struct sl_got got;
+    if (sl_file_exists(dest)) {
+        if (sl_sha256_file(dest, found, NULL, NULL) == 0 && strcmp(found, sha256) == 0)
+            return 0;
+        return sl_err_set(err, SL_CONFLICT, "%s is there and has other content: move it away first", dest);
+    }
+    int rc = sl_path(url, err, "%s/api/v1/blobs/%s", t->server, sha256);
+    if (rc == 0)
+        rc = sl_transfer_get(t, part, path, url, sha256, sl_json_int(file, "bytes", -1), &got, err);
+    if (rc == 0)
+        rc = sl_path(parent, err, "%s", dest);
+    if (rc)
+        return rc;
+    *strrchr(parent, '/') = 0;
+    rc = sl_mkdirs(parent, err);
+    if (rc == 0 && (chmod(got.path, 0644) || utimensat(AT_FDCWD, got.path, NULL, 0) ||
+                    rename(got.path, dest)))
+        rc = sl_err_errno(err, "moving %s into place", dest);
+    return rc;
+}
+
+static int get(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+{
+    struct bar bar = {.on = isatty(STDERR_FILENO)};
+    const struct sl_transfer t = {.server = sl_api_server(api), .token = sl_api_token(api),
+                                  .watch = {&bar, bar_expect, bar_progress, NULL}};
+    const char *dir = argc > 1 ? argv[1] : ".";
+    char path[2 * SL_NAME_MAX + 64], part_dir[SL_PATH_MAX], dest[SL_PATH_MAX];
+    struct sl_cache part;
+    struct sl_ref ref;
+    json_t *record = NULL, *file;
+    int rc = sl_ref_parse(argv[0], &ref, err);
+    if (rc)
+        return rc;
+    snprintf(path, sizeof path, "/api/v1/artifacts/%s/%s", ref.name, ref.version);
+    rc = sl_api_call(api, "GET", path, NULL, NULL, &record, err);
+    if (rc == 0)
+        rc = sl_manifest_check(record, NULL, err);
+    if (rc == 0 && ref.file[0] && !sl_manifest_file(record, ref.file))
+        rc = sl_err_set(err, SL_NOTFOUND, "there is no file %s in %s:%s", ref.file, ref.name,
+                        sl_json_str(record, "version", "?"));
+    if (rc == 0)
+        rc = sl_path(part_dir, err, "%s/" PART_FOLDER, dir);
+    if (rc == 0)
+        rc = sl_cache_open(part_dir, &part, err);
+    bar.total = rc ? 0 : sl_manifest_bytes(record);
+    size_t i;
+    json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file) {
+        const char *name = sl_json_str(file, "path", "");
+        if (ref.file[0] && strcmp(ref.file, name) != 0)
+            continue;
+        rc = sl_path(dest, err, "%s/%s", dir, name);
+        if (rc == 0)
+            rc = get_file(&t, &part, file, dest, err);
+        if (rc)
+            break;
+        bar_end(&bar);
+        if (!o->json)
+            puts(dest);
+    }
+    bar_end(&bar);
+    if (rc == 0)
+        rc = sl_rmtree(part_dir, err);
+    if (rc == 0 && o->json)
+        print_json(record);
+    json_decref(record);
+    return rc;
+}
+
+/* ---- ls and alias ------------------------------------------------------------------------------------------ */
+
+static int ls(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+{
+    char path[SL_NAME_MAX + 64];
+    json_t *reply = NULL;
+    if (argc && !sl_name_valid(argv[0]))
+        return sl_err_set(err, SL_SPEC, "`%s` is not an artifact's name", argv[0]);
+    snprintf(path, sizeof path, "/api/v1/artifacts%s%s", argc ? "/" : "", argc ? argv[0] : "");
+    int rc = sl_api_call(api, "GET", path, NULL, NULL, &reply, err);
+    if (rc == 0 && o->json)
+        print_json(reply);
+    else if (rc == 0 && argc)
+        print_versions(reply);
+    else if (rc == 0)
+        print_artifacts(json_object_get(reply, "artifacts"));
+    json_decref(reply);
+    return rc;
+}
+
+static int alias(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+{
+    char path[2 * SL_NAME_MAX + 64];
+    struct sl_ref ref;
+    json_t *reply = NULL;
+    (void)argc;
+    int rc = sl_ref_parse(argv[0], &ref, err);
+    if (rc == 0 && !sl_alias_valid(argv[1]))
+        rc = sl_err_set(err, SL_SPEC, "`%s` cannot be an alias", argv[1]);
+    if (rc)
+        return rc;
+    json_t *body = json_pack("{s:s}", "version", ref.version);
+    snprintf(path, sizeof path, "/api/v1/artifacts/%s/aliases/%s", ref.name, argv[1]);
+    rc = sl_api_call(api, "PUT", path, NULL, body, &reply, err);
+    if (rc == 0 && o->json)
+        print_json(reply);
+    else if (rc == 0)
+        print_record(reply);
+    json_decref(body);
+    json_decref(reply);
+    return rc;
+}
+
+/* ---- the command ------------------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    int least, most; /* arguments */
+    int (*run)(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err);
+} verbs[] = {
+    {"put", 2, 10000, put},
+    {"get", 1, 2, get},
+    {"ls", 0, 1, ls},
+    {"alias", 2, 2, alias},
+};
+
+int cmd_artifact(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
+        {"alias", required_argument, NULL, 'a'},  {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+    };
+    struct options o = {.aliases = json_array()};
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_api *api = NULL;
+    int c, status = 2;
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
+        switch (c) {
+        case 's': o.server = optarg; break;
+        case 't': o.token_file = optarg; break;
+        case 'a': json_array_append_new(o.aliases, json_string(optarg)); break;
+        case 'j': o.json = true; break;
+        case 'h': fputs(usage, stdout); json_decref(o.aliases); return 0;
+        default: fputs(usage, stderr); json_decref(o.aliases); return 2;
+        }
+    for (size_t i = 0; optind < argc && i < sizeof verbs / sizeof *verbs; i++) {
+        int n = argc - optind - 1;
+        if (strcmp(argv[optind], verbs[i].name) != 0 || n < verbs[i].least || n > verbs[i].most)
+            continue;
+        int rc = sl_api_open(o.server, o.token_file, &api, &err);
+        if (rc == 0)
+            rc = verbs[i].run(api, &o, n, argv + optind + 1, &err);
+        status = rc ? cli_fail(argv[0], &err) : 0;
+    }
+    if (status == 2)
+        fputs(usage, stderr);
+    sl_api_free(api);
+    json_decref(o.aliases);
+    return status;
+}
