@@ -10,16 +10,19 @@ it measures the implementation, not rounding.
 
 Written:
   tiny_llama.gguf       the frozen base model, F32, with a trivial gpt2 vocabulary
-  train_CASE.safetensors  for mlp, lstm and prompt (PEFT's classes), tpmlp and two_tables (torch):
+  train_CASE.safetensors  for mlp, lstm and prompt (PEFT's classes), tpmlp, two_tables and
+                        two_tasks (plain torch):
     metadata            case, encoder_type, virtual_tokens (a number a task, "5,9"), encoder_hidden,
                         num_layers, steps, batches, lr, warmup_steps, min_lr, beta1, beta2, eps,
-                        weight_decay, gradient_clip_val, noise_loss, noise_grad, noise_table,
-                        made_with; for PEFT's own adapter_config and adapter_header: JSON text of
-                        the two files that save_pretrained wrote
+                        weight_decay, gradient_clip_val, shared_encoder (1: one serves all tasks),
+                        noise_loss, noise_grad, noise_table, made_with; for PEFT's own classes
+                        adapter_config and adapter_header: JSON text of the two files that
+                        save_pretrained wrote
     batch.B.ids         I32, text ids of all rows, packed; a row's virtual tokens come before them
     batch.B.answer      I32, 1 where the id at this place counts as a target
     batch.B.length      I32 [rows], ids of each row
     batch.B.slot        I32 [rows], task of each row
+    fixed.T             F32 [n,H], shared encoder: frozen first rows of task T's encoder input
     init.NAME           F32, each trained parameter before step 0
     grad.NAME           F32, its gradient in step 0, before clipping
     grad.prompt.T       F32 [V,H], d loss / d prompt embeddings of task T in step 0
@@ -177,6 +180,7 @@ class PeftCase:
     """One of PEFT's own prompt encoders around the frozen model."""
 
     def __init__(self, model, config):
+        self.extra = {}
         self.net = peft.get_peft_model(model, config).train()
         self.encoder = self.net.prompt_encoder["default"]
         self.encoder.register_forward_hook(self._keep)
@@ -215,10 +219,27 @@ class Tpmlp(nn.Module):
         return self.second(nn.functional.gelu(x, approximate="tanh"))
 
 
+class SharedMlp(nn.Module):
+    """NeMo's MLP with two layers for several tasks: the first rows of each task's input are frozen."""
+
+    def __init__(self, fixed, virtual_tokens, encoder_hidden):
+        super().__init__()
+        self.fixed = fixed
+        self.embedding = nn.Embedding(virtual_tokens, HIDDEN)
+        self.mlp_head = nn.Sequential(
+            nn.Linear(HIDDEN, encoder_hidden), nn.ReLU(), nn.Linear(encoder_hidden, HIDDEN)
+        )
+
+    def forward(self):
+        own = self.embedding.weight
+        return [self.mlp_head(torch.cat([rows, own[len(rows) :]])) for rows in self.fixed]
+
+
 class TorchCase:
     """Prompt tables by plain torch: each row gets the table of its task in front."""
 
     def __init__(self, model, module, forward):
+        self.extra = {}
         self.model = model
         self.forward = forward
         self.params = dict(module.named_parameters())
@@ -254,7 +275,9 @@ class TorchCase:
 
 def make_case(name, model):
     """The case, its batches, its peak learning rate and its description."""
-    torch.manual_seed({"mlp": 1, "lstm": 2, "prompt": 3, "tpmlp": 4, "two_tables": 5}[name])
+    torch.manual_seed(
+        {"mlp": 1, "lstm": 2, "prompt": 3, "tpmlp": 4, "two_tables": 5, "two_tasks": 6}[name]
+    )
     common = dict(task_type="CAUSAL_LM")
     if name == "mlp":
         config = peft.PromptEncoderConfig(
@@ -268,13 +291,13 @@ def make_case(name, model):
     if name == "lstm":
         config = peft.PromptEncoderConfig(
             num_virtual_tokens=6,
-            encoder_hidden_size=24,
+            encoder_hidden_size=16,
             encoder_reparameterization_type="LSTM",
             encoder_num_layers=2,
             encoder_dropout=0.0,
             **common,
         )
-        about = dict(encoder_type="lstm", virtual_tokens=6, encoder_hidden=24, num_layers=2)
+        about = dict(encoder_type="lstm", virtual_tokens=6, encoder_hidden=16, num_layers=2)
         return PeftCase(model, config), make_batches(12, 1), 0.01, about
     if name == "prompt":
         config = peft.PromptTuningConfig(
@@ -286,6 +309,14 @@ def make_case(name, model):
         net = Tpmlp(10, 80, 0.05)
         about = dict(encoder_type="tpmlp", virtual_tokens=10, encoder_hidden=80, num_layers=2)
         return TorchCase(model, net, lambda: [net()]), make_batches(14, 1), 0.01, about
+    if name == "two_tasks":
+        embed = model.get_input_embeddings().weight
+        fixed = [embed[[50, 60]].clone(), embed[[70, 80, 90]].clone()]  # as if tasks' names
+        net = SharedMlp(fixed, 6, 72)
+        case = TorchCase(model, net, net)
+        case.extra = {f"fixed.{t}": rows for t, rows in enumerate(fixed)}
+        about = dict(encoder_type="mlp", virtual_tokens="6,6", encoder_hidden=72, num_layers=2)
+        return case, make_batches(16, 2), 0.01, dict(about, shared_encoder=1)
     net = nn.ParameterList([nn.Parameter(torch.randn(v, HIDDEN) * 0.5) for v in (5, 9)])
     about = dict(encoder_type="none", virtual_tokens="5,9", encoder_hidden=0, num_layers=0)
     return TorchCase(model, net, lambda: [p * 1.0 for p in net]), make_batches(15, 2), 0.2, about
@@ -361,10 +392,12 @@ def main():
     torch.set_num_threads(1)
     path = os.path.join(out, "tiny_llama.gguf")
     write_gguf(make_model(), path)
-    for name in ("mlp", "lstm", "prompt", "tpmlp", "two_tables"):
+    for name in ("mlp", "lstm", "prompt", "tpmlp", "two_tables", "two_tasks"):
         case, batches, peak, about = make_case(name, make_model())
         start = {n: p.detach().clone() for n, p in case.params.items()}
         rec, last = train(case, batches, peak)
+        rec.update(case.extra)
+        about.setdefault("shared_encoder", 0)
         assert (
             last <= 0.8 * rec["loss"][0]
         ), f"{name}: loss {rec['loss'][0]} -> {last}: not down by 20 %"

@@ -1,6 +1,6 @@
 /* Training against the recorded runs of PEFT (mlp, lstm, prompt) and plain torch (tpmlp, two tables
- * of different V): gradients of the first step, 20 losses, the final table. The same comparison
- * must fail for each planted fault. */
+ * of different V, two tasks of one encoder): gradients of the first step, 20 losses, the final
+ * table. The same comparison must fail for each planted fault. */
 #include "engine/encoder.h"
 #include "engine/model.h"
 #include "engine/optim.h"
@@ -88,7 +88,7 @@ static int setup(void **state)
     faulty_ops = sl_cpu_ops;
     faulty_ops.attention_back = attention_back;
     golden_path(path, "tiny_llama.gguf");
-    ok(ops->open(&(struct sl_backend_opts){.threads = 2}, &be, &err), &err);
+    ok(ops->open(&(struct sl_backend_opts){.threads = 1}, &be, &err), &err);
     ok(sl_weights_open(path, &w, &err), &err);
     ok(sl_model_new(w, ops, be, &model, &err), &err);
     sl_weights_close(w);
@@ -109,7 +109,8 @@ static int teardown(void **state)
 struct run {
     struct golden g;
     int hidden, n_tables, v[MAX_TABLES], n_prompts;
-    struct sl_encoder *encoder[MAX_TABLES]; /* one each: an encoder has one V */
+    int n_encoders, tasks; /* tasks of each encoder: one, or all of a shared one */
+    struct sl_encoder *encoder[MAX_TABLES];
     struct sl_param *param[MAX_PARAMS];
     char param_name[MAX_PARAMS][SL_PARAM_NAME_MAX]; /* the recorded one */
     int n_params;
@@ -154,6 +155,15 @@ static enum sl_encoder_type type_of(const char *name)
                                    : SL_ENC_TABLE;
 }
 
+static void fix_rows(struct run *r, int task)
+{
+    char name[32];
+    int64_t n;
+    snprintf(name, sizeof name, "fixed.%d", task);
+    const float *rows = golden_f32(&r->g, name, &n);
+    ok(sl_encoder_fix_rows(r->encoder[0], task, rows, (int)(n / r->hidden), &err), &err);
+}
+
 static void run_init(struct run *r, const char *name)
 {
     char file[64];
@@ -166,10 +176,13 @@ static void run_init(struct run *r, const char *name)
         r->v[r->n_tables] = (int)strtol(p, (char **)&p, 10);
         r->n_prompts += r->v[r->n_tables++];
     }
-    for (int t = 0; t < r->n_tables; t++) {
+    bool shared = golden_meta_num(&r->g, "shared_encoder") > 0;
+    r->n_encoders = shared ? 1 : r->n_tables;
+    r->tasks = shared ? r->n_tables : 1;
+    for (int t = 0; t < r->n_encoders; t++) {
         struct sl_encoder_config c = {
             .type = type_of(golden_meta(&r->g, "encoder_type")),
-            .n_tasks = 1,
+            .n_tasks = r->tasks,
             .virtual_tokens = r->v[t],
             .hidden = r->hidden,
             .encoder_hidden = (int)golden_meta_num(&r->g, "encoder_hidden"),
@@ -178,6 +191,8 @@ static void run_init(struct run *r, const char *name)
         };
         int n;
         ok(sl_encoder_new(&c, ops, be, &r->encoder[t], &err), &err);
+        for (int task = 0; shared && task < r->tasks; task++)
+            fix_rows(r, task);
         struct sl_param *params = sl_encoder_params(r->encoder[t], &n);
         for (int i = 0; i < n; i++, r->n_params++) {
             assert_true(r->n_params < MAX_PARAMS);
@@ -198,7 +213,7 @@ static void run_release(struct run *r)
 {
     ops->free(be, r->tables);
     ops->free(be, r->dtables);
-    for (int t = 0; t < r->n_tables; t++)
+    for (int t = 0; t < r->n_encoders; t++)
         sl_encoder_free(r->encoder[t]);
     golden_close(&r->g);
 }
@@ -206,19 +221,19 @@ static void run_release(struct run *r)
 static void forward(struct run *r, bool training, int64_t step)
 {
     float *to = r->tables;
-    for (int t = 0; t < r->n_tables; t++) {
+    for (int t = 0; t < r->n_encoders; t++) {
         sl_encoder_forward(r->encoder[t], training, step, to);
-        to += (size_t)r->v[t] * (size_t)r->hidden;
+        to += (size_t)r->tasks * (size_t)r->v[t] * (size_t)r->hidden;
     }
 }
 
 static void backward(struct run *r)
 {
     const float *from = r->dtables;
-    for (int t = 0; t < r->n_tables; t++) {
+    for (int t = 0; t < r->n_encoders; t++) {
         sl_encoder_zero_grad(r->encoder[t]);
         sl_encoder_backward(r->encoder[t], from);
-        from += (size_t)r->v[t] * (size_t)r->hidden;
+        from += (size_t)r->tasks * (size_t)r->v[t] * (size_t)r->hidden;
     }
 }
 
@@ -423,7 +438,13 @@ static void test_two_tables_of_different_length(void **state)
     check("two_tables");
 }
 
-static const char *const cases[] = {"mlp", "lstm", "tpmlp", "prompt", "two_tables"};
+static void test_two_tasks_of_one_encoder(void **state)
+{
+    (void)state;
+    check("two_tasks");
+}
+
+static const char *const cases[] = {"mlp", "lstm", "tpmlp", "prompt", "two_tables", "two_tasks"};
 #define N_CASES (sizeof cases / sizeof *cases)
 
 static void test_larger_gradient_is_caught(void **state)
@@ -465,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_tpmlp),
         cmocka_unit_test(test_prompt_tuning),
         cmocka_unit_test(test_two_tables_of_different_length),
+        cmocka_unit_test(test_two_tasks_of_one_encoder),
         cmocka_unit_test(test_larger_gradient_is_caught),
         cmocka_unit_test(test_shifted_label_is_caught),
         cmocka_unit_test(test_missing_prefix_dk_is_caught),
