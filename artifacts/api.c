@@ -21,7 +21,8 @@ int sl_api_new(const char *server, const char *token, struct sl_api **ret_api, s
         return sl_err_wrap(err, rc, "server");
     for (const char *p = token; p && *p; p++)
         if (*p <= ' ' || *p > '~')
-            return sl_err_set(err, SL_SPEC, "the token has a blank or another character that cannot be sent");
+            return sl_err_set(err, SL_SPEC,
+                              "the token has a blank or another character that cannot be sent");
     struct sl_api *api = calloc(1, sizeof *api);
     if (!api)
         return sl_err_set(err, SL_NOMEM, "out of memory");
@@ -136,8 +137,8 @@ int sl_api_request(struct sl_api *api, const char *method, const char *path, con
                         SL_API_REPLY_MAX);
     else if (code != CURLE_OK)
         rc = sl_err_set(err, sl_web_passing(code) ? SL_RETRY : SL_IO,
-                        "no answer from %s (%s): is the server running, and the address right?", url,
-                        curl_msg[0] ? curl_msg : curl_easy_strerror(code));
+                        "no answer from %s (%s): is the server running, and the address right?",
+                        url, curl_msg[0] ? curl_msg : curl_easy_strerror(code));
     else if (reply.len && sl_json_parse(reply.p, reply.len, "answer", &json, NULL))
         json = NULL;
     sl_buf_release(&reply);
@@ -152,14 +153,15 @@ int sl_api_check(const struct sl_api *api, long status, const json_t *reply, str
 {
     if (status >= 200 && status < 300)
         return 0;
-    const char *title = sl_json_str(reply, "title", ""), *detail = sl_json_str(reply, "detail", NULL);
+    const char *title = sl_json_str(reply, "title", ""),
+               *detail = sl_json_str(reply, "detail", NULL);
     int code = SL_SPEC;
     if (status == 404)
         code = SL_NOTFOUND;
     else if (status == 401 || status == 403)
         code = SL_DENIED;
     else if (status == 409)
-        code = !strcmp(title, "lease lost") ? SL_LEASE
+        code = !strcmp(title, "lease lost")  ? SL_LEASE
                : !strcmp(title, "cancelled") ? SL_CANCELLED
                                              : SL_CONFLICT;
     else if (status == 429 || status >= 500)
@@ -172,12 +174,13 @@ int sl_api_check(const struct sl_api *api, long status, const json_t *reply, str
         sl_buf_addf(&text, "%s answered with status %ld%s", api->server, status,
                     reply ? "" : " and no explanation: is it a softlaunch server?");
     if (status == 401)
-        sl_buf_addf(&text, " (%s)", api->token ? "the token given is not the one of this server"
-                                               : "set SOFTLAUNCH_TOKEN or give --token-file");
+        sl_buf_addf(&text, " (%s)",
+                    api->token ? "the token given is not the one of this server"
+                               : "set SOFTLAUNCH_TOKEN or give --token-file");
     size_t i;
     json_t *e;
-    json_array_foreach(sl_json_get(reply, "errors"), i, e)
-        sl_buf_addf(&text, "\n  %s: %s", sl_json_str(e, "path", "?"), sl_json_str(e, "detail", "?"));
+    json_array_foreach(sl_json_get(reply, "errors"), i, e) sl_buf_addf(
+        &text, "\n  %s: %s", sl_json_str(e, "path", "?"), sl_json_str(e, "detail", "?"));
     sl_err_set(err, code, "%s", text.p);
     sl_buf_release(&text);
     return code;

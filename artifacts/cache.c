@@ -50,7 +50,8 @@ int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_pat
             return rc;
         if (strcmp(found, sha256) != 0) {
             unlink(path);
-            return sl_err_set(err, SL_NOTFOUND, "%s was changed in the cache, and is dropped", sha256);
+            return sl_err_set(err, SL_NOTFOUND, "%s was changed in the cache, and is dropped",
+                              sha256);
         }
     }
     memcpy(ret_path, path, sizeof path);
@@ -60,7 +61,8 @@ int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_pat
 }
 
 /* Opens and locks the partial file; when its holder has moved it away meanwhile, tries again. */
-static int lock_partial(const char *path, const struct sl_watch *watch, int *ret_fd, struct sl_err *err)
+static int lock_partial(const char *path, const struct sl_watch *watch, int *ret_fd,
+                        struct sl_err *err)
 {
     for (;;) {
         int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);

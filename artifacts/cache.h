@@ -1,12 +1,12 @@
 /* A folder of fetched files by sha256, shared by every agent of a machine.
  *
- *   sha256/<digest>        whole files, checked, read-only, with a fixed time of change: a file whose time is
- *                          another has been written to, is hashed again, and dropped when it is not its digest
- *   partial/<key>          what is being fetched; the process that fetches it holds its lock (flock)
- *   urls/<sha256 of URL>   {"url", "etag", "sha256", "bytes"}: what a URL without a digest gave last
+ *   sha256/<digest>       whole files, checked, read-only, with a fixed time of change: a file that
+ *                         has another was written to; it is hashed again, and dropped if it differs
+ *   partial/<key>         what is being fetched; who fetches it holds its lock (flock)
+ *   urls/<sha256 of URL>  {"url", "etag", "sha256"}: what a URL without a digest gave last
  *
- * Any number of processes may use it at once: two that want the same file fetch it once, the second waits. A
- * process may be killed at any point; the next goes on from its partial file. Blocks. */
+ * Any number of processes may use it at once: two that want the same file fetch it once, the second
+ * waits. A process may be killed at any point; the next goes on from its partial file. Blocks. */
 #ifndef SL_ARTIFACTS_CACHE_H
 #define SL_ARTIFACTS_CACHE_H
 #include "artifacts/watch.h"
@@ -19,7 +19,8 @@ struct sl_cache {
     char dir[SL_PATH_MAX];
 };
 
-int sl_cache_open(const char *dir, struct sl_cache *ret_cache, struct sl_err *err); /* makes the folders */
+int sl_cache_open(const char *dir, struct sl_cache *ret_cache,
+                  struct sl_err *err); /* makes the folders */
 /* Path and size of a file that is there and whole. SL_NOTFOUND. */
 int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_path[SL_PATH_MAX],
                   int64_t *ret_bytes, struct sl_err *err);
@@ -29,26 +30,28 @@ struct sl_fill {
     const struct sl_cache *cache;
     char path[SL_PATH_MAX];
     int fd;
-    int64_t bytes; /* so far, all of them hashed; more than 0 at the beginning: left by an earlier process */
+    int64_t bytes; /* so far, all of them hashed; more than 0 at the beginning: left by an earlier
+                      process */
     struct sl_sha256 digest;
 };
-/* Takes the lock of key (a digest, or another file name), waiting while another process holds it. When sha256 is
- * given and the file is in the cache by then, *ret_there is true and there is nothing to do or release. Else a
- * partial file is opened: resumed when sha256 is given, empty when not. SL_CANCELLED by watch. */
+/* Takes the lock of key (a digest, or another file name), waiting while another process holds it.
+ * When sha256 is given and the file is in the cache by then, *ret_there is true and there is
+ * nothing to do or release. Else a partial file is opened: resumed when sha256 is given, empty when
+ * not. SL_CANCELLED by watch. */
 int sl_fill_begin(const struct sl_cache *cache, const char *key, const char *sha256,
                   const struct sl_watch *watch, struct sl_fill *ret_fill, bool *ret_there,
                   struct sl_err *err);
 int sl_fill_write(struct sl_fill *fill, const void *data, size_t len, struct sl_err *err);
 /* Back to no bytes. */
 int sl_fill_restart(struct sl_fill *fill, struct sl_err *err);
-/* Checks the digest (expected may be NULL) and puts the file in its place. Releases fill in every case. SL_DATA
- * gives the expected and the found digest; the partial file is gone then. */
+/* Checks the digest (expected may be NULL) and puts the file in its place. Releases fill in every
+ * case. SL_DATA gives the expected and the found digest; the partial file is gone then. */
 int sl_fill_commit(struct sl_fill *fill, const char *expected, char ret_sha256[SL_SHA256_HEX + 1],
                    char ret_path[SL_PATH_MAX], struct sl_err *err);
 void sl_fill_abort(struct sl_fill *fill); /* keeps the partial file, for who goes on */
 
-/* Makes dest the same file as path: a hard link, across file systems a symbolic link. Folders above dest are
- * made; dest must not exist. */
+/* Makes dest the same file as path: a hard link, across file systems a symbolic link. Folders above
+ * dest are made; dest must not exist. */
 int sl_cache_place(const char *path, const char *dest, struct sl_err *err);
 
 #endif

@@ -28,7 +28,7 @@ struct item {
     const char *sha256; /* expected, or NULL */
     bool unpack;
     char dest[SL_PATH_MAX];
-    const char *path;   /* relative */
+    const char *path;           /* relative */
     const char *name, *version; /* of an artifact; borrowed from record */
     char digest[SL_SHA256_HEX + 1];
     int64_t bytes;
@@ -48,10 +48,12 @@ static int get_blob(struct fetch *f, const char *what, const char *sha256, int64
     int rc = need_server(f, what, err);
     if (rc == 0)
         rc = sl_path(url, err, "%s/api/v1/blobs/%s", sl_api_server(f->api), sha256);
-    return rc ? rc : sl_transfer_get(&f->transfer, &f->cache, what, url, sha256, bytes, ret_got, err);
+    return rc ? rc
+              : sl_transfer_get(&f->transfer, &f->cache, what, url, sha256, bytes, ret_got, err);
 }
 
-/* Puts one fetched file where the item wants it. entries: what a tarball should hold; may be NULL. */
+/* Puts one fetched file where the item wants it. entries: what a tarball should hold; may be NULL.
+ */
 static int place(struct fetch *f, const struct item *it, const char *path, const char *dest,
                  const json_t *entries, struct sl_err *err)
 {
@@ -108,9 +110,11 @@ static int fetch_files(struct fetch *f, struct item *it, const json_t *manifest,
         const json_t *one = file ? file : json_array_get(files, i);
         const char *path = sl_json_str(one, "path", "");
         snprintf(what, sizeof what, "%s of %.250s", path, it->ref);
-        rc = get_blob(f, what, sl_json_str(one, "sha256", ""), sl_json_int(one, "bytes", -1), &got, err);
+        rc = get_blob(f, what, sl_json_str(one, "sha256", ""), sl_json_int(one, "bytes", -1), &got,
+                      err);
         if (rc == 0)
-            rc = file ? sl_path(dest, err, "%s", it->dest) : sl_path(dest, err, "%s/%s", it->dest, path);
+            rc = file ? sl_path(dest, err, "%s", it->dest)
+                      : sl_path(dest, err, "%s/%s", it->dest, path);
         if (rc == 0)
             rc = place(f, it, got.path, dest, json_object_get(one, "entries"), err);
     }
@@ -183,13 +187,14 @@ static int fetch_blob(struct fetch *f, struct item *it, const char *sha256, stru
     return place(f, it, got.path, it->dest, NULL, err);
 }
 
-/* ---- local paths ----------------------------------------------------------------------------------------- */
+/* ---- local paths ----------------------------------------------------------------------------- */
 
 static bool allowed(const json_t *roots, const char *path)
 {
     size_t i;
     json_t *root;
-    json_array_foreach(roots, i, root) {
+    json_array_foreach(roots, i, root)
+    {
         char real[SL_PATH_MAX];
         if (!json_is_string(root) || !realpath(json_string_value(root), real))
             continue;
@@ -214,8 +219,9 @@ static int hash_folder(const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int6
         rc = sl_path(path, err, "%s/%s", dir, tree.files[i].path);
         if (rc == 0)
             rc = sl_sha256_file(path, hex, NULL, err);
-        json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", tree.files[i].path, "sha256",
-                                               hex, "bytes", (json_int_t)tree.files[i].bytes));
+        json_array_append_new(files,
+                              json_pack("{s:s, s:s, s:I}", "path", tree.files[i].path, "sha256",
+                                        hex, "bytes", (json_int_t)tree.files[i].bytes));
     }
     json_t *manifest = json_pack("{s:o}", "files", files);
     char *text = manifest ? sl_json_dump(manifest) : NULL;
@@ -266,7 +272,7 @@ static int fetch_local(struct fetch *f, struct item *it, struct sl_err *err)
     return rc;
 }
 
-/* ---- the plan -------------------------------------------------------------------------------------------- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 static bool starts_with(const char *text, const char *start)
 {
@@ -275,14 +281,18 @@ static bool starts_with(const char *text, const char *start)
 
 static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, struct sl_err *err)
 {
-    const char *blob = sl_json_str(given, "blob", NULL), *manifest = sl_json_str(given, "manifest", NULL);
+    const char *blob = sl_json_str(given, "blob", NULL),
+               *manifest = sl_json_str(given, "manifest", NULL);
     const char *ref = sl_json_str(given, "ref", NULL), *named = ref ? ref : blob ? blob : manifest;
-    struct item it = {.ref = named, .sha256 = sl_json_str(given, "sha256", NULL),
-                      .path = sl_json_str(given, "dest", ""), .unpack = sl_json_bool(given, "unpack", false)};
+    struct item it = {.ref = named,
+                      .sha256 = sl_json_str(given, "sha256", NULL),
+                      .path = sl_json_str(given, "dest", ""),
+                      .unpack = sl_json_bool(given, "unpack", false)};
     json_t *record = NULL;
     if (!named || !sl_entry_path_valid(it.path))
-        return sl_err_set(err, SL_SPEC,
-                          "an item needs `ref`, `blob` or `manifest`, and `dest` below the run's folder");
+        return sl_err_set(
+            err, SL_SPEC,
+            "an item needs `ref`, `blob` or `manifest`, and `dest` below the run's folder");
     if (it.sha256 && !sl_sha256_valid(it.sha256))
         return sl_err_set(err, SL_SPEC, "%s: not a sha256 (64 lower-case hex digits): %.80s", named,
                           it.sha256);
@@ -300,14 +310,15 @@ static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, st
     else if (ref[0] == '/' || starts_with(ref, "file:"))
         rc = fetch_local(f, &it, err);
     else if (strstr(ref, "://"))
-        rc = sl_err_set(err, SL_SPEC,
-                        "%s: only http and https URLs, file paths and artifact names can be fetched", ref);
+        rc = sl_err_set(
+            err, SL_SPEC,
+            "%s: only http and https URLs, file paths and artifact names can be fetched", ref);
     else
         rc = fetch_artifact(f, &it, &record, err);
-    if (rc == 0 &&
-        json_array_append_new(resolved, json_pack("{s:s, s:s*, s:s*, s:s, s:I, s:s}", "ref", named, "name",
-                                                  it.name, "version", it.version, "sha256", it.digest,
-                                                  "bytes", (json_int_t)it.bytes, "path", it.path)))
+    if (rc == 0 && json_array_append_new(
+                       resolved, json_pack("{s:s, s:s*, s:s*, s:s, s:I, s:s}", "ref", named, "name",
+                                           it.name, "version", it.version, "sha256", it.digest,
+                                           "bytes", (json_int_t)it.bytes, "path", it.path)))
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
     json_decref(record);
     return rc;
@@ -328,11 +339,12 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
         rc = sl_api_new(server, token, &f.api, err);
     if (rc)
         return rc;
-    f.transfer = (struct sl_transfer){.server = f.api ? sl_api_server(f.api) : NULL, .token = token,
-                                      .watch = *watch};
+    f.transfer = (struct sl_transfer){
+        .server = f.api ? sl_api_server(f.api) : NULL, .token = token, .watch = *watch};
     json_t *resolved = json_array(), *item;
     size_t i;
-    json_array_foreach((json_t *)(uintptr_t)items, i, item) {
+    json_array_foreach((json_t *)(uintptr_t)items, i, item)
+    {
         rc = sl_watch_stop(watch) ? sl_err_set(err, SL_CANCELLED, "stopped")
                                   : fetch_item(&f, item, resolved, err);
         if (rc)

@@ -8,13 +8,13 @@
 #include <unistd.h>
 
 int sl_store_record_path(const struct sl_store *store, const char *name, int number,
-                       char ret_path[SL_PATH_MAX], struct sl_err *err)
+                         char ret_path[SL_PATH_MAX], struct sl_err *err)
 {
     return sl_path(ret_path, err, "%s/artifacts/%s/v%d.json", store->dir, name, number);
 }
 
 int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t **ret_aliases,
-                        struct sl_err *err)
+                          struct sl_err *err)
 {
     char path[SL_PATH_MAX];
     int rc = sl_path(path, err, "%s/artifacts/%s/aliases.json", store->dir, name);
@@ -30,7 +30,8 @@ int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t
     return sl_json_read(path, SL_RECORD_MAX_BYTES, ret_aliases, err);
 }
 
-/* {"name", "number", "record" or null, "run", "output", "aliases"}; every step may have been done before. */
+/* {"name", "number", "record" or null, "run", "output", "aliases"}; every step may have been done
+ * before. */
 static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_err *err)
 {
     const char *name = sl_json_str(entry, "name", ""), *run = sl_json_str(entry, "run", NULL);

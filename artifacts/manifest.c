@@ -18,7 +18,8 @@ void sl_problem_add(json_t *problems, const char *path, const char *fmt, ...)
                                               detail ? detail : json_string("not valid")));
 }
 
-/* Files are marked true in seen, the folders above them false; a clash of the two, or a second file, is refused. */
+/* Files are marked true in seen, the folders above them false; a clash of the two, or a second
+ * file, is refused. */
 static bool claim_path(json_t *seen, const char *path)
 {
     if (json_object_get(seen, path))
@@ -36,12 +37,14 @@ static bool claim_path(json_t *seen, const char *path)
     return json_object_set_new(seen, path, json_true()) == 0;
 }
 
-/* One list of {path, sha256, bytes}; returns the number of faults. at: its place, "/files" or "/files/0/entries". */
+/* One list of {path, sha256, bytes}; returns the number of faults. at: its place, "/files" or
+ * "/files/0/entries". */
 static size_t check_list(const json_t *list, const char *at, size_t *total, json_t *problems)
 {
     size_t faults = 0, i;
     json_t *item, *seen = json_object();
-    json_array_foreach((json_t *)list, i, item) {
+    json_array_foreach((json_t *)list, i, item)
+    {
         char here[96];
         snprintf(here, sizeof here, "%s/%zu", at, i);
         const json_t *name = json_object_get(item, "path");
@@ -55,10 +58,11 @@ static size_t check_list(const json_t *list, const char *at, size_t *total, json
         }
         size_t before = faults;
         if (!sl_entry_path_valid(path) || strlen(path) != json_string_length(name)) {
-            sl_problem_add(problems, here,
-                           "path must be relative, without empty, `.` or `..` parts, backslashes or "
-                           "control characters, at most %d bytes and %d deep",
-                           SL_ENTRY_PATH_MAX, SL_ENTRY_DEPTH_MAX);
+            sl_problem_add(
+                problems, here,
+                "path must be relative, without empty, `.` or `..` parts, backslashes or "
+                "control characters, at most %d bytes and %d deep",
+                SL_ENTRY_PATH_MAX, SL_ENTRY_DEPTH_MAX);
             faults++;
         } else if (!claim_path(seen, path)) {
             sl_problem_add(problems, here, "%s is there already", path);
@@ -101,7 +105,8 @@ int sl_manifest_check(const json_t *manifest, json_t *problems, struct sl_err *e
         faults = check_list(files, "/files", &total, problems);
     }
     if (faults)
-        return sl_err_set(err, SL_SPEC, "the manifest has %zu fault%s", faults, faults == 1 ? "" : "s");
+        return sl_err_set(err, SL_SPEC, "the manifest has %zu fault%s", faults,
+                          faults == 1 ? "" : "s");
     return 0;
 }
 
@@ -110,8 +115,8 @@ int64_t sl_manifest_bytes(const json_t *manifest)
     int64_t sum = 0;
     size_t i;
     json_t *file;
-    json_array_foreach(json_object_get(manifest, "files"), i, file)
-        sum += json_integer_value(json_object_get(file, "bytes"));
+    json_array_foreach(json_object_get(manifest, "files"), i, file) sum +=
+        json_integer_value(json_object_get(file, "bytes"));
     return sum;
 }
 
@@ -119,8 +124,7 @@ json_t *sl_manifest_file(const json_t *manifest, const char *path)
 {
     size_t i;
     json_t *file;
-    json_array_foreach(json_object_get(manifest, "files"), i, file)
-        if (strcmp(sl_json_str(file, "path", ""), path) == 0)
-            return file;
+    json_array_foreach(json_object_get(manifest, "files"), i,
+                       file) if (strcmp(sl_json_str(file, "path", ""), path) == 0) return file;
     return NULL;
 }

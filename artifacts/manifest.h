@@ -1,5 +1,5 @@
-/* The form of a manifest (see store.h): pure checks, used by the server before it takes one and by clients
- * before they believe one. */
+/* The form of a manifest (see store.h): pure checks, used by the server before it takes one and by
+ * clients before they believe one. */
 #ifndef SL_ARTIFACTS_MANIFEST_H
 #define SL_ARTIFACTS_MANIFEST_H
 #include "base/err.h"
@@ -8,8 +8,9 @@
 
 #define SL_PROBLEMS_MAX 50 /* listed; the rest is only counted */
 
-/* Paths valid and unique (no file where another has a folder), digests and sizes well formed, at least one file,
- * limits kept. SL_SPEC: *problems (may be NULL), an array, gets {"path": "/files/3/path", "detail": ...} appended. */
+/* Paths valid and unique (no file where another has a folder), digests and sizes well formed, at
+ * least one file, limits kept. SL_SPEC: *problems (may be NULL), an array, gets {"path":
+ * "/files/3/path", "detail": ...} appended. */
 int sl_manifest_check(const json_t *manifest, json_t *problems, struct sl_err *err);
 /* Sum of the files' bytes of a checked manifest. */
 int64_t sl_manifest_bytes(const json_t *manifest);

@@ -97,24 +97,27 @@ int sl_ref_parse(const char *text, struct sl_ref *ret_ref, struct sl_err *err)
         return sl_err_set(err, SL_SPEC, "artifact reference is too long: %.200s", text);
     memcpy(ref.name, text, name_len);
     if (!sl_name_valid(ref.name))
-        return sl_err_set(err, SL_SPEC,
-                          "`%.200s` is not an artifact reference: a name is 1 to %d of a-z 0-9 . _ - and "
-                          "starts with a letter or digit; write name, name:v3 or name:alias, "
-                          "and /file behind it for one file",
-                          text, SL_NAME_MAX);
+        return sl_err_set(
+            err, SL_SPEC,
+            "`%.200s` is not an artifact reference: a name is 1 to %d of a-z 0-9 . _ - and "
+            "starts with a letter or digit; write name, name:v3 or name:alias, "
+            "and /file behind it for one file",
+            text, SL_NAME_MAX);
     if (text[name_len] == ':') {
         size_t len = head - name_len - 1;
         memcpy(ref.version, text + name_len + 1, len);
         ref.version[len] = 0;
         if (sl_version_number(ref.version) < 0 && strcmp(ref.version, "latest") != 0 &&
             !sl_alias_valid(ref.version))
-            return sl_err_set(err, SL_SPEC, "`%.100s` in `%.200s` is neither a version nor an alias",
-                              ref.version, text);
+            return sl_err_set(err, SL_SPEC,
+                              "`%.100s` in `%.200s` is neither a version nor an alias", ref.version,
+                              text);
     }
     if (text[head] == '/') {
         const char *file = text + head + 1;
         if (!sl_entry_path_valid(file))
-            return sl_err_set(err, SL_SPEC, "`%.200s` does not name a file inside an artifact", text);
+            return sl_err_set(err, SL_SPEC, "`%.200s` does not name a file inside an artifact",
+                              text);
         memcpy(ref.file, file, strlen(file) + 1);
     }
     *ret_ref = ref;

@@ -14,7 +14,7 @@
 
 struct sl_ref {
     char name[SL_NAME_MAX + 1];
-    char version[SL_NAME_MAX + 1]; /* "latest" when the reference has none */
+    char version[SL_NAME_MAX + 1];    /* "latest" when the reference has none */
     char file[SL_ENTRY_PATH_MAX + 1]; /* "" when it names no file */
 };
 
@@ -23,7 +23,8 @@ bool sl_name_valid(const char *name); /* NULL is not valid */
 int sl_version_number(const char *version);
 /* A valid name that is neither `latest` nor like a version. */
 bool sl_alias_valid(const char *alias);
-/* Relative, printable UTF-8 without backslash, no empty, "." or ".." parts, within the limits above. */
+/* Relative, printable UTF-8 without backslash, no empty, "." or ".." parts, within the limits
+ * above. */
 bool sl_entry_path_valid(const char *path);
 /* SL_SPEC says what is wrong with the text. */
 int sl_ref_parse(const char *text, struct sl_ref *ret_ref, struct sl_err *err);

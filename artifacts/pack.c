@@ -29,7 +29,7 @@ static int add_entry(json_t *entries, const char *path, const char *sha256, int6
     return 0;
 }
 
-/* ---- pack ------------------------------------------------------------------------------------------------ */
+/* ---- pack ------------------------------------------------------------------------------------ */
 
 struct out {
     int fd;
@@ -65,7 +65,8 @@ static int open_writer(struct archive *a, const char *path, struct out *o, struc
     else if (ends_with(path, ".tar.gz"))
         ok = archive_write_add_filter_gzip(a);
     else if (!ends_with(path, ".tar"))
-        return sl_err_set(err, SL_SPEC, "%s: a tarball's name ends in .tar.zst, .tar.gz or .tar", path);
+        return sl_err_set(err, SL_SPEC, "%s: a tarball's name ends in .tar.zst, .tar.gz or .tar",
+                          path);
     if (ok == ARCHIVE_OK)
         ok = archive_write_set_format_pax_restricted(a);
     /* Paths are UTF-8 already; without this the C locale cannot write them. */
@@ -81,8 +82,8 @@ static int open_writer(struct archive *a, const char *path, struct out *o, struc
     return ok == ARCHIVE_OK ? 0 : archive_failed(a, path, err);
 }
 
-static int pack_file(struct archive *a, const char *dir, const struct sl_tree_file *file, char *chunk,
-                     const struct sl_watch *watch, json_t *entries, struct sl_err *err)
+static int pack_file(struct archive *a, const char *dir, const struct sl_tree_file *file,
+                     char *chunk, const struct sl_watch *watch, json_t *entries, struct sl_err *err)
 {
     char path[SL_PATH_MAX], hex[SL_SHA256_HEX + 1];
     struct sl_sha256 digest = {NULL};
@@ -185,7 +186,7 @@ int sl_pack(const char *dir, const char *path, const struct sl_watch *watch,
     return 0;
 }
 
-/* ---- unpack ---------------------------------------------------------------------------------------------- */
+/* ---- unpack ---------------------------------------------------------------------------------- */
 
 struct in {
     struct archive *a;
@@ -224,9 +225,11 @@ static int clean_path(const char *given, char ret_path[SL_ENTRY_PATH_MAX + 1], s
     memcpy(clean, path, len);
     clean[len] = 0;
     if (!sl_entry_path_valid(clean))
-        return refuse(shown, clean[0] == '/' ? "an absolute path"
-                                             : "a path that leaves its folder, is too deep, or has "
-                                               "characters that are not allowed", err);
+        return refuse(shown,
+                      clean[0] == '/' ? "an absolute path"
+                                      : "a path that leaves its folder, is too deep, or has "
+                                        "characters that are not allowed",
+                      err);
     memcpy(ret_path, clean, len + 1);
     return 0;
 }
@@ -240,8 +243,8 @@ static int check_limits(struct in *in, int64_t more, const char *path, struct sl
     if (in->bytes + more > SL_UNPACK_RATIO_FROM &&
         (in->bytes + more) / SL_UNPACK_MAX_RATIO > (packed > 0 ? packed : 1))
         return sl_err_set(err, SL_DATA,
-                          "%s: the archive unpacks to over %d times its size: refused as a bomb", path,
-                          SL_UNPACK_MAX_RATIO);
+                          "%s: the archive unpacks to over %d times its size: refused as a bomb",
+                          path, SL_UNPACK_MAX_RATIO);
     return 0;
 }
 
@@ -313,12 +316,17 @@ static const char *kind_of(struct archive_entry *e)
     if (archive_entry_hardlink(e))
         return "a hard link";
     switch (archive_entry_filetype(e)) {
-    case AE_IFLNK: return "a symbolic link";
+    case AE_IFLNK:
+        return "a symbolic link";
     case AE_IFCHR:
-    case AE_IFBLK: return "a device";
-    case AE_IFIFO: return "a pipe";
-    case AE_IFSOCK: return "a socket";
-    default: return "not a file";
+    case AE_IFBLK:
+        return "a device";
+    case AE_IFIFO:
+        return "a pipe";
+    case AE_IFSOCK:
+        return "a socket";
+    default:
+        return "not a file";
     }
 }
 
@@ -326,7 +334,8 @@ static int unpack_entry(struct in *in, struct archive_entry *e, struct sl_err *e
 {
     char path[SL_ENTRY_PATH_MAX + 1], full[SL_PATH_MAX];
     if (++in->n_entries > SL_UNPACK_MAX_ENTRIES)
-        return sl_err_set(err, SL_DATA, "the archive has more than %d entries", SL_UNPACK_MAX_ENTRIES);
+        return sl_err_set(err, SL_DATA, "the archive has more than %d entries",
+                          SL_UNPACK_MAX_ENTRIES);
     int rc = clean_path(archive_entry_pathname(e), path, err);
     if (rc)
         return rc;
@@ -372,8 +381,8 @@ static int unpack_all(struct in *in, const char *path, struct sl_err *err)
     return rc;
 }
 
-int sl_unpack(const char *path, const char *dest, const struct sl_watch *watch, json_t **ret_entries,
-              struct sl_err *err)
+int sl_unpack(const char *path, const char *dest, const struct sl_watch *watch,
+              json_t **ret_entries, struct sl_err *err)
 {
     char tmp[SL_PATH_MAX], id[SL_ID_HEX + 1];
     sl_random_id(id);
@@ -384,8 +393,11 @@ int sl_unpack(const char *path, const char *dest, const struct sl_watch *watch, 
         return sl_err_set(err, SL_CONFLICT, "%s is there already", dest);
     if (mkdir(tmp, 0755))
         return sl_err_errno(err, "making folder %s", tmp);
-    struct in in = {.a = archive_read_new(), .root = tmp, .chunk = malloc(CHUNK_BYTES),
-                    .watch = watch, .entries = json_array()};
+    struct in in = {.a = archive_read_new(),
+                    .root = tmp,
+                    .chunk = malloc(CHUNK_BYTES),
+                    .watch = watch,
+                    .entries = json_array()};
     if (!in.a || !in.chunk || !in.entries)
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
     else

@@ -1,22 +1,31 @@
 /* What `softlaunch transfer` carries out: fetching a run's inputs, pushing its outputs.
  *
- * Fetch plan: {"server": URL, "cache": dir, "allow_paths": [dir, ...], "run_dir": dir, "items": [...]}; items:
- *   {"ref": "name", "name:v3", "name:alias", each with /file | "http(s)://..." | "/abs/path" | "file:///...",
- *    "sha256": expected (optional), "dest": path below run_dir, "unpack": bool}
- *   {"blob": sha256, "dest", "unpack"} | {"manifest": sha256, "dest", "unpack"}
- * Each ends up at run_dir/dest (what was there is replaced): one file as a file, several as a folder, a local path
- * as a symbolic link; with "unpack" one tarball as a folder, compared with its manifest's entries.
- * Resolved: [{"ref", "name", "version", "sha256", "bytes", "path"}], in the items' order; sha256 is the file's, of
- * several files their manifest's; name and version are there for artifacts only.
+ * Fetch plan:
+ *   {"server": URL, "cache": dir, "allow_paths": [dir, ...], "run_dir": dir, "items": [...]}
+ * Its items, each to be found at run_dir/dest afterwards (what was there is replaced):
+ *   {"ref", "sha256": expected (optional), "dest", "unpack": bool}, where ref is
+ *      name, name:v3 or name:alias, each with /file behind it or not
+ *      http(s)://...
+ *      /abs/path or file:///abs/path, below one of allow_paths
+ *   {"blob": sha256, "dest", "unpack"}
+ *   {"manifest": sha256, "dest", "unpack"}
+ * One file becomes a file, several a folder, a local path a symbolic link; with "unpack" a tarball
+ * becomes a folder, compared with its manifest's entries. Resolved, in the items' order:
+ *   [{"ref", "name", "version", "sha256", "bytes", "path"}]
+ * sha256 is the file's, of several files their manifest's; name and version: of artifacts only.
  *
- * Push plan: {"server", "run", "lease", "run_dir", "items": [{"output", "tar": file name, "dir": below run_dir,
- *   "artifact", "aliases" (the last two for publishing)}], "publish": object (optional)}
- * Each dir becomes a tarball blob and a manifest blob. Result: {"manifests": [{"output", "sha256", "bytes", "blob"}],
- *   "reply": the server's answer to the publishing}.
- * With "publish": POST /api/v1/runs/{run}/publish {...publish, "lease", "outputs": [{"output", "artifact",
- *   "aliases", "manifest"}]}; SL_LEASE when the server says that the lease is lost.
+ * Push plan:
+ *   {"server", "run", "lease", "run_dir", "publish": object (optional),
+ *    "items": [{"output", "tar": file name, "dir": below run_dir,
+ *               "artifact", "aliases": the last two for publishing}]}
+ * Each dir becomes a tarball blob and a manifest blob. Result:
+ *   {"manifests": [{"output", "sha256", "bytes", "blob"}], "reply": of the publishing}
+ * With "publish" it ends in POST /api/v1/runs/{run}/publish
+ *   {...publish, "lease", "outputs": [{"output", "artifact", "aliases", "manifest"}]}
+ * SL_LEASE: the server says that the lease is lost.
  *
- * Blocks. token may be NULL. Errors as in transfer.h and pack.h; SL_DENIED: a local path outside of allow_paths. */
+ * Blocks. token may be NULL. Errors as in transfer.h and pack.h; SL_DENIED: a local path outside of
+ * allow_paths. */
 #ifndef SL_ARTIFACTS_PLAN_H
 #define SL_ARTIFACTS_PLAN_H
 #include "artifacts/watch.h"

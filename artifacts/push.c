@@ -13,14 +13,14 @@
 #include <unistd.h>
 
 /* Uploads a tarball that lies at path, and its manifest. */
-static int upload(const struct sl_transfer *t, const char *output, const char *tar, const char *path,
-                  const struct sl_packed *packed, char ret_manifest[SL_SHA256_HEX + 1],
-                  struct sl_err *err)
+static int upload(const struct sl_transfer *t, const char *output, const char *tar,
+                  const char *path, const struct sl_packed *packed,
+                  char ret_manifest[SL_SHA256_HEX + 1], struct sl_err *err)
 {
     char side[SL_PATH_MAX], digest[SL_SHA256_HEX + 1];
-    json_t *manifest = json_pack("{s:[{s:s, s:s, s:I, s:O}]}", "files", "path", tar, "sha256",
-                                 packed->sha256, "bytes", (json_int_t)packed->bytes, "entries",
-                                 packed->entries);
+    json_t *manifest =
+        json_pack("{s:[{s:s, s:s, s:I, s:O}]}", "files", "path", tar, "sha256", packed->sha256,
+                  "bytes", (json_int_t)packed->bytes, "entries", packed->entries);
     char *text = manifest ? sl_json_dump(manifest) : NULL;
     json_decref(manifest);
     int rc = text ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
@@ -78,19 +78,20 @@ static int push_item(const struct sl_transfer *t, const char *run_dir, const jso
     json_decref(packed.entries);
     if (rc)
         return rc;
-    if (json_array_append_new(manifests, json_pack("{s:s, s:s, s:I, s:s}", "output", output, "sha256",
-                                                   manifest, "bytes", (json_int_t)packed.bytes, "blob",
-                                                   packed.sha256)) ||
-        json_array_append_new(outputs, json_pack("{s:s, s:O*, s:O*, s:s}", "output", output, "artifact",
-                                                 json_object_get(item, "artifact"), "aliases",
-                                                 json_object_get(item, "aliases"), "manifest", manifest)))
+    if (json_array_append_new(
+            manifests, json_pack("{s:s, s:s, s:I, s:s}", "output", output, "sha256", manifest,
+                                 "bytes", (json_int_t)packed.bytes, "blob", packed.sha256)) ||
+        json_array_append_new(outputs,
+                              json_pack("{s:s, s:O*, s:O*, s:s}", "output", output, "artifact",
+                                        json_object_get(item, "artifact"), "aliases",
+                                        json_object_get(item, "aliases"), "manifest", manifest)))
         return sl_err_set(err, SL_NOMEM, "out of memory");
     return 0;
 }
 
 /* Idempotent by lease, so that it may be sent again after any lost answer. */
-static int publish(struct sl_api *api, const json_t *plan, json_t *outputs, const struct sl_watch *watch,
-                   json_t **ret_reply, struct sl_err *err)
+static int publish(struct sl_api *api, const json_t *plan, json_t *outputs,
+                   const struct sl_watch *watch, json_t **ret_reply, struct sl_err *err)
 {
     const char *run = sl_json_str(plan, "run", ""), *lease = sl_json_str(plan, "lease", "");
     char *escaped = sl_api_escape(run), path[512];
@@ -100,7 +101,8 @@ static int publish(struct sl_api *api, const json_t *plan, json_t *outputs, cons
         snprintf(path, sizeof path, "/api/v1/runs/%s/publish", escaped) >= (int)sizeof path) {
         free(escaped);
         json_decref(body);
-        return sl_err_set(err, SL_SPEC, "the plan's `publish` is not an object, or its run not a name");
+        return sl_err_set(err, SL_SPEC,
+                          "the plan's `publish` is not an object, or its run not a name");
     }
     free(escaped);
     int rc;
@@ -121,11 +123,13 @@ static int publish(struct sl_api *api, const json_t *plan, json_t *outputs, cons
 int sl_plan_push(const json_t *plan, const char *token, const struct sl_watch *watch,
                  json_t **ret_result, struct sl_err *err)
 {
-    const char *server = sl_json_str(plan, "server", NULL), *run_dir = sl_json_str(plan, "run_dir", NULL);
+    const char *server = sl_json_str(plan, "server", NULL),
+               *run_dir = sl_json_str(plan, "run_dir", NULL);
     const json_t *items = json_object_get(plan, "items");
     struct sl_api *api = NULL;
     if (!server || !run_dir || !json_is_array(items) || json_array_size(items) > SL_PLAN_MAX_ITEMS)
-        return sl_err_set(err, SL_SPEC, "a push plan needs server, run_dir and a list of at most %d items",
+        return sl_err_set(err, SL_SPEC,
+                          "a push plan needs server, run_dir and a list of at most %d items",
                           SL_PLAN_MAX_ITEMS);
     int rc = sl_api_new(server, token, &api, err);
     if (rc)
@@ -133,7 +137,8 @@ int sl_plan_push(const json_t *plan, const char *token, const struct sl_watch *w
     const struct sl_transfer t = {.server = sl_api_server(api), .token = token, .watch = *watch};
     json_t *manifests = json_array(), *outputs = json_array(), *reply = NULL, *item;
     size_t i;
-    json_array_foreach((json_t *)(uintptr_t)items, i, item) {
+    json_array_foreach((json_t *)(uintptr_t)items, i, item)
+    {
         rc = push_item(&t, run_dir, item, manifests, outputs, err);
         if (rc)
             break;

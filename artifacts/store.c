@@ -36,8 +36,8 @@ static int check_format(struct sl_store *store, struct sl_err *err)
 
 static int make_folders(struct sl_store *store, struct sl_err *err)
 {
-    static const char *const folders[] = {"blobs", "blobs/sha256", "artifacts", "markers", "pins",
-                                          "journal"};
+    static const char *const folders[] = {"blobs",   "blobs/sha256", "artifacts",
+                                          "markers", "pins",         "journal"};
     char path[SL_PATH_MAX];
     int rc = sl_path(path, err, "%s/tmp", store->dir);
     if (rc == 0)

@@ -1,22 +1,23 @@
-/* The artifact store on a disk folder: blobs by sha256, immutable versions, aliases. The record of truth.
+/* The artifact store on a disk folder: blobs by sha256, immutable versions, aliases. The truth.
  *
- *   blobs/sha256/ab/<digest>        any file's bytes; a manifest is a blob too
- *   artifacts/<name>/v0.json ...    one immutable record a version; numbers only grow, a number is never reused
- *   artifacts/<name>/aliases.json   {"candidate": 3}; `latest` is not stored: it is the newest version
- *   markers/<run>.<output>.json     which version a run's output became: publishing it again finds that one
- *   pins/<manifest>.<owner>         keeps a manifest and its blobs from collection until its version is there
- *   journal/                        commits under way: finished by the next open, so a commit is all or nothing
- *   tmp/                            blobs on their way in: emptied by the next open
- *   lock                            held (flock) by the one process that writes
+ *   blobs/sha256/ab/<digest>       any file's bytes; a manifest is a blob too
+ *   artifacts/<name>/v0.json       one immutable record a version; a number is never used again
+ *   artifacts/<name>/aliases.json  {"candidate": 3}; `latest` is not stored: it is the newest version
+ *   markers/<run>/<output>.json    which version a run's output became, so that it is published once
+ *   pins/<manifest>/<owner>        keeps a manifest and its blobs until its version is there
+ *   journal/                       commits under way; the next open finishes them: all or nothing
+ *   tmp/                           blobs on their way in; the next open empties it
+ *   lock                           held (flock) by the one process that writes
  *
- * A manifest: {"files": [{"path", "sha256", "bytes", "entries": [{"path", "sha256", "bytes"}]}], ...}, in the
- * form of sl_json_dump (so that equal content has an equal digest); `entries` (optional) tells what is inside
- * a tarball. A record, as given by every ret_record here:
- *   {"name", "version": "v3", "number": 3, "manifest": sha256, "created": time, "bytes": sum of files,
- *    "made_by": {"run", "output"} when from a run, "aliases": ["latest", ...], "files": [...]}
+ * A manifest, in the form of sl_json_dump (so that equal content has an equal digest):
+ *   {"files": [{"path", "sha256", "bytes", "entries": [{"path", "sha256", "bytes"}]}]}
+ * `entries` (optional) tells what is inside a tarball. A record, as every ret_record here gives it:
+ *   {"name", "version": "v3", "number": 3, "manifest": sha256, "created": time,
+ *    "bytes": sum of the files, "made_by": {"run", "output"} when from a run,
+ *    "aliases": ["latest", ...], "files": [...]}
  *
- * Durable: when a function that writes returns 0, what it wrote survives a power cut. All functions block, and
- * may be called from any thread. Handed-out json is a new reference. Limits: the constants below. */
+ * Durable: when a function that writes returns 0, what it wrote survives a power cut. All functions
+ * block, and may be called from any thread. Handed-out json is a new reference. */
 #ifndef SL_ARTIFACTS_STORE_H
 #define SL_ARTIFACTS_STORE_H
 #include "artifacts/names.h"
@@ -33,21 +34,23 @@
 
 struct sl_store;
 
-/* Makes the folder where needed, takes the lock (SL_CONFLICT: another process has it), finishes journalled
- * commits, removes leftovers. */
+/* Makes the folder where needed, takes the lock (SL_CONFLICT: another process has it), finishes
+ * journalled commits, removes leftovers. */
 int sl_store_open(const char *dir, struct sl_store **ret_store, struct sl_err *err);
 void sl_store_close(struct sl_store *store); /* NULL-safe */
 
-/* ---- blobs --------------------------------------------------------------------------------------------- */
+/* ---- blobs ----------------------------------------------------------------------------------- */
 
-/* Streams one blob in. Nothing is visible before commit; one writer belongs to one thread at a time. */
+/* Streams one blob in. Nothing is visible before commit; one writer belongs to one thread at a
+ * time. */
 struct sl_blob_writer;
 /* expected: the digest it must have, or NULL. */
 int sl_blob_begin(struct sl_store *store, const char *expected, struct sl_blob_writer **ret_writer,
                   struct sl_err *err);
 int sl_blob_write(struct sl_blob_writer *w, const void *data, size_t len, struct sl_err *err);
-/* Frees w in every case. SL_DATA names the expected and the found digest. ret_sha256 may be NULL. */
-int sl_blob_commit(struct sl_blob_writer *w, char ret_sha256[SL_SHA256_HEX + 1], struct sl_err *err);
+/* Frees w in every case. SL_DATA names both digests. ret_sha256 may be NULL. */
+int sl_blob_commit(struct sl_blob_writer *w, char ret_sha256[SL_SHA256_HEX + 1],
+                   struct sl_err *err);
 void sl_blob_abort(struct sl_blob_writer *w); /* NULL-safe */
 int sl_blob_put(struct sl_store *store, const void *data, size_t len,
                 char ret_sha256[SL_SHA256_HEX + 1], struct sl_err *err);
@@ -55,45 +58,49 @@ int sl_blob_put(struct sl_store *store, const void *data, size_t len,
 int sl_blob_open(struct sl_store *store, const char *sha256, int *ret_fd, int64_t *ret_bytes,
                  struct sl_err *err);
 /* SL_NOTFOUND, or 0 and its size; ret_bytes may be NULL. */
-int sl_blob_stat(struct sl_store *store, const char *sha256, int64_t *ret_bytes, struct sl_err *err);
+int sl_blob_stat(struct sl_store *store, const char *sha256, int64_t *ret_bytes,
+                 struct sl_err *err);
 
-/* ---- manifests ----------------------------------------------------------------------------------------- */
+/* ---- manifests ------------------------------------------------------------------------------- */
 
-/* Reads a manifest blob, checks its form, and that every file's blob is there with the size it names.
- * ret_problems (may be NULL) gets [{"path": "/files/3", "detail"}, ...] when the answer is SL_SPEC: an
- * exception to "outputs untouched". SL_NOTFOUND: no such blob. */
+/* Reads a manifest blob, checks its form, and that every file's blob is there with the size it
+ * names. ret_problems (may be NULL) gets [{"path": "/files/3", "detail"}, ...] when the answer is
+ * SL_SPEC: an exception to "outputs untouched". SL_NOTFOUND: no such blob. */
 int sl_store_manifest(struct sl_store *store, const char *sha256, json_t **ret_manifest,
                       json_t **ret_problems, struct sl_err *err);
 /* owner: a run's id or another name. Pinning twice is fine; so is unpinning what is not pinned. */
 int sl_store_pin(struct sl_store *store, const char *sha256, const char *owner, struct sl_err *err);
-int sl_store_unpin(struct sl_store *store, const char *sha256, const char *owner, struct sl_err *err);
+int sl_store_unpin(struct sl_store *store, const char *sha256, const char *owner,
+                   struct sl_err *err);
 
-/* ---- versions ------------------------------------------------------------------------------------------ */
+/* ---- versions -------------------------------------------------------------------------------- */
 
-/* Publishing from a run goes: manifest, pin, allocate, [the queue's script: lease held, not cancelled],
- * commit, unpin; release instead of commit when the script refuses. A replay after a crash starts at commit,
- * with the version that the script recorded.
+/* Publishing from a run goes: manifest, pin, allocate, [the queue's script: lease held, not
+ * cancelled], commit, unpin; release instead of commit when the script refuses. A replay after a
+ * crash starts at commit, with the version that the script recorded.
  *
- * allocate gives the number that a commit of this manifest would get: the marker's when (run, output) was
- * published before, the newest version's when that has the same manifest, else a new number which stays
- * reserved until commit or release (or until this process ends). run and output may both be NULL. */
+ * allocate gives the number that a commit of this manifest would get: the marker's when (run,
+ * output) was published before, the newest version's when that has the same manifest, else a new
+ * number which stays reserved until commit or release (or until this process ends). run and output
+ * may both be NULL. */
 int sl_store_allocate(struct sl_store *store, const char *name, const char *manifest,
                       const char *run, const char *output, int *ret_number, struct sl_err *err);
 void sl_store_release(struct sl_store *store, const char *name, int number);
 
 struct sl_commit {
     const char *name;
-    const char *manifest;  /* its blobs are verified again */
-    int number;            /* from allocate; -1: as allocate would say */
-    const char *run;       /* with output: the marker; both or neither */
+    const char *manifest; /* its blobs are verified again */
+    int number;           /* from allocate; -1: as allocate would say */
+    const char *run;      /* with output: the marker; both or neither */
     const char *output;
     const json_t *aliases; /* list of names to point at this version; may be NULL */
 };
-/* Creates the version, or finds that it is there: by marker (then neither aliases nor anything else changes,
- * whatever the manifest says: a run's output is published once), or because the newest version has the same
- * manifest (then the aliases move to it and the marker is written).
- * A number that is taken by other content (a reservation lost in a crash) is not overwritten: the next free
- * one is used, so the record tells the version, not the argument. ret_created (may be NULL): a new version. */
+/* Creates the version, or finds that it is there: by marker (then neither aliases nor anything else
+ * changes, whatever the manifest says: a run's output is published once), or because the newest
+ * version has the same manifest (then the aliases move to it and the marker is written). A number
+ * that is taken by other content (a reservation lost in a crash) is not overwritten: the next free
+ * one is used, so the record tells the version, not the argument. ret_created (may be NULL): a new
+ * version. */
 int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **ret_record,
                     bool *ret_created, struct sl_err *err);
 /* The version that (run, output) became. SL_NOTFOUND. */
@@ -105,7 +112,8 @@ int sl_store_resolve(struct sl_store *store, const char *name, const char *versi
                      json_t **ret_record, struct sl_err *err);
 /* [{"name", "latest": "v3", "versions": 4, "aliases": {"candidate": "v3"}}, ...] by name. */
 int sl_store_list(struct sl_store *store, json_t **ret_list, struct sl_err *err);
-/* {"name", "latest", "aliases": {...}, "versions": [records without files, newest first]}. SL_NOTFOUND. */
+/* {"name", "latest", "aliases": {...}, "versions": [records without files, newest first]}.
+ * SL_NOTFOUND. */
 int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_artifact,
                       struct sl_err *err);
 /* version as in resolve. The name must not be `latest` or look like a version. */

@@ -200,8 +200,8 @@ static int judge(struct job *j, CURLcode code, struct sl_err *err)
     if (j->err.code)
         return sl_err_set(err, j->err.code, "%s (%s): %s", j->what, j->url, j->err.msg);
     if (code != CURLE_OK)
-        return sl_err_set(err, sl_web_passing(code) ? SL_RETRY : SL_IO, "%s: %s: %s", j->what, j->url,
-                          j->curl_msg[0] ? j->curl_msg : curl_easy_strerror(code));
+        return sl_err_set(err, sl_web_passing(code) ? SL_RETRY : SL_IO, "%s: %s: %s", j->what,
+                          j->url, j->curl_msg[0] ? j->curl_msg : curl_easy_strerror(code));
     json_t *problem = NULL;
     char detail[512] = "";
     if (j->reply.len && sl_json_parse(j->reply.p, j->reply.len, "answer", &problem, NULL) == 0)
@@ -209,22 +209,26 @@ static int judge(struct job *j, CURLcode code, struct sl_err *err)
     json_decref(problem);
     long s = j->status;
     if (s == 404 || s == 410)
-        return sl_err_set(err, SL_NOTFOUND, "%s is not there: %s answered %ld%s", j->what, j->url, s,
-                          detail);
+        return sl_err_set(err, SL_NOTFOUND, "%s is not there: %s answered %ld%s", j->what, j->url,
+                          s, detail);
     if (s == 401 || s == 403)
-        return sl_err_set(err, SL_DENIED, "%s: %s refused access (%ld)%s", j->what, j->url, s, detail);
+        return sl_err_set(err, SL_DENIED, "%s: %s refused access (%ld)%s", j->what, j->url, s,
+                          detail);
     if (s == 507)
         return sl_err_set(err, SL_IO, "%s: the server's disk is full: %s answered 507%s", j->what,
                           j->url, detail);
-    return sl_err_set(err, sl_web_passing_status(s) ? SL_RETRY : s == 422 ? SL_DATA : SL_SPEC,
+    return sl_err_set(err,
+                      sl_web_passing_status(s) ? SL_RETRY
+                      : s == 422               ? SL_DATA
+                                               : SL_SPEC,
                       "%s: %s answered %ld%s", j->what, j->url, s, detail);
 }
 
 static int job_init(struct job *j, const struct sl_transfer *t, const char *what, const char *url,
                     struct sl_err *err)
 {
-    *j = (struct job){.t = t, .what = what, .url = url, .fd = -1, .range_from = -1,
-                      .expected_bytes = -1};
+    *j = (struct job){
+        .t = t, .what = what, .url = url, .fd = -1, .range_from = -1, .expected_bytes = -1};
     int rc = sl_web_check_url(url, err);
     if (rc)
         return rc;
@@ -242,8 +246,9 @@ static void job_release(struct job *j)
         close(j->fd);
 }
 
-/* Fills j->fill. by_digest: a digest will tell whether the rest belongs to what we have; else an ETag must.
- * etag: of what we have whole ("": nothing); ret_unchanged: the server says that it still holds. */
+/* Fills j->fill. by_digest: a digest will tell whether the rest belongs to what we have; else an
+ * ETag must. etag: of what we have whole ("": nothing); ret_unchanged: the server says that it
+ * still holds. */
 static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unchanged,
                  struct sl_err *err)
 {
@@ -275,8 +280,9 @@ static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unch
                 if (j->fill->bytes >= j->expected_bytes)
                     return 0;
                 code = CURLE_PARTIAL_FILE;
-                snprintf(j->curl_msg, sizeof j->curl_msg, "the answer has %lld bytes instead of %lld",
-                         (long long)j->fill->bytes, (long long)j->expected_bytes);
+                snprintf(j->curl_msg, sizeof j->curl_msg,
+                         "the answer has %lld bytes instead of %lld", (long long)j->fill->bytes,
+                         (long long)j->expected_bytes);
             }
         }
         if (before > 0 && (j->status == 416 || (j->err.code == SL_DATA && old_part))) {
@@ -295,7 +301,8 @@ static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unch
         }
         if (rc != SL_RETRY || attempt >= tries_of(j->t))
             return sl_err_set(err, rc, "%s%s", fault.msg,
-                              rc == SL_RETRY ? ": gave up after several tries; is the server up?" : "");
+                              rc == SL_RETRY ? ": gave up after several tries; is the server up?"
+                                             : "");
         if (j->etag[0] == '"') /* a strong one */
             memcpy(part_etag, j->etag, sizeof part_etag);
         if (!by_digest && !part_etag[0]) {
@@ -308,7 +315,7 @@ static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unch
     }
 }
 
-/* ---- what a URL without a digest gave last --------------------------------------------------------------- */
+/* ---- what a URL without a digest gave last --------------------------------------------------- */
 
 struct known {
     char path[SL_PATH_MAX]; /* of the record */
@@ -377,7 +384,8 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
         return sl_err_set(err, SL_SPEC, "%s: the URL has more than %d bytes", what, URL_MAX);
     int rc = sl_sha256_data(url, strlen(url), url_sha256, err);
     if (rc == 0)
-        rc = sl_fill_begin(cache, sha256 ? sha256 : url_sha256, sha256, &t->watch, &fill, &there, err);
+        rc = sl_fill_begin(cache, sha256 ? sha256 : url_sha256, sha256, &t->watch, &fill, &there,
+                           err);
     if (rc)
         return sl_err_wrap(err, rc, "%s", what);
     if (there)
@@ -404,7 +412,8 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
         got.bytes = fill.bytes;
         struct sl_err fault = SL_ERR_INIT;
         rc = sl_fill_commit(&fill, sha256, got.sha256, got.path, &fault);
-        if (rc == SL_DATA && resumed) { /* the part that was left is gone now: once more, from nothing */
+        if (rc == SL_DATA &&
+            resumed) { /* the part that was left is gone now: once more, from nothing */
             sl_watch_progress(&t->watch, -got.bytes);
             job_release(&j);
             return sl_transfer_get(t, cache, what, url, sha256, bytes, ret_got, err);
@@ -422,7 +431,7 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
     return rc;
 }
 
-/* ---- uploads --------------------------------------------------------------------------------------------- */
+/* ---- uploads --------------------------------------------------------------------------------- */
 
 int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *path,
                     const char *sha256, struct sl_err *err)
@@ -466,8 +475,9 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
                 continue;
             cause = SL_CANCELLED;
         }
-        rc = sl_err_set(err, cause, "%s%s", fault.msg,
-                        cause == SL_RETRY ? ": gave up after several tries; is the server up?" : "");
+        rc =
+            sl_err_set(err, cause, "%s%s", fault.msg,
+                       cause == SL_RETRY ? ": gave up after several tries; is the server up?" : "");
     }
     job_release(&j);
     return rc;

@@ -1,12 +1,14 @@
 /* Files over HTTP: downloads into the cache, uploads of blobs.
  *
- * A download is hashed as it comes, goes on by Range after a break, and appears in the cache whole or not at
- * all. What may pass (no connection, a cut or stalled one, 408, 429, 5xx) is tried again with growing, jittered
- * pauses, SL_TRANSFER_TRIES times without progress; the rest fails at once. The token goes to the server's own
- * origin and nowhere else; its redirects are not followed. Blocks; watch may stop it (SL_CANCELLED).
+ * A download is hashed as it comes, goes on by Range after a break, and appears in the cache whole
+ * or not at all. What may pass (no connection, a cut or stalled one, 408, 429, 5xx) is tried again
+ * with growing, jittered pauses, SL_TRANSFER_TRIES times without progress; the rest fails at once.
+ * The token goes to the server's own origin and nowhere else; its redirects are not followed.
+ * Blocks; watch may stop it (SL_CANCELLED).
  *
- * Errors: SL_NOTFOUND (404), SL_DENIED (401, 403), SL_SPEC (other 4xx), SL_DATA (digest, size), SL_RETRY (tries
- * used up), SL_IO (our disk, or the server's: its message says which). Each names the thing and the URL. */
+ * Errors: SL_NOTFOUND (404), SL_DENIED (401, 403), SL_SPEC (other 4xx), SL_DATA (digest, size),
+ * SL_RETRY (tries used up), SL_IO (our disk, or the server's: its message says which). Each names
+ * the thing and the URL. */
 #ifndef SL_ARTIFACTS_TRANSFER_H
 #define SL_ARTIFACTS_TRANSFER_H
 #include "artifacts/cache.h"
@@ -15,15 +17,16 @@
 #include <stdint.h>
 
 #define SL_TRANSFER_TRIES 6
-#define SL_TRANSFER_STALL_S 30       /* without a byte for so long, a connection counts as cut */
-#define SL_TRANSFER_SYNC_S 600       /* the same while uploading: the server syncs its disk before it answers */
+#define SL_TRANSFER_STALL_S 30 /* without a byte for so long, a connection counts as cut */
+#define SL_TRANSFER_SYNC_S                                                                         \
+    600 /* the same while uploading: the server syncs its disk before it answers */
 #define SL_TRANSFER_RETRY_AFTER_S 30 /* the most that a server's Retry-After is heeded */
 
 struct sl_transfer {
-    const char *server; /* own origin, "http://host:port"; may be NULL */
-    const char *token;  /* may be NULL */
+    const char *server;    /* own origin, "http://host:port"; may be NULL */
+    const char *token;     /* may be NULL */
     struct sl_watch watch; /* progress counts bytes that came or went */
-    int tries;          /* 0: SL_TRANSFER_TRIES */
+    int tries;             /* 0: SL_TRANSFER_TRIES */
 };
 
 struct sl_got {
@@ -33,8 +36,9 @@ struct sl_got {
     bool cached; /* nothing was transferred */
 };
 
-/* what: how messages call it ("model.gguf of smollm2-135m:v0"). sha256 NULL: whatever the URL gives; then the
- * cache is used when the server's ETag says that it is unchanged. bytes: the size it must have, or -1. */
+/* what: how messages call it ("model.gguf of smollm2-135m:v0"). sha256 NULL: whatever the URL
+ * gives; then the cache is used when the server's ETag says that it is unchanged. bytes: the size
+ * it must have, or -1. */
 int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, const char *what,
                     const char *url, const char *sha256, int64_t bytes, struct sl_got *ret_got,
                     struct sl_err *err);

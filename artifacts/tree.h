@@ -18,8 +18,9 @@ struct sl_tree {
     int64_t bytes; /* of all files */
 };
 
-/* Links are followed when follow_links (a loop ends at the depth limit), else refused; sockets, devices and other
- * things that are not files are refused by name. SL_SPEC: one of those, a limit, or no file at all. */
+/* Links are followed when follow_links (a loop ends at the depth limit), else refused; sockets,
+ * devices and other things that are not files are refused by name. SL_SPEC: one of those, a limit,
+ * or no file at all. */
 int sl_tree_list(const char *dir, bool follow_links, struct sl_tree *ret_tree, struct sl_err *err);
 void sl_tree_release(struct sl_tree *tree); /* NULL-safe */
 

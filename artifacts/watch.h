@@ -7,7 +7,8 @@
 struct sl_watch {
     void *arg;
     void (*expect)(void *arg, int64_t delta_bytes); /* so much more is to be done; may be NULL */
-    void (*progress)(void *arg, int64_t delta_bytes); /* negative when work is done over; may be NULL */
+    void (*progress)(void *arg,
+                     int64_t delta_bytes); /* negative when work is done over; may be NULL */
     bool (*stop)(void *arg); /* true: end with SL_CANCELLED; asked often; may be NULL */
 };
 

@@ -35,7 +35,8 @@ CURL *sl_web_new(struct sl_err *err)
     return curl;
 }
 
-/* One part of a URL, lower case; NULL when it has none or is no URL. The caller frees it with curl_free. */
+/* One part of a URL, lower case; NULL when it has none or is no URL. The caller frees it with
+ * curl_free. */
 static char *url_part(const char *url, CURLUPart part)
 {
     CURLU *u = curl_url();
@@ -56,8 +57,8 @@ int sl_web_check_url(const char *url, struct sl_err *err)
     curl_free(user);
     if (ok)
         return 0;
-    return sl_err_set(err, SL_SPEC, "`%.300s` is not a URL of the form http(s)://HOST[:PORT]/...%s", url,
-                      user ? " without a user name" : "");
+    return sl_err_set(err, SL_SPEC, "`%.300s` is not a URL of the form http(s)://HOST[:PORT]/...%s",
+                      url, user ? " without a user name" : "");
 }
 
 bool sl_web_same_origin(const char *url, const char *other)
@@ -77,8 +78,8 @@ bool sl_web_same_origin(const char *url, const char *other)
 void sl_web_set_url(CURL *curl, const char *url)
 {
     char *host = url_part(url, CURLUPART_HOST);
-    bool loopback = host && (!strcmp(host, "localhost") || !strncmp(host, "127.", 4) ||
-                             !strcmp(host, "[::1]"));
+    bool loopback =
+        host && (!strcmp(host, "localhost") || !strncmp(host, "127.", 4) || !strcmp(host, "[::1]"));
     curl_easy_setopt(curl, CURLOPT_URL, url);
     curl_easy_setopt(curl, CURLOPT_NOPROXY, loopback ? "*" : NULL);
     curl_free(host);
@@ -114,8 +115,10 @@ bool sl_web_passing(CURLcode code)
     case CURLE_HTTP2:
     case CURLE_HTTP2_STREAM:
     case CURLE_SSL_CONNECT_ERROR:
-    case CURLE_WEIRD_SERVER_REPLY: return true;
-    default: return false;
+    case CURLE_WEIRD_SERVER_REPLY:
+        return true;
+    default:
+        return false;
     }
 }
 

@@ -1,4 +1,5 @@
-/* What the API client and transfers share of libcurl: options, origins, which failures pass, pauses. */
+/* What the API client and transfers share of libcurl: options, origins, which failures pass,
+ * pauses. */
 #ifndef SL_ARTIFACTS_WEB_H
 #define SL_ARTIFACTS_WEB_H
 #include "base/err.h"
@@ -10,8 +11,8 @@
 #define SL_WEB_REDIRECTS_MAX 5
 #define SL_WEB_PAUSE_MAX_US 8000000
 
-/* A handle with the common options: http and https only, no signals, connect timeout, no redirects. NULL when out
- * of memory. The first call initialises libcurl. */
+/* A handle with the common options: http and https only, no signals, connect timeout, no redirects.
+ * NULL when out of memory. The first call initialises libcurl. */
 CURL *sl_web_new(struct sl_err *err);
 /* Back to the common options: nothing that an earlier request pointed at is left. */
 void sl_web_reset(CURL *curl);
@@ -27,7 +28,8 @@ struct curl_slist *sl_web_authorize(struct curl_slist *list, const char *token);
 bool sl_web_passing(CURLcode code);
 /* 408, 429, 500, 502, 503, 504. */
 bool sl_web_passing_status(long status);
-/* The pause before try number `attempt` (1, 2, ...): doubled each time, with jitter, at most SL_WEB_PAUSE_MAX_US. */
+/* The pause before try number `attempt` (1, 2, ...): doubled each time, with jitter, at most
+ * SL_WEB_PAUSE_MAX_US. */
 int64_t sl_web_pause_us(int attempt);
 
 #endif

@@ -18,14 +18,16 @@
 #include <unistd.h>
 
 #define BAR_EVERY_US 200000
-#define PART_FOLDER ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
+#define PART_FOLDER                                                                                \
+    ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
 
 static const char usage[] =
     "usage: softlaunch artifact put NAME FILE|DIR ... [--alias A ...]\n"
     "       softlaunch artifact get NAME[:VERSION|:ALIAS][/FILE] [DIR]\n"
     "       softlaunch artifact ls [NAME]\n"
     "       softlaunch artifact alias NAME:VERSION ALIAS\n\n"
-    "  put    uploads files (a folder's with their paths in it) as a new version; equal content makes none\n"
+    "  put    uploads files (a folder's with their paths in it) as a new version; equal content "
+    "makes none\n"
     "  get    downloads a version's files into DIR (default: here), each checked by its sha256\n"
     "  alias  points a name such as `production` at a version\n\n"
     "  --server URL       default: SOFTLAUNCH_SERVER, else " SL_SERVER_DEFAULT "\n"
@@ -38,7 +40,7 @@ struct options {
     bool json;
 };
 
-/* ---- progress ---------------------------------------------------------------------------------------------- */
+/* ---- progress -------------------------------------------------------------------------------- */
 
 struct bar {
     int64_t done, total, shown_us;
@@ -81,7 +83,7 @@ static void bar_end(const struct bar *b)
         fputs("\r\033[K", stderr);
 }
 
-/* ---- printing ---------------------------------------------------------------------------------------------- */
+/* ---- printing -------------------------------------------------------------------------------- */
 
 static void print_json(const json_t *j)
 {
@@ -94,7 +96,8 @@ static void join(const json_t *names, char *ret_text, size_t size)
     size_t i, at = 0;
     json_t *name;
     ret_text[0] = 0;
-    json_array_foreach((json_t *)(uintptr_t)names, i, name) {
+    json_array_foreach((json_t *)(uintptr_t)names, i, name)
+    {
         int n = snprintf(ret_text + at, size - at, "%s%s", i ? ", " : "", json_string_value(name));
         if (n < 0 || (size_t)n >= size - at)
             break;
@@ -108,7 +111,8 @@ static void print_record(const json_t *record)
     human_bytes(sl_json_int(record, "bytes", 0), bytes);
     join(json_object_get(record, "aliases"), aliases, sizeof aliases);
     printf("%s:%s  %s in %zu file%s  aliases: %s\n", sl_json_str(record, "name", "?"),
-           sl_json_str(record, "version", "?"), bytes, json_array_size(json_object_get(record, "files")),
+           sl_json_str(record, "version", "?"), bytes,
+           json_array_size(json_object_get(record, "files")),
            json_array_size(json_object_get(record, "files")) == 1 ? "" : "s", aliases);
 }
 
@@ -117,7 +121,8 @@ static void print_versions(const json_t *artifact)
     size_t i;
     json_t *v;
     printf("%-8s %10s  %-24s  %-34s  %s\n", "VERSION", "SIZE", "CREATED", "FROM RUN", "ALIASES");
-    json_array_foreach(json_object_get(artifact, "versions"), i, v) {
+    json_array_foreach(json_object_get(artifact, "versions"), i, v)
+    {
         char bytes[24], aliases[256];
         human_bytes(sl_json_int(v, "bytes", 0), bytes);
         join(json_object_get(v, "aliases"), aliases, sizeof aliases);
@@ -131,7 +136,8 @@ static void print_artifacts(const json_t *list)
     size_t i;
     json_t *a;
     printf("%-40s %-8s %8s  %s\n", "NAME", "LATEST", "VERSIONS", "ALIASES");
-    json_array_foreach((json_t *)(uintptr_t)list, i, a) {
+    json_array_foreach((json_t *)(uintptr_t)list, i, a)
+    {
         printf("%-40s %-8s %8lld ", sl_json_str(a, "name", "?"), sl_json_str(a, "latest", "?"),
                (long long)sl_json_int(a, "versions", 0));
         const char *alias;
@@ -142,7 +148,7 @@ static void print_artifacts(const json_t *list)
     }
 }
 
-/* ---- put --------------------------------------------------------------------------------------------------- */
+/* ---- put ------------------------------------------------------------------------------------- */
 
 /* Uploads one file and adds it to the manifest's list. */
 static int put_file(const struct sl_transfer *t, const char *full, const char *path, json_t *files,
@@ -155,13 +161,14 @@ static int put_file(const struct sl_transfer *t, const char *full, const char *p
         sl_watch_expect(&t->watch, bytes);
         rc = sl_transfer_put(t, full, full, sha256, err);
     }
-    if (rc == 0 && json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", path, "sha256", sha256,
-                                                          "bytes", (json_int_t)bytes)))
+    if (rc == 0 && json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", path, "sha256",
+                                                          sha256, "bytes", (json_int_t)bytes)))
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
     return rc;
 }
 
-static int put_argument(const struct sl_transfer *t, const char *arg, json_t *files, struct sl_err *err)
+static int put_argument(const struct sl_transfer *t, const char *arg, json_t *files,
+                        struct sl_err *err)
 {
     char full[SL_PATH_MAX];
     struct stat st;
@@ -194,7 +201,8 @@ static int put_manifest(const struct sl_transfer *t, const json_t *manifest,
     char *text = sl_json_dump(manifest);
     int rc = 0, fd = text ? mkstemp(path) : -1;
     if (fd < 0)
-        rc = text ? sl_err_errno(err, "creating %s", path) : sl_err_set(err, SL_NOMEM, "out of memory");
+        rc = text ? sl_err_errno(err, "creating %s", path)
+                  : sl_err_set(err, SL_NOMEM, "out of memory");
     if (rc == 0)
         rc = sl_write_all(fd, text, strlen(text), err);
     if (rc == 0)
@@ -209,14 +217,17 @@ static int put_manifest(const struct sl_transfer *t, const json_t *manifest,
     return rc;
 }
 
-static int put(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+static int put(struct sl_api *api, const struct options *o, int argc, char **argv,
+               struct sl_err *err)
 {
     struct bar bar = {.on = isatty(STDERR_FILENO)};
-    const struct sl_transfer t = {.server = sl_api_server(api), .token = sl_api_token(api),
+    const struct sl_transfer t = {.server = sl_api_server(api),
+                                  .token = sl_api_token(api),
                                   .watch = {&bar, bar_expect, bar_progress, NULL}};
     char sha256[SL_SHA256_HEX + 1], path[SL_NAME_MAX + 64];
     if (!sl_name_valid(argv[0]))
-        return sl_err_set(err, SL_SPEC, "`%s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
+        return sl_err_set(err, SL_SPEC,
+                          "`%s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
                           argv[0], SL_NAME_MAX);
     json_t *files = json_array(), *problems = json_array(), *reply = NULL;
     int rc = 0;
@@ -246,7 +257,7 @@ static int put(struct sl_api *api, const struct options *o, int argc, char **arg
     return rc;
 }
 
-/* ---- get --------------------------------------------------------------------------------------------------- */
+/* ---- get ------------------------------------------------------------------------------------- */
 
 /* Downloads one file to dir/path, which then is an ordinary file of its own. */
 static int get_file(const struct sl_transfer *t, const struct sl_cache *part, const json_t *file,
@@ -258,7 +269,8 @@ static int get_file(const struct sl_transfer *t, const struct sl_cache *part, co
     if (sl_file_exists(dest)) {
         if (sl_sha256_file(dest, found, NULL, NULL) == 0 && strcmp(found, sha256) == 0)
             return 0;
-        return sl_err_set(err, SL_CONFLICT, "%s is there and has other content: move it away first", dest);
+        return sl_err_set(err, SL_CONFLICT, "%s is there and has other content: move it away first",
+                          dest);
     }
     int rc = sl_path(url, err, "%s/api/v1/blobs/%s", t->server, sha256);
     if (rc == 0)
@@ -269,16 +281,18 @@ static int get_file(const struct sl_transfer *t, const struct sl_cache *part, co
         return rc;
     *strrchr(parent, '/') = 0;
     rc = sl_mkdirs(parent, err);
-    if (rc == 0 && (chmod(got.path, 0644) || utimensat(AT_FDCWD, got.path, NULL, 0) ||
-                    rename(got.path, dest)))
+    if (rc == 0 &&
+        (chmod(got.path, 0644) || utimensat(AT_FDCWD, got.path, NULL, 0) || rename(got.path, dest)))
         rc = sl_err_errno(err, "moving %s into place", dest);
     return rc;
 }
 
-static int get(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+static int get(struct sl_api *api, const struct options *o, int argc, char **argv,
+               struct sl_err *err)
 {
     struct bar bar = {.on = isatty(STDERR_FILENO)};
-    const struct sl_transfer t = {.server = sl_api_server(api), .token = sl_api_token(api),
+    const struct sl_transfer t = {.server = sl_api_server(api),
+                                  .token = sl_api_token(api),
                                   .watch = {&bar, bar_expect, bar_progress, NULL}};
     const char *dir = argc > 1 ? argv[1] : ".";
     char path[2 * SL_NAME_MAX + 64], part_dir[SL_PATH_MAX], dest[SL_PATH_MAX];
@@ -301,7 +315,8 @@ static int get(struct sl_api *api, const struct options *o, int argc, char **arg
         rc = sl_cache_open(part_dir, &part, err);
     bar.total = rc ? 0 : sl_manifest_bytes(record);
     size_t i;
-    json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file) {
+    json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file)
+    {
         const char *name = sl_json_str(file, "path", "");
         if (ref.file[0] && strcmp(ref.file, name) != 0)
             continue;
@@ -323,9 +338,10 @@ static int get(struct sl_api *api, const struct options *o, int argc, char **arg
     return rc;
 }
 
-/* ---- ls and alias ------------------------------------------------------------------------------------------ */
+/* ---- ls and alias ---------------------------------------------------------------------------- */
 
-static int ls(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+static int ls(struct sl_api *api, const struct options *o, int argc, char **argv,
+              struct sl_err *err)
 {
     char path[SL_NAME_MAX + 64];
     json_t *reply = NULL;
@@ -343,7 +359,8 @@ static int ls(struct sl_api *api, const struct options *o, int argc, char **argv
     return rc;
 }
 
-static int alias(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err)
+static int alias(struct sl_api *api, const struct options *o, int argc, char **argv,
+                 struct sl_err *err)
 {
     char path[2 * SL_NAME_MAX + 64];
     struct sl_ref ref;
@@ -366,12 +383,13 @@ static int alias(struct sl_api *api, const struct options *o, int argc, char **a
     return rc;
 }
 
-/* ---- the command ------------------------------------------------------------------------------------------- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
     int least, most; /* arguments */
-    int (*run)(struct sl_api *api, const struct options *o, int argc, char **argv, struct sl_err *err);
+    int (*run)(struct sl_api *api, const struct options *o, int argc, char **argv,
+               struct sl_err *err);
 } verbs[] = {
     {"put", 2, 10000, put},
     {"get", 1, 2, get},
@@ -392,12 +410,26 @@ int cmd_artifact(int argc, char **argv)
     int c, status = 2;
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
-        case 's': o.server = optarg; break;
-        case 't': o.token_file = optarg; break;
-        case 'a': json_array_append_new(o.aliases, json_string(optarg)); break;
-        case 'j': o.json = true; break;
-        case 'h': fputs(usage, stdout); json_decref(o.aliases); return 0;
-        default: fputs(usage, stderr); json_decref(o.aliases); return 2;
+        case 's':
+            o.server = optarg;
+            break;
+        case 't':
+            o.token_file = optarg;
+            break;
+        case 'a':
+            json_array_append_new(o.aliases, json_string(optarg));
+            break;
+        case 'j':
+            o.json = true;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            json_decref(o.aliases);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            json_decref(o.aliases);
+            return 2;
         }
     for (size_t i = 0; optind < argc && i < sizeof verbs / sizeof *verbs; i++) {
         int n = argc - optind - 1;

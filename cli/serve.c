@@ -11,16 +11,20 @@ static const char usage[] =
     "  --data DIR         the artifact store: blobs, versions, records\n"
     "  --token-file FILE  one line: the token that every client must send\n"
     "  --listen HOST:PORT where to answer; port 0 takes a free one\n"
-    "  --redis URL        redis://HOST:PORT/DB or unix:///PATH; without it the store alone is served\n"
+    "  --redis URL        redis://HOST:PORT/DB or unix:///PATH; without it the store alone is "
+    "served\n"
     "  --port-file FILE   gets the port's number once the server answers\n\n"
     "Prints `serving http://HOST:PORT`, logs JSON lines on standard error, stops on SIGTERM.\n";
 
 int cmd_serve(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"listen", required_argument, NULL, 'l'},     {"data", required_argument, NULL, 'd'},
-        {"redis", required_argument, NULL, 'r'},      {"token-file", required_argument, NULL, 't'},
-        {"port-file", required_argument, NULL, 'p'},  {"help", no_argument, NULL, 'h'},
+        {"listen", required_argument, NULL, 'l'},
+        {"data", required_argument, NULL, 'd'},
+        {"redis", required_argument, NULL, 'r'},
+        {"token-file", required_argument, NULL, 't'},
+        {"port-file", required_argument, NULL, 'p'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     struct sl_serve_config config = {.listen = "127.0.0.1:8080"};
@@ -28,13 +32,27 @@ int cmd_serve(int argc, char **argv)
     int c;
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
-        case 'l': config.listen = optarg; break;
-        case 'd': config.data_dir = optarg; break;
-        case 'r': config.redis_url = optarg; break;
-        case 't': config.token_file = optarg; break;
-        case 'p': config.port_file = optarg; break;
-        case 'h': fputs(usage, stdout); return 0;
-        default: fputs(usage, stderr); return 2;
+        case 'l':
+            config.listen = optarg;
+            break;
+        case 'd':
+            config.data_dir = optarg;
+            break;
+        case 'r':
+            config.redis_url = optarg;
+            break;
+        case 't':
+            config.token_file = optarg;
+            break;
+        case 'p':
+            config.port_file = optarg;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 2;
         }
     if (optind != argc || !config.data_dir || !config.token_file) {
         fputs(usage, stderr);

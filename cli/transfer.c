@@ -1,6 +1,7 @@
-/* `softlaunch transfer fetch|push --plan FILE`: what an agent execs for each fetch and upload, so that its loop
- * never touches HTTP or hashing. artifacts/plan.h has the plans, base/wire.h the events: `progress`, then one
- * `result` with the state, cause and message, and "resolved" (fetch) or "manifests" and "reply" (push). */
+/* `softlaunch transfer fetch|push --plan FILE`: what an agent execs for each fetch and upload, so
+ * that its loop never touches HTTP or hashing. artifacts/plan.h has the plans, base/wire.h the
+ * events: `progress`, then one `result` with the state, cause and message, and "resolved" (fetch)
+ * or "manifests" and "reply" (push). */
 #include "artifacts/plan.h"
 #include "base/clock.h"
 #include "base/json.h"
@@ -26,7 +27,8 @@ static void send_progress(struct transfer *t)
     t->sent_us = sl_boot_us();
     sl_wire_send(t->events_fd,
                  json_pack("{s:s, s:s, s:I, s:I}", "ev", "progress", "phase", t->phase, "done",
-                           (json_int_t)t->done, "total", (json_int_t)(t->total > t->done ? t->total : t->done)),
+                           (json_int_t)t->done, "total",
+                           (json_int_t)(t->total > t->done ? t->total : t->done)),
                  NULL);
 }
 
@@ -44,7 +46,8 @@ static void on_progress(void *arg, int64_t delta_bytes)
         send_progress(t);
 }
 
-/* Inputs are of no use to a run that is being preempted; its checkpoint's upload is what preemption waits for. */
+/* Inputs are of no use to a run that is being preempted; its checkpoint's upload is what preemption
+ * waits for. */
 static bool on_stop(void *arg)
 {
     struct transfer *t = arg;
@@ -81,7 +84,8 @@ static int finish(struct transfer *t, int rc, json_t *fields, const struct sl_er
 
 static int usage(void)
 {
-    fputs("usage: softlaunch transfer fetch|push --plan FILE [--events-fd N] [--control-fd N]\n", stderr);
+    fputs("usage: softlaunch transfer fetch|push --plan FILE [--events-fd N] [--control-fd N]\n",
+          stderr);
     return 2;
 }
 
@@ -98,10 +102,17 @@ int cmd_transfer(int argc, char **argv)
     struct transfer t = {.events_fd = 1};
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
-        case 'p': plan_path = optarg; break;
-        case 'e': t.events_fd = atoi(optarg); break;
-        case 'c': control_fd = atoi(optarg); break;
-        default: return usage();
+        case 'p':
+            plan_path = optarg;
+            break;
+        case 'e':
+            t.events_fd = atoi(optarg);
+            break;
+        case 'c':
+            control_fd = atoi(optarg);
+            break;
+        default:
+            return usage();
         }
     if (optind + 1 != argc || !plan_path)
         return usage();

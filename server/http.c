@@ -1,5 +1,6 @@
-/* Sockets, routes and pools of handlers. A request goes: access (first call: token, route, begin) -> body ->
- * suspended while a pool runs its handler -> resumed, and the answer queued -> completed. */
+/* Sockets, routes and pools of handlers. A request goes: access (first call: token, route, begin)
+ * -> body -> suspended while a pool runs its handler -> resumed, and the answer queued ->
+ * completed. */
 #include "server/http.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -48,7 +49,7 @@ bool sl_http_is_stopping(const struct sl_http *http)
     return atomic_load(&http->stopping);
 }
 
-/* ---- pools ----------------------------------------------------------------------------------------------- */
+/* ---- pools ----------------------------------------------------------------------------------- */
 
 static void run_handler(struct sl_http_req *req)
 {
@@ -122,7 +123,7 @@ static void pool_stop(struct pool *p)
         pthread_join(p->threads[p->n_threads - 1], NULL);
 }
 
-/* ---- routes ---------------------------------------------------------------------------------------------- */
+/* ---- routes ---------------------------------------------------------------------------------- */
 
 /* Compares path parts with a pattern; fills params. */
 static bool match(const char *pattern, char *const *parts, int n_parts, const char **params)
@@ -167,15 +168,13 @@ static void find_route(struct sl_http *http, struct sl_http_req *req, const char
             memcpy(req->params, params, sizeof params);
             return;
         }
-        if (strlen(allowed) + strlen(r->method) + 3 < sizeof allowed) {
-            strcat(allowed, allowed[0] ? ", " : "");
-            strcat(allowed, r->method);
-        }
+        size_t len = strlen(allowed);
+        snprintf(allowed + len, sizeof allowed - len, "%s%s", len ? ", " : "", r->method);
     }
     if (allowed[0]) {
         sl_http_set_header(req, "Allow", allowed);
-        sl_http_reply_problem(req, 405, "method not allowed", NULL, "%.20s is not possible here: use %s",
-                              req->method, allowed);
+        sl_http_reply_problem(req, 405, "method not allowed", NULL,
+                              "%.20s is not possible here: use %s", req->method, allowed);
     } else {
         sl_http_reply_problem(req, 404, "not found", NULL, "there is nothing at %.200s", url);
     }
@@ -192,7 +191,7 @@ static bool token_ok(const struct sl_http *http, const char *header)
     return CRYPTO_memcmp(found, http->token_sha256, SL_SHA256_HEX) == 0;
 }
 
-/* ---- one request ----------------------------------------------------------------------------------------- */
+/* ---- one request ----------------------------------------------------------------------------- */
 
 static enum MHD_Result send_answer(struct sl_http_req *req)
 {
@@ -204,7 +203,8 @@ static enum MHD_Result send_answer(struct sl_http_req *req)
     return ok;
 }
 
-/* Headers are in: everything that can be said before the body. An answer is there when it was refused. */
+/* Headers are in: everything that can be said before the body. An answer is there when it was
+ * refused. */
 static void first_call(struct sl_http_req *req, const char *url)
 {
     struct sl_http *http = req->http;
@@ -218,7 +218,8 @@ static void first_call(struct sl_http_req *req, const char *url)
         return;
     }
     find_route(http, req, url);
-    if (!(req->route && req->route->open) && !token_ok(http, sl_http_header(req, "Authorization"))) {
+    if (!(req->route && req->route->open) &&
+        !token_ok(http, sl_http_header(req, "Authorization"))) {
         if (req->response)
             MHD_destroy_response(req->response);
         req->response = NULL;
@@ -337,7 +338,7 @@ static void completed(void *cls, struct MHD_Connection *conn, void **con_cls,
     atomic_fetch_sub(&http->active, 1);
 }
 
-/* ---- the server ------------------------------------------------------------------------------------------ */
+/* ---- the server ------------------------------------------------------------------------------ */
 
 int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, struct sl_err *err)
 {
@@ -375,7 +376,8 @@ int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, v
         for (const char *p = strchr(routes[i].pattern, '{'); p; p = strchr(p + 1, '{'))
             params++;
         bool stream = routes[i].body == SL_BODY_STREAM;
-        if (http->n_routes == SL_HTTP_ROUTES_MAX || params > SL_HTTP_PARAMS_MAX || !routes[i].handle ||
+        if (http->n_routes == SL_HTTP_ROUTES_MAX || params > SL_HTTP_PARAMS_MAX ||
+            !routes[i].handle ||
             (stream && (!routes[i].begin || !routes[i].data || !routes[i].abort)))
             return sl_err_set(err, SL_SPEC, "route %s %s does not fit the server's limits",
                               routes[i].method, routes[i].pattern);
@@ -394,8 +396,8 @@ static int listen_on(const char *address, int *ret_fd, int *ret_port, struct sl_
     if (len > 1 && address[0] == '[' && address[len - 1] == ']')
         address++, len -= 2;
     if (!colon || len == 0 || len >= sizeof host || !colon[1])
-        return sl_err_set(err, SL_SPEC, "--listen %.200s: expected HOST:PORT, such as 127.0.0.1:8080",
-                          address);
+        return sl_err_set(err, SL_SPEC,
+                          "--listen %.200s: expected HOST:PORT, such as 127.0.0.1:8080", address);
     memcpy(host, address, len);
     host[len] = 0;
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
@@ -498,7 +500,8 @@ int sl_http_read_token(const char *path, char **ret_token, struct sl_err *err)
     }
     char *text = buf.p + strspn(buf.p, " \t\r\n");
     size_t len = strcspn(text, " \t\r\n");
-    if (len < SL_HTTP_TOKEN_MIN || len > SL_HTTP_TOKEN_MAX || text[len + strspn(text + len, " \t\r\n")])
+    if (len < SL_HTTP_TOKEN_MIN || len > SL_HTTP_TOKEN_MAX ||
+        text[len + strspn(text + len, " \t\r\n")])
         rc = sl_err_set(err, SL_SPEC,
                         "token file %s: expected one word of %d to %d characters; make one with "
                         "`openssl rand -hex 16 > %s`",

@@ -1,13 +1,15 @@
 /* The HTTP server under the REST API: routes, bearer token, problem+json, streamed bodies.
  *
- * libmicrohttpd's epoll threads read and write sockets. A handler runs on a bounded pool of its own, once the
- * request's body is in, so it may block (disk, Redis) without holding up other connections. Routes marked
- * `waits` (long polls) have a second pool, so that many followers do not starve short requests; such a handler
- * waits at most SL_HTTP_WAIT_MAX_MS and looks at sl_http_stopping().
+ * libmicrohttpd's epoll threads read and write sockets. A handler runs on a bounded pool of its
+ * own, once the request's body is in, so it may block (disk, Redis) without holding up other
+ * connections. Routes marked `waits` (long polls) have a second pool, so that many followers do not
+ * starve short requests; such a handler waits at most SL_HTTP_WAIT_MAX_MS and looks at
+ * sl_http_stopping().
  *
- * A handler answers exactly once, with one sl_http_reply_* call; one that returns without answering gives 500.
- * Every request needs `Authorization: Bearer TOKEN` unless its route is `open`. Errors are
- * application/problem+json {"title", "status", "detail", "errors": [{"path", "detail"}, ...]}. */
+ * A handler answers exactly once, with one sl_http_reply_* call; one that returns without answering
+ * gives 500. Every request needs `Authorization: Bearer TOKEN` unless its route is `open`. Errors
+ * are application/problem+json {"title", "status", "detail", "errors": [{"path", "detail"}, ...]}.
+ */
 #ifndef SL_SERVER_HTTP_H
 #define SL_SERVER_HTTP_H
 #include "base/err.h"
@@ -19,12 +21,12 @@
 #define SL_HTTP_JSON_MAX (1u << 20)     /* bytes of a JSON body */
 #define SL_HTTP_HEADERS_MAX (32u << 10) /* bytes of a request's line and headers */
 #define SL_HTTP_CONNECTIONS_MAX 512
-#define SL_HTTP_IDLE_S 60               /* a connection that neither sends nor reads for so long is cut */
+#define SL_HTTP_IDLE_S 60 /* a connection that neither sends nor reads for so long is cut */
 #define SL_HTTP_LOOP_THREADS 2
-#define SL_HTTP_HANDLERS 8              /* handlers at once */
-#define SL_HTTP_WAITERS 32              /* `waits` handlers at once */
+#define SL_HTTP_HANDLERS 8 /* handlers at once */
+#define SL_HTTP_WAITERS 32 /* `waits` handlers at once */
 #define SL_HTTP_WAIT_MAX_MS 1000
-#define SL_HTTP_TOKEN_MIN 16            /* characters of a token, and its maximum */
+#define SL_HTTP_TOKEN_MIN 16 /* characters of a token, and its maximum */
 #define SL_HTTP_TOKEN_MAX 512
 #define SL_HTTP_ROUTES_MAX 128
 #define SL_HTTP_PARAMS_MAX 4
@@ -33,24 +35,27 @@ struct sl_http;
 struct sl_http_req; /* one request; valid until its handler returns */
 
 enum sl_http_body {
-    SL_BODY_NONE,   /* a request with a body is refused */
-    SL_BODY_JSON,   /* parsed before the handler runs; it must be there and be JSON */
-    SL_BODY_STREAM  /* goes to begin, data, and then the handler (or abort), as it arrives */
+    SL_BODY_NONE,  /* a request with a body is refused */
+    SL_BODY_JSON,  /* parsed before the handler runs; it must be there and be JSON */
+    SL_BODY_STREAM /* goes to begin, data, and then the handler (or abort), as it arrives */
 };
 
 typedef void sl_http_handler(struct sl_http_req *req, void *arg);
-/* Streamed bodies. These run on a socket thread: short work only. begin may refuse before the body is sent, by
- * an error or by an answer of its own; *ret_state is then not used. After data fails, the error is the answer. */
+/* Streamed bodies. These run on a socket thread: short work only. begin may refuse before the body
+ * is sent, by an error or by an answer of its own; *ret_state is then not used. After data fails,
+ * the error is the answer. */
 typedef int sl_http_begin(struct sl_http_req *req, void *arg, void **ret_state, struct sl_err *err);
 typedef int sl_http_data(void *state, const void *data, size_t len, struct sl_err *err);
-typedef void sl_http_abort(void *state); /* the client left, or data failed: the handler will not run */
+typedef void
+sl_http_abort(void *state); /* the client left, or data failed: the handler will not run */
 
 struct sl_route {
-    const char *method;  /* "GET" (answers HEAD too), "PUT", "POST", "DELETE" */
-    const char *pattern; /* "/api/v1/runs/{run}/events"; a parameter is one part of the path, decoded */
+    const char *method; /* "GET" (answers HEAD too), "PUT", "POST", "DELETE" */
+    const char
+        *pattern; /* "/api/v1/runs/{run}/events"; a parameter is one part of the path, decoded */
     enum sl_http_body body;
-    bool open;           /* needs no token */
-    bool waits;          /* a long poll */
+    bool open;  /* needs no token */
+    bool waits; /* a long poll */
     sl_http_handler *handle;
     sl_http_begin *begin; /* with SL_BODY_STREAM only */
     sl_http_data *data;
@@ -72,13 +77,15 @@ int sl_http_port(const struct sl_http *http); /* after start */
 /* Takes no new connections, lets running handlers finish, ends the threads. Blocks. NULL-safe. */
 void sl_http_stop(struct sl_http *http);
 void sl_http_free(struct sl_http *http); /* stops too; NULL-safe */
-/* Reads a token file (one line, blanks around it dropped) into a heap string. SL_SPEC when too short. */
+/* Reads a token file (one line, blanks around it dropped) into a heap string. SL_SPEC when too
+ * short. */
 int sl_http_read_token(const char *path, char **ret_token, struct sl_err *err);
 
-/* ---- what a handler reads; borrowed until it returns --------------------------------------------------- */
+/* ---- what a handler reads; borrowed until it returns ----------------------------------------- */
 
 const char *sl_http_method(const struct sl_http_req *req); /* "HEAD" for HEAD */
-const char *sl_http_param(const struct sl_http_req *req, const char *name); /* never NULL for one of the pattern */
+const char *sl_http_param(const struct sl_http_req *req,
+                          const char *name); /* never NULL for one of the pattern */
 const char *sl_http_query(const struct sl_http_req *req, const char *name); /* NULL: not given */
 /* Clamped to least..most; `otherwise` when not given or not a number. */
 int64_t sl_http_query_int(const struct sl_http_req *req, const char *name, int64_t otherwise,
@@ -88,7 +95,7 @@ json_t *sl_http_json(const struct sl_http_req *req); /* the body (SL_BODY_JSON) 
 void *sl_http_state(const struct sl_http_req *req);  /* begin's state; the handler owns it now */
 bool sl_http_stopping(const struct sl_http_req *req);
 
-/* ---- answers ------------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 /* Before the reply. Returns without effect when out of memory. */
 void sl_http_set_header(struct sl_http_req *req, const char *name, const char *value);
@@ -97,7 +104,8 @@ void sl_http_reply_empty(struct sl_http_req *req, unsigned status);
 /* data is copied. */
 void sl_http_reply_data(struct sl_http_req *req, unsigned status, const char *content_type,
                         const void *data, size_t len);
-/* Takes fd. Sends the file with its ETag (sha256, without quotes), answering Range and If-None-Match. */
+/* Takes fd. Sends the file with its ETag (sha256, without quotes), answering Range and
+ * If-None-Match. */
 void sl_http_reply_file(struct sl_http_req *req, int fd_taken, int64_t bytes, const char *etag,
                         const char *content_type);
 /* errors_stolen: [{"path", "detail"}, ...] or NULL. */
@@ -105,7 +113,8 @@ void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char 
                            json_t *errors_stolen, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
 /* The problem for an error: SPEC and DATA 422, NOTFOUND 404, CONFLICT 409, LEASE 409 with the title
- * "lease lost", CANCELLED 409 with the title "cancelled", DENIED 403, RETRY 503, IO (a full disk) 507, else 500. */
+ * "lease lost", CANCELLED 409 with the title "cancelled", DENIED 403, RETRY 503, IO (a full disk)
+ * 507, else 500. */
 void sl_http_reply_err(struct sl_http_req *req, const struct sl_err *err, json_t *errors_stolen);
 
 #endif

@@ -15,12 +15,12 @@ struct sl_http_req {
     struct MHD_Connection *conn;
     const struct sl_route *route; /* NULL until one matched */
     void *arg;
-    char *path;                   /* cut into parts; params point into it */
+    char *path;                             /* cut into parts; params point into it */
     const char *params[SL_HTTP_PARAMS_MAX]; /* in the pattern's order */
     char *method;
     struct sl_buf body;
     json_t *json;
-    void *state;         /* of a streamed body; begin has run when streaming */
+    void *state; /* of a streamed body; begin has run when streaming */
     bool streaming;
     bool dispatched;     /* handed to a pool */
     struct sl_err error; /* of the body; the rest of it is read and dropped */

@@ -67,7 +67,7 @@ bool sl_http_stopping(const struct sl_http_req *req)
     return sl_http_is_stopping(req->http);
 }
 
-/* ---- answers --------------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 void sl_http_set_header(struct sl_http_req *req, const char *name, const char *value)
 {
@@ -83,7 +83,8 @@ void sl_http_set_header(struct sl_http_req *req, const char *name, const char *v
     req->headers[req->n_headers++].value = v;
 }
 
-/* Takes response (NULL: out of memory, the caller of the handler answers 500). The first answer counts. */
+/* Takes response (NULL: out of memory, the caller of the handler answers 500). The first answer
+ * counts. */
 static void answer(struct sl_http_req *req, unsigned status, const char *content_type,
                    struct MHD_Response *response)
 {
@@ -110,7 +111,8 @@ void sl_http_reply_data(struct sl_http_req *req, unsigned status, const char *co
            MHD_create_response_from_buffer(len, (void *)(uintptr_t)data, MHD_RESPMEM_MUST_COPY));
 }
 
-static void reply_json(struct sl_http_req *req, unsigned status, const char *type, json_t *body_stolen)
+static void reply_json(struct sl_http_req *req, unsigned status, const char *type,
+                       json_t *body_stolen)
 {
     char *text = body_stolen ? sl_json_dump(body_stolen) : NULL;
     json_decref(body_stolen);
@@ -158,22 +160,41 @@ void sl_http_reply_err(struct sl_http_req *req, const struct sl_err *err, json_t
     unsigned status = 500;
     const char *title = "internal error";
     switch (err->code) {
-    case SL_SPEC: status = 422, title = "not valid"; break;
-    case SL_DATA: status = 422, title = "wrong data"; break;
-    case SL_NOTFOUND: status = 404, title = "not found"; break;
-    case SL_CONFLICT: status = 409, title = "conflict"; break;
-    case SL_LEASE: status = 409, title = "lease lost"; break;
-    case SL_CANCELLED: status = 409, title = "cancelled"; break;
-    case SL_DENIED: status = 403, title = "not allowed"; break;
-    case SL_RETRY: status = 503, title = "try again"; break;
-    case SL_NOMEM: title = "out of memory"; break;
+    case SL_SPEC:
+        status = 422, title = "not valid";
+        break;
+    case SL_DATA:
+        status = 422, title = "wrong data";
+        break;
+    case SL_NOTFOUND:
+        status = 404, title = "not found";
+        break;
+    case SL_CONFLICT:
+        status = 409, title = "conflict";
+        break;
+    case SL_LEASE:
+        status = 409, title = "lease lost";
+        break;
+    case SL_CANCELLED:
+        status = 409, title = "cancelled";
+        break;
+    case SL_DENIED:
+        status = 403, title = "not allowed";
+        break;
+    case SL_RETRY:
+        status = 503, title = "try again";
+        break;
+    case SL_NOMEM:
+        title = "out of memory";
+        break;
     case SL_IO:
         if (strstr(err->msg, strerror(ENOSPC)) || strstr(err->msg, strerror(EDQUOT)))
             status = 507, title = "the server's disk is full";
         else
             title = "the server's disk failed";
         break;
-    default: break;
+    default:
+        break;
     }
     sl_http_reply_problem(req, status, title, errors_stolen, "%s", err->msg);
 }

@@ -32,8 +32,8 @@ static int put_blob_begin(struct sl_http_req *req, void *arg, void **ret_state, 
     const char *sha256 = sl_http_param(req, "sha256");
     int64_t bytes;
     if (sl_blob_stat(store, sha256, &bytes, NULL) == 0) {
-        sl_http_reply_json(req, 200, json_pack("{s:s, s:I}", "sha256", sha256, "bytes",
-                                               (json_int_t)bytes));
+        sl_http_reply_json(req, 200,
+                           json_pack("{s:s, s:I}", "sha256", sha256, "bytes", (json_int_t)bytes));
         return 0;
     }
     struct sl_blob_writer *w;
@@ -61,8 +61,8 @@ static void put_blob(struct sl_http_req *req, void *arg)
     if (sl_blob_commit(sl_http_state(req), sha256, &err) || sl_blob_stat(arg, sha256, &bytes, &err))
         sl_http_reply_err(req, &err, NULL);
     else
-        sl_http_reply_json(req, 201, json_pack("{s:s, s:I}", "sha256", sha256, "bytes",
-                                               (json_int_t)bytes));
+        sl_http_reply_json(req, 201,
+                           json_pack("{s:s, s:I}", "sha256", sha256, "bytes", (json_int_t)bytes));
 }
 
 static void list_artifacts(struct sl_http_req *req, void *arg)
@@ -100,23 +100,27 @@ static void post_version(struct sl_http_req *req, void *arg)
 {
     struct sl_err err = SL_ERR_INIT;
     json_t *body = sl_http_json(req), *problems = json_array(), *record = NULL, *manifest = NULL;
-    const json_t *aliases = json_object_get(body, "aliases"), *digest = json_object_get(body, "manifest");
+    const json_t *aliases = json_object_get(body, "aliases"),
+                 *digest = json_object_get(body, "manifest");
     const char *key;
     json_t *value;
-    json_object_foreach(body, key, value)
-        if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0)
-            sl_problem_add(problems, "/", "there is no key `%.100s` here", key);
+    json_object_foreach(body, key,
+                        value) if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0)
+        sl_problem_add(problems, "/", "there is no key `%.100s` here", key);
     if (!json_is_string(digest) || !sl_sha256_valid(json_string_value(digest)))
         sl_problem_add(problems, "/manifest", "must be the sha256 of a manifest that was uploaded");
     if (aliases && !json_is_array(aliases))
         sl_problem_add(problems, "/aliases", "must be a list of names");
     if (json_array_size(problems) > 0) {
-        sl_http_reply_problem(req, 422, "not valid", problems, "the request is not as it should be");
+        sl_http_reply_problem(req, 422, "not valid", problems,
+                              "the request is not as it should be");
         return;
     }
     json_decref(problems);
     problems = NULL;
-    struct sl_commit commit = {.name = sl_http_param(req, "name"), .aliases = aliases, .number = -1,
+    struct sl_commit commit = {.name = sl_http_param(req, "name"),
+                               .aliases = aliases,
+                               .number = -1,
                                .manifest = json_string_value(digest)};
     bool created = false;
     int rc = sl_store_manifest(arg, commit.manifest, &manifest, &problems, &err);
@@ -146,14 +150,23 @@ static void put_alias(struct sl_http_req *req, void *arg)
 static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/health", .open = true, .handle = health},
     {.method = "GET", .pattern = "/api/v1/blobs/{sha256}", .handle = get_blob},
-    {.method = "PUT", .pattern = "/api/v1/blobs/{sha256}", .body = SL_BODY_STREAM, .handle = put_blob,
-     .begin = put_blob_begin, .data = put_blob_data, .abort = put_blob_abort},
+    {.method = "PUT",
+     .pattern = "/api/v1/blobs/{sha256}",
+     .body = SL_BODY_STREAM,
+     .handle = put_blob,
+     .begin = put_blob_begin,
+     .data = put_blob_data,
+     .abort = put_blob_abort},
     {.method = "GET", .pattern = "/api/v1/artifacts", .handle = list_artifacts},
     {.method = "GET", .pattern = "/api/v1/artifacts/{name}", .handle = get_artifact},
     {.method = "GET", .pattern = "/api/v1/artifacts/{name}/{ref}", .handle = get_version},
-    {.method = "POST", .pattern = "/api/v1/artifacts/{name}/versions", .body = SL_BODY_JSON,
+    {.method = "POST",
+     .pattern = "/api/v1/artifacts/{name}/versions",
+     .body = SL_BODY_JSON,
      .handle = post_version},
-    {.method = "PUT", .pattern = "/api/v1/artifacts/{name}/aliases/{alias}", .body = SL_BODY_JSON,
+    {.method = "PUT",
+     .pattern = "/api/v1/artifacts/{name}/aliases/{alias}",
+     .body = SL_BODY_JSON,
      .handle = put_alias},
 };
 

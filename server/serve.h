@@ -1,8 +1,8 @@
 /* `softlaunch serve`: the store, the REST API and, with Redis, the runs' part, in one process.
  *
- * A part is a piece of the server with a start and a stop; serve.c holds the list. Parts start in its order,
- * before the port answers, and stop in the opposite one, after the last handler has returned. A part that
- * needs Redis is left out when no --redis is given. */
+ * A part is a piece of the server with a start and a stop; serve.c holds the list. Parts start in
+ * its order, before the port answers, and stop in the opposite one, after the last handler has
+ * returned. A part that needs Redis is left out when no --redis is given. */
 #ifndef SL_SERVER_SERVE_H
 #define SL_SERVER_SERVE_H
 #include "artifacts/store.h"
@@ -11,11 +11,11 @@
 #include <stdbool.h>
 
 struct sl_serve_config {
-    const char *listen;     /* "127.0.0.1:8080" */
+    const char *listen; /* "127.0.0.1:8080" */
     const char *data_dir;
-    const char *redis_url;  /* NULL: the store alone */
+    const char *redis_url; /* NULL: the store alone */
     const char *token_file;
-    const char *port_file;  /* gets the port as text, durably, once it answers; may be NULL */
+    const char *port_file; /* gets the port as text, durably, once it answers; may be NULL */
 };
 
 struct sl_server {
@@ -27,7 +27,8 @@ struct sl_server {
 struct sl_server_part {
     const char *name;
     bool needs_redis;
-    /* Adds its routes with sl_http_add(server->http, ...), starts its threads. server outlives the part. */
+    /* Adds its routes with sl_http_add(server->http, ...), starts its threads. server outlives the
+     * part. */
     int (*start)(struct sl_server *server, void **ret_state, struct sl_err *err);
     void (*stop)(void *state); /* may be NULL */
 };
