@@ -298,7 +298,7 @@ def make_case(name, model):
             **common,
         )
         about = dict(encoder_type="lstm", virtual_tokens=6, encoder_hidden=16, num_layers=2)
-        return PeftCase(model, config), make_batches(12, 1), 0.01, about
+        return PeftCase(model, config), make_batches(12, 1), 0.02, about
     if name == "prompt":
         config = peft.PromptTuningConfig(
             num_virtual_tokens=5, prompt_tuning_init="RANDOM", **common
