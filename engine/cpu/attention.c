@@ -14,7 +14,7 @@ SL_CLONES static void transpose(const float *x, int n, int cols, int ldx, float 
             y[(int64_t)c * ldy + i] = 0.0f;
 }
 
-static void copy_row(const float *x, int cols, int padded, float f, float *y)
+SL_INLINE void copy_row(const float *x, int cols, int padded, float f, float *y)
 {
     for (int c = 0; c < cols; c++)
         y[c] = f * x[c];
@@ -22,8 +22,8 @@ static void copy_row(const float *x, int cols, int padded, float f, float *y)
         y[c] = 0.0f;
 }
 
-void sl_cpu_att_keys(const struct sl_attention *a, const struct sl_seq *s, int kv_head,
-                     const float *x, int64_t ld, int n, float *plain, float *turned)
+SL_CLONES void sl_cpu_att_keys(const struct sl_attention *a, const struct sl_seq *s, int kv_head,
+                               const float *x, int64_t ld, int n, float *plain, float *turned)
 {
     int d = a->head_dim, dp = sl_cpu_pad(d), np = sl_cpu_pad(n);
     for (int j = 0; j < n; j++) {
@@ -34,8 +34,8 @@ void sl_cpu_att_keys(const struct sl_attention *a, const struct sl_seq *s, int k
         transpose(plain, n, d, dp, turned, np);
 }
 
-void sl_cpu_att_rows(const struct sl_attention *a, const struct sl_seq *s, int kv_head, int r0,
-                     int n, const float *x, int64_t ld, float f, float *out)
+SL_CLONES void sl_cpu_att_rows(const struct sl_attention *a, const struct sl_seq *s, int kv_head,
+                               int r0, int n, const float *x, int64_t ld, float f, float *out)
 {
     int d = a->head_dim, dp = sl_cpu_pad(d), group = a->heads / a->kv_heads;
     for (int r = 0; r < n; r++) {

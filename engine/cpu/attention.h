@@ -7,8 +7,8 @@
 #define SL_ENGINE_CPU_ATTENTION_H
 #include "engine/cpu/cpu.h"
 
-#define SL_CPU_ATT_ROWS 96 /* query rows handled at a time */
-#define SL_CPU_ATT_PAD 16  /* columns of every block are padded to this with zeros */
+#define SL_CPU_ATT_ROWS 192 /* query rows handled at a time */
+#define SL_CPU_ATT_PAD 16   /* columns of every block are padded to this with zeros */
 
 static inline int sl_cpu_pad(int n)
 {

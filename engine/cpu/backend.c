@@ -77,8 +77,10 @@ static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_
                     struct sl_err *err)
 {
     int threads = opts ? opts->threads : 0;
-    if (!threads)
+    if (!threads) {
         threads = getenv("OMP_NUM_THREADS") ? omp_get_max_threads() : sl_cpu_usable_cores();
+        threads = threads < SL_CPU_MAX_THREADS ? threads : SL_CPU_MAX_THREADS;
+    }
     if (threads < 1 || threads > SL_CPU_MAX_THREADS)
         return sl_err_set(err, SL_SPEC, "%d CPU threads: expected 1 to %d", threads,
                           SL_CPU_MAX_THREADS);
@@ -90,7 +92,7 @@ static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_
         return sl_err_set(err, SL_NOMEM, "no memory for the CPU backend");
     }
     be->threads = threads;
-    openblas_set_num_threads(threads);
+    omp_set_num_threads(threads);
     *ret_be = be;
     return 0;
 }

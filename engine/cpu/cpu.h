@@ -1,16 +1,16 @@
 /* The CPU backend's inside: what its files share. Users see only engine/ops.h.
  *
- * OpenBLAS does the matrices, OpenMP the rest. The number of OpenBLAS threads is one per process,
- * so backends that are open at the same time must ask for the same number of threads. A failure
- * inside an operation (only memory can fail) is kept in the backend and reported by the next
- * step_end or download. */
+ * OpenBLAS does the matrices, one thread a block; OpenMP has the threads. open() makes its number
+ * of threads the calling thread's default for OpenMP, which OpenBLAS goes by outside of our
+ * regions. A failure inside an operation (only memory can fail) is kept in the backend and reported
+ * by the next step_end or download. */
 #ifndef SL_ENGINE_CPU_CPU_H
 #define SL_ENGINE_CPU_CPU_H
 #include "engine/ops.h"
 
 #define SL_CPU_ALIGN 256
 #define SL_CPU_HUGE_BYTES (4u << 20) /* from here on memory asks for huge pages */
-#define SL_CPU_MAX_THREADS 1024
+#define SL_CPU_MAX_THREADS 64        /* what Debian's OpenBLAS is built for */
 #define SL_CPU_SMALL 8192 /* elements below which an operation is not worth a second thread */
 
 struct sl_weight {

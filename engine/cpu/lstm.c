@@ -6,7 +6,8 @@
  * all sequences at once. */
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/simd.h"
-#include <cblas.h>
+
+#define COLUMN_BLOCK 256 /* columns one thread sums at a time */
 
 struct dir {
     int64_t rows; /* seqs*steps */
@@ -81,20 +82,6 @@ SL_CLONES static void cell_backward(int e, const float *gates, const float *c_be
     }
 }
 
-/* y[rows, n] += x[rows, k] W^T, rows of x and y at strides; a single row as a matrix-vector
- * product. */
-static void add_product(int rows, int n, int k, const float *x, int ldx, const float *w,
-                        bool w_turned, float *y, int ldy)
-{
-    if (rows == 1) {
-        cblas_sgemv(CblasRowMajor, w_turned ? CblasTrans : CblasNoTrans, w_turned ? k : n,
-                    w_turned ? n : k, 1.0f, w, w_turned ? n : k, x, 1, 1.0f, y, 1);
-        return;
-    }
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, w_turned ? CblasNoTrans : CblasTrans, rows, n, k, 1.0f,
-                x, ldx, w, w_turned ? n : k, 1.0f, y, ldy);
-}
-
 static void forward_direction(struct sl_backend *be, const struct sl_lstm *l, const struct dir *d,
                               const float *x, float *y)
 {
@@ -103,13 +90,14 @@ static void forward_direction(struct sl_backend *be, const struct sl_lstm *l, co
     for (int64_t r = 0; r < d->rows; r++)
         for (int j = 0; j < n4; j++)
             d->gates[r * n4 + j] = d->b_ih[j] + d->b_hh[j];
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)d->rows, n4, l->in, 1.0f, x, l->in,
-                d->w_ih, l->in, 1.0f, d->gates, n4);
+    sl_cpu_gemm_f32(be, false, true, (int)d->rows, n4, l->in, 1.0f, x, l->in, d->w_ih, l->in, 1.0f,
+                    d->gates, n4);
     for (int i = 0; i < d->steps; i++) {
         int t = time_of(d, i), before = i ? time_of(d, i - 1) : -1;
         if (i)
-            add_product(d->seqs, n4, e, y + (int64_t)before * 2 * e + half, d->steps * 2 * e,
-                        d->w_hh, false, d->gates + (int64_t)t * n4, d->steps * n4);
+            sl_cpu_gemm_f32(be, false, true, d->seqs, n4, e, 1.0f,
+                            y + (int64_t)before * 2 * e + half, d->steps * 2 * e, d->w_hh, e, 1.0f,
+                            d->gates + (int64_t)t * n4, d->steps * n4);
 #pragma omp parallel for num_threads(be->threads)                                                  \
     schedule(static) if ((int64_t)d->seqs * n4 > SL_CPU_SMALL)
         for (int s = 0; s < d->seqs; s++) {
@@ -140,8 +128,9 @@ static void backward_gates(struct sl_backend *be, const struct dir *d, const flo
             memcpy(dh + (int64_t)s * e, dy + ((int64_t)s * d->steps + t) * 2 * e + half,
                    (size_t)e * sizeof *dh);
         if (i + 1 < d->steps)
-            add_product(d->seqs, e, n4, dgates + (int64_t)time_of(d, i + 1) * n4, d->steps * n4,
-                        d->w_hh, true, dh, e);
+            sl_cpu_gemm_f32(be, false, false, d->seqs, e, n4, 1.0f,
+                            dgates + (int64_t)time_of(d, i + 1) * n4, d->steps * n4, d->w_hh, e,
+                            1.0f, dh, e);
 #pragma omp parallel for num_threads(be->threads)                                                  \
     schedule(static) if ((int64_t)d->seqs * n4 > SL_CPU_SMALL)
         for (int s = 0; s < d->seqs; s++) {
@@ -150,6 +139,19 @@ static void backward_gates(struct sl_backend *be, const struct dir *d, const flo
                           d->cells + row * e, dh + (int64_t)s * e, dc + (int64_t)s * e,
                           dgates + row * n4);
         }
+    }
+}
+
+/* Adds the sums of n columns to both biases' gradients. */
+SL_CLONES static void bias_gradient(const float *x, int rows, int ld, int n, float *g1, float *g2)
+{
+    float sum[COLUMN_BLOCK] = {0};
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < n; j++)
+            sum[j] += x[(int64_t)r * ld + j];
+    for (int j = 0; j < n; j++) {
+        g1[j] += sum[j];
+        g2[j] += sum[j];
     }
 }
 
@@ -169,27 +171,23 @@ void sl_cpu_lstm_back(struct sl_backend *be, const struct sl_lstm *l, const floa
         float *gb_ih = grad->b_ih + which * n4, *gb_hh = grad->b_hh + which * n4;
         int half = which ? e : 0;
         backward_gates(be, &d, dy, dgates, dh, dc);
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n4, l->in, rows, 1.0f, dgates, n4, x,
-                    l->in, 1.0f, gw_ih, l->in);
+        sl_cpu_gemm_f32(be, true, false, n4, l->in, rows, 1.0f, dgates, n4, x, l->in, 1.0f, gw_ih,
+                        l->in);
         /* The state before a step is y of the step before it in the direction's order; before the
          * first it is 0. */
         for (int s = 0; s < l->seqs && l->steps > 1; s++) {
             int64_t row = (int64_t)s * l->steps;
-            cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n4, e, l->steps - 1, 1.0f,
-                        dgates + (row + (which ? 0 : 1)) * n4, n4,
-                        y + (row + (which ? 1 : 0)) * 2 * e + half, 2 * e, 1.0f, gw_hh, e);
+            sl_cpu_gemm_f32(be, true, false, n4, e, l->steps - 1, 1.0f,
+                            dgates + (row + (which ? 0 : 1)) * n4, n4,
+                            y + (row + (which ? 1 : 0)) * 2 * e + half, 2 * e, 1.0f, gw_hh, e);
         }
 #pragma omp parallel for num_threads(be->threads)                                                  \
     schedule(static) if ((int64_t)rows * n4 > SL_CPU_SMALL)
-        for (int j = 0; j < n4; j++) {
-            float sum = 0.0f;
-            for (int r = 0; r < rows; r++)
-                sum += dgates[(int64_t)r * n4 + j];
-            gb_ih[j] += sum;
-            gb_hh[j] += sum;
-        }
+        for (int j = 0; j < n4; j += COLUMN_BLOCK)
+            bias_gradient(dgates + j, rows, n4, n4 - j < COLUMN_BLOCK ? n4 - j : COLUMN_BLOCK,
+                          gb_ih + j, gb_hh + j);
         if (dx)
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, l->in, n4, 1.0f, dgates,
-                        n4, d.w_ih, l->in, which ? 1.0f : 0.0f, dx, l->in);
+            sl_cpu_gemm_f32(be, false, false, rows, l->in, n4, 1.0f, dgates, n4, d.w_ih, l->in,
+                            which ? 1.0f : 0.0f, dx, l->in);
     }
 }

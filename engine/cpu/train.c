@@ -2,8 +2,9 @@
 #include "engine/cpu/cpu.h"
 #include "engine/cpu/simd.h"
 
-#define PIECE 4096 /* elements one thread takes at a time; sumsq's order of summation follows it   \
-                    */
+#define PIECE                                                                                      \
+    4096 /* elements one thread takes at a time; sumsq's order of summation follows it             \
+          */
 
 /* splitmix64 (Steele et al. 2014) of seed and index; the top 24 bits are the uniform number. */
 SL_CLONES static void dropout_span(int64_t i0, int64_t n, const float *x, float p, float keep,
