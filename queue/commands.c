@@ -122,6 +122,17 @@ void sl_queue_cmd_wait(struct sl_cmd *c, const char *agent, const char *const *q
     sl_cmd_add(c, seconds);
 }
 
+void sl_queue_cmd_ring(struct sl_cmd *c, const char *agent)
+{
+    char key[SL_QUEUE_KEY_MAX];
+
+    snprintf(key, sizeof key, SL_QUEUE_TAG ":ring:%s", agent);
+    sl_cmd_init(c);
+    sl_cmd_add(c, "LPUSH");
+    sl_cmd_add(c, key);
+    sl_cmd_add(c, "1");
+}
+
 int sl_queue_claim_reply(const redisReply *reply, struct sl_claim *ret_claim, struct sl_err *err)
 {
     struct sl_claim c;

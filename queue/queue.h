@@ -92,6 +92,9 @@ void sl_queue_cmd_heartbeat(struct sl_cmd *c, const char *agent, const char *jso
 void sl_queue_cmd_wait(struct sl_cmd *c, const char *agent, const char *const *queues, int n_queues,
                        int64_t wait_ms);
 
+/* Ends the agent's own wait. */
+void sl_queue_cmd_ring(struct sl_cmd *c, const char *agent);
+
 struct sl_claim {
     char run[SL_ID_HEX + 1];
     int attempt;

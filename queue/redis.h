@@ -76,7 +76,7 @@ int sl_redis_call(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us, r
 
 struct sl_redis_async;
 /* Called once per command. reply is NULL when the connection broke (err: SL_RETRY; the command may or may not
- * have run) or for an error reply (err tells). Not called after sl_redis_async_free. */
+ * have run) or for an error reply (err tells). sl_redis_async_free breaks the connection. */
 typedef void sl_redis_reply_fn(void *arg, const redisReply *reply, const struct sl_err *err);
 /* up: ready for commands. Down: err tells why; every pending command has had its callback. */
 typedef void sl_redis_state_fn(void *arg, bool up, const struct sl_err *err);
@@ -84,7 +84,8 @@ typedef void sl_redis_state_fn(void *arg, bool up, const struct sl_err *err);
 /* Starts connecting from the loop. */
 int sl_redis_async_new(struct sl_loop *loop, const struct sl_redis_url *url, sl_redis_state_fn *fn,
                        void *arg, struct sl_redis_async **ret_redis, struct sl_err *err);
-void sl_redis_async_free(struct sl_redis_async *r); /* NULL-safe; not from within its own callback */
+/* Every pending command has its callback first. NULL-safe; not from within a callback of r. */
+void sl_redis_async_free(struct sl_redis_async *r);
 bool sl_redis_async_up(const struct sl_redis_async *r);
 /* Queues c (copied; release it yourself). SL_RETRY when not connected: fn is then not called. */
 int sl_redis_async_call(struct sl_redis_async *r, const struct sl_cmd *c, int64_t wait_us,

@@ -69,14 +69,8 @@ static void close_link(struct sl_redis_async *r)
     r->watch_timer = -1;
 }
 
-/* Everything that waited hears of it, then the owner, then a pause before the next try: between half and all
- * of the backoff, so that many agents do not return in step. */
-static void go_down(struct sl_redis_async *r, const struct sl_err *why)
+static void fail_pending(struct sl_redis_async *r, const struct sl_err *why)
 {
-    int64_t pause_us = r->backoff_us / 2 + (int64_t)(random() % (r->backoff_us / 2 + 1));
-
-    close_link(r);
-    r->state = WAITING;
     while (r->n_pending) {
         struct pending p = *pending_at(r, 0);
         r->head = (r->head + 1) % SL_REDIS_MAX_PENDING;
@@ -85,6 +79,17 @@ static void go_down(struct sl_redis_async *r, const struct sl_err *why)
         if (p.fn)
             p.fn(p.arg, NULL, why);
     }
+}
+
+/* Everything that waited hears of it, then the owner, then a pause before the next try: between half and all
+ * of the backoff, so that many agents do not return in step. */
+static void go_down(struct sl_redis_async *r, const struct sl_err *why)
+{
+    int64_t pause_us = r->backoff_us / 2 + (int64_t)(random() % (r->backoff_us / 2 + 1));
+
+    close_link(r);
+    r->state = WAITING;
+    fail_pending(r, why);
     r->backoff_us = r->backoff_us * 2 < SL_REDIS_BACKOFF_MAX_US ? r->backoff_us * 2 : SL_REDIS_BACKOFF_MAX_US;
     r->retry_timer = sl_loop_timer(r->loop, pause_us, retry_due, r, NULL);
     r->state_fn(r->arg, false, why);
@@ -350,8 +355,8 @@ void sl_redis_async_free(struct sl_redis_async *r)
         return;
     close_link(r);
     sl_loop_timer_cancel(r->loop, r->retry_timer);
-    for (unsigned i = 0; i < r->n_pending; i++)
-        free(pending_at(r, i)->whole);
+    r->state = WAITING;
+    fail_pending(r, &(struct sl_err){SL_RETRY, "the connection to Redis was closed"});
     sl_buf_release(&r->out);
     free(r);
 }

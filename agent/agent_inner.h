@@ -1,0 +1,126 @@
+/* What the agent's C files share: agent.c (Redis, claims, leases, the table), steps.c (what each transition
+ * does), children.c (starting children and judging how they ended). Not for other parts. */
+#ifndef SL_AGENT_AGENT_INNER_H
+#define SL_AGENT_AGENT_INNER_H
+#include "agent/agent.h"
+#include "agent/report.h"
+#include "agent/rundir.h"
+#include "agent/supervise.h"
+
+enum sl_agent_state {
+    ST_IDLE,       /* no run; blocked on the doorbell */
+    ST_CLAIMING,   /* a claim is on its way */
+    ST_FETCHING,   /* inputs are brought in */
+    ST_TRAINING,   /* the worker runs; uploads of checkpoints beside it */
+    ST_PUBLISHING, /* the outputs go up, and the server publishes them */
+    ST_RELEASING,  /* preempted: the last checkpoint goes up */
+    ST_PAUSED,     /* the lease could not be renewed: nothing runs until Redis says whose the run is */
+    ST_ENDING,     /* the outcome is on its way to Redis */
+    ST_DROPPING,   /* the run is not ours any more: children are killed, nothing is written */
+    N_STATES
+};
+
+enum sl_agent_event {
+    EV_REDIS,     /* the connection for commands is up */
+    EV_BELL,      /* there may be something in line */
+    EV_CLAIMED,
+    EV_NOTHING,   /* nothing was in line */
+    EV_CHILD,     /* the main child has ended; agent->ended tells how */
+    EV_PUSHED,    /* the upload of a checkpoint has ended */
+    EV_RENEWED,
+    EV_NEAR,      /* the lease ends soon and has not been renewed */
+    EV_CANCEL,    /* somebody asked for the run's end */
+    EV_TERM,      /* this agent must go */
+    EV_LOST,      /* the lease is not ours any more */
+    EV_GRACE,     /* the time given to a child is over */
+    EV_DRAINED,   /* every event is in Redis */
+    EV_RECORDED,  /* the outcome is in Redis */
+    N_EVENTS
+};
+
+enum sl_ending { END_OK, END_PREEMPTED, END_CANCELLED, END_ABANDONED, END_FAILED };
+
+struct sl_ended {
+    enum sl_ending ending;
+    char cause[32];
+    char msg[SL_ERR_MSG_MAX];
+    json_t *result; /* the child's result event; may be NULL */
+};
+
+enum sl_role { ROLE_FETCH, ROLE_WORK, ROLE_PUBLISH, ROLE_CHECKPOINT };
+
+struct sl_slot {
+    struct sl_child *child;
+    enum sl_role role;
+    json_t *result;
+};
+
+/* The run under way; all zero but for dir.lock_fd when there is none. */
+struct sl_work {
+    struct sl_claim claim;
+    char lease[SL_ID_HEX + 1];
+    int64_t deadline_us; /* the lease's local end, on the boot clock, counted from before it was asked for */
+    struct sl_rundir dir;
+    struct sl_report *report;
+    bool renewing;
+    int64_t renew_sent_us;
+    bool cancelled, lost, pausing;
+    enum sl_agent_state resume; /* where ST_PAUSED goes on */
+    int publish_tries;
+    /* checkpoints: the newest that the worker wrote, the one being uploaded, the one to be named in Redis */
+    char local[256], pending[256];
+    int64_t local_step, pending_step, push_step;
+    char manifest[65];
+    int64_t manifest_step;
+    bool naming;
+    /* the outcome, for fail.lua (kind) or release.lua (kind "") */
+    char kind[16], cause[32], msg[SL_ERR_MSG_MAX];
+    bool recording, recorded;
+};
+
+struct sl_agent {
+    const struct sl_agent_config *config;
+    struct sl_loop *loop;
+    struct sl_redis_async *redis, *bell; /* commands; the one that blocks */
+    char id[128], self[SL_PATH_MAX], worker[SL_PATH_MAX], cache[SL_PATH_MAX];
+    enum sl_agent_state state;
+    enum { WAIT_NONE, WAIT_RING, WAIT_ALL } waiting; /* what the bell connection blocks on */
+    bool claiming, leaving, told_away;
+    int runs_done;
+    char lease[SL_ID_HEX + 1]; /* of the claim on its way */
+    int64_t claim_sent_us;
+    int renew_timer, near_timer, beat_timer, grace_timer, leave_timer, retry_timer, wait_timer;
+    int64_t term_us;
+    struct sl_slot main, pusher;
+    struct sl_ended ended;
+    struct sl_work work;
+};
+
+/* agent.c */
+void sl_agent_handle(struct sl_agent *a, enum sl_agent_event event);
+void sl_agent_enter(struct sl_agent *a, enum sl_agent_state state);
+void sl_agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn); /* sets it anew */
+void sl_agent_grace(struct sl_agent *a, int64_t delay_us);
+void sl_agent_wait(struct sl_agent *a);  /* blocks on the doorbell, unless it does already */
+void sl_agent_claim(struct sl_agent *a); /* sends the claim; under the same lease id until it is answered */
+void sl_agent_renew(struct sl_agent *a);
+void sl_agent_watch_lease(struct sl_agent *a); /* after deadline_us has changed */
+void sl_agent_name_checkpoint(struct sl_agent *a);
+void sl_agent_record(struct sl_agent *a); /* sends the outcome when everything before it is in Redis */
+void sl_agent_heartbeat(struct sl_agent *a);
+const char *sl_agent_run(const struct sl_agent *a); /* for the log; NULL without one */
+
+/* children.c: start one in its slot; on failure nothing has started */
+int sl_agent_start_fetch(struct sl_agent *a, struct sl_err *err);
+int sl_agent_start_work(struct sl_agent *a, struct sl_err *err);
+int sl_agent_start_publish(struct sl_agent *a, struct sl_err *err);
+void sl_agent_start_push(struct sl_agent *a); /* of the newest checkpoint, when none is under way */
+
+/* steps.c: what the table in agent.c calls */
+typedef void sl_agent_step(struct sl_agent *a);
+sl_agent_step sl_step_claim, sl_step_wait, sl_step_begin, sl_step_fetched, sl_step_trained, sl_step_publish,
+    sl_step_published, sl_step_pushed, sl_step_pushed_last, sl_step_kill, sl_step_cancel, sl_step_cancelled,
+    sl_step_preempt, sl_step_pause, sl_step_resume, sl_step_release, sl_step_drop, sl_step_note_lost,
+    sl_step_check_done, sl_step_recorded, sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish;
+
+#endif

@@ -1,0 +1,231 @@
+#include "agent/rundir.h"
+#include "base/json.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define LEASE_PART 12 /* hex digits of the lease id in the folder's name */
+
+static const char *const kinds[] = {"train", "validation", "test"};
+#define N_KINDS (sizeof kinds / sizeof *kinds)
+
+/* ---- the folder -------------------------------------------------------------------------------------------- */
+
+/* 0: locked; 1: somebody holds it; else an error. */
+static int take_lock(const char *dir, int *ret_fd, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/lock", dir), fd;
+
+    if (rc)
+        return rc;
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return sl_err_errno(err, "opening %s", path);
+    if (flock(fd, LOCK_EX | LOCK_NB)) {
+        int e = errno;
+        close(fd);
+        errno = e;
+        return e == EWOULDBLOCK ? 1 : sl_err_errno(err, "locking %s", path);
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+int sl_rundir_clean(const char *work_dir, struct sl_err *err)
+{
+    char runs[SL_PATH_MAX], path[SL_PATH_MAX];
+    struct dirent *e;
+    DIR *d;
+    int fd, rc = sl_path(runs, err, "%s/runs", work_dir);
+
+    if (!rc)
+        rc = sl_mkdirs(runs, err);
+    if (rc)
+        return rc;
+    d = opendir(runs);
+    if (!d)
+        return sl_err_errno(err, "reading %s", runs);
+    while (!rc && (e = readdir(d)) != NULL) {
+        if (e->d_name[0] == '.')
+            continue;
+        rc = sl_path(path, err, "%s/%s", runs, e->d_name);
+        if (rc || take_lock(path, &fd, NULL))
+            continue; /* in use, or not ours to remove */
+        rc = sl_rmtree(path, err);
+        close(fd);
+    }
+    closedir(d);
+    return rc;
+}
+
+int sl_rundir_make(const char *work_dir, const char *run, const char *lease, struct sl_rundir *ret_dir,
+                   struct sl_err *err)
+{
+    struct sl_rundir dir = {.lock_fd = -1};
+    char inputs[SL_PATH_MAX];
+    int rc = sl_path(dir.path, err, "%s/runs/%s-%.*s", work_dir, run, LEASE_PART, lease);
+
+    if (!rc)
+        rc = sl_mkdirs(dir.path, err);
+    if (!rc) {
+        rc = take_lock(dir.path, &dir.lock_fd, err);
+        if (rc == 1)
+            rc = sl_err_set(err, SL_CONFLICT, "%s is in use by another agent", dir.path);
+    }
+    if (!rc)
+        rc = sl_path(inputs, err, "%s/inputs", dir.path);
+    if (!rc)
+        rc = sl_mkdirs(inputs, err);
+    if (rc) {
+        if (dir.lock_fd >= 0)
+            sl_rundir_remove(&dir);
+        return rc;
+    }
+    *ret_dir = dir;
+    return 0;
+}
+
+void sl_rundir_remove(struct sl_rundir *dir)
+{
+    if (!dir || dir->lock_fd < 0)
+        return;
+    sl_rmtree(dir->path, NULL); /* what stays is removed by a later clean */
+    close(dir->lock_fd);
+    dir->lock_fd = -1;
+}
+
+/* ---- plans ------------------------------------------------------------------------------------------------- */
+
+/* Steals json. */
+static int write_plan(const struct sl_rundir *dir, const char *name, json_t *json, char ret_plan[SL_PATH_MAX],
+                      struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = json ? sl_path(path, err, "%s/%s", dir->path, name) : sl_err_set(err, SL_NOMEM, "out of memory");
+
+    if (!rc)
+        rc = sl_json_write(path, json, err);
+    json_decref(json);
+    if (!rc)
+        memcpy(ret_plan, path, strlen(path) + 1);
+    return rc;
+}
+
+/* A source of the spec is a reference, or {"ref", "sha256"}. */
+static json_t *fetch_item(const json_t *source, const char *dest)
+{
+    if (json_is_string(source))
+        return json_pack("{s:s, s:s}", "ref", json_string_value(source), "dest", dest);
+    return json_pack("{s:s, s:s*, s:s}", "ref", sl_json_str(source, "ref", ""), "sha256",
+                     sl_json_str(source, "sha256", NULL), "dest", dest);
+}
+
+static void data_name(char ret_name[64], const char *kind, size_t i)
+{
+    snprintf(ret_name, 64, "inputs/%s-%zu.jsonl", kind, i);
+}
+
+int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
+                         const struct sl_fetch_plan *plan, char ret_plan[SL_PATH_MAX], struct sl_err *err)
+{
+    json_t *items = json_array(), *roots = json_array();
+    char dest[64], key[64];
+
+    for (int i = 0; i < plan->n_allow_paths; i++)
+        json_array_append_new(roots, json_string(plan->allow_paths[i]));
+    json_array_append_new(items, fetch_item(sl_json_get(claim->spec, "model"), "inputs/model"));
+    for (size_t k = 0; k < N_KINDS; k++) {
+        snprintf(key, sizeof key, "datasets.%s", kinds[k]);
+        const json_t *list = sl_json_get(claim->spec, key);
+        if (json_array_size(list) > SL_RUNDIR_SOURCES_MAX) {
+            json_decref(items);
+            json_decref(roots);
+            return sl_err_set(err, SL_SPEC, "%s has more than %d entries", key, SL_RUNDIR_SOURCES_MAX);
+        }
+        for (size_t i = 0; i < json_array_size(list); i++) {
+            data_name(dest, kinds[k], i);
+            json_array_append_new(items, fetch_item(json_array_get(list, i), dest));
+        }
+    }
+    if (claim->checkpoint[0])
+        json_array_append_new(items, json_pack("{s:s, s:s, s:b}", "manifest", claim->checkpoint,
+                                               "dest", "checkpoint", "unpack", 1));
+    return write_plan(dir, "fetch.json",
+                      json_pack("{s:s, s:s, s:o, s:s, s:o}", "server", plan->server, "cache", plan->cache,
+                                "allow_paths", roots, "run_dir", dir->path, "items", items),
+                      ret_plan, err);
+}
+
+int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim, struct sl_err *err)
+{
+    json_t *datasets = json_object(), *config = json_object_get(claim->spec, "config");
+    json_t *outputs = json_object_get(claim->spec, "outputs");
+    char name[64], key[64], path[SL_PATH_MAX];
+
+    for (size_t k = 0; k < N_KINDS; k++) {
+        json_t *files = json_array();
+        snprintf(key, sizeof key, "datasets.%s", kinds[k]);
+        for (size_t i = 0; i < json_array_size(sl_json_get(claim->spec, key)); i++) {
+            data_name(name, kinds[k], i);
+            json_array_append_new(files, json_string(name));
+        }
+        json_object_set_new(datasets, kinds[k], files);
+    }
+    return write_plan(dir, "run.json",
+                      json_pack("{s:s, s:i, s:s, s:s, s:o, s:O*, s:O*}", "run", claim->run, "attempt",
+                                claim->attempt, "name", claim->name, "model", "inputs/model", "datasets",
+                                datasets, "config", config, "outputs", outputs),
+                      path, err);
+}
+
+int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim, const char *lease,
+                              const char *server, const char *from, char ret_plan[SL_PATH_MAX],
+                              struct sl_err *err)
+{
+    if (from[0] == '/' || strstr(from, ".."))
+        return sl_err_set(err, SL_DATA, "the worker names a checkpoint outside its folder: %s", from);
+    return write_plan(dir, "push-checkpoint.json",
+                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s}]}", "server", server, "run",
+                                claim->run, "lease", lease, "run_dir", dir->path, "items", "output",
+                                "checkpoint", "tar", "checkpoint.tar.zst", "dir", from),
+                      ret_plan, err);
+}
+
+int sl_rundir_publish_plan(const struct sl_rundir *dir, const struct sl_claim *claim, const char *lease,
+                           const char *server, const json_t *metrics, char ret_plan[SL_PATH_MAX],
+                           struct sl_err *err)
+{
+    const char *artifact = sl_json_str(claim->spec, "outputs.artifact", claim->name);
+    json_t *aliases = json_object_get(json_object_get(claim->spec, "outputs"), "aliases");
+    char tar[SL_PATH_MAX];
+    int rc = sl_path(tar, err, "%s.tar.zst", artifact);
+
+    if (rc)
+        return rc;
+    return write_plan(dir, "push-outputs.json",
+                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:O*}], s:{s:O}}", "server",
+                                server, "run", claim->run, "lease", lease, "run_dir", dir->path, "items",
+                                "output", "prompts", "tar", tar, "dir", "out", "artifact", artifact,
+                                "aliases", aliases, "publish", "metrics", metrics),
+                      ret_plan, err);
+}
+
+int sl_rundir_resume_from(const struct sl_rundir *dir, const char *from, struct sl_err *err)
+{
+    char link[SL_PATH_MAX];
+    int rc;
+
+    if (!strcmp(from, "checkpoint"))
+        return 0;
+    rc = sl_path(link, err, "%s/checkpoint", dir->path);
+    if (!rc)
+        rc = sl_rmtree(link, err);
+    if (!rc && symlink(from, link))
+        rc = sl_err_errno(err, "linking %s to %s", link, from);
+    return rc;
+}

@@ -1,0 +1,117 @@
+#include "base/json.h"
+#include "base/spec.h"
+#include "cli/api.h"
+#include "cli/cli.h"
+#include "cli/runs_common.h"
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char usage[] =
+    "usage: softlaunch enqueue SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json]\n"
+    "                          [--server URL] [--token-file FILE]\n\n"
+    "  KEY=VALUE        changes the spec: priority=high, model.optim.lr=3e-4, datasets.train.0=...\n"
+    "  --wait           waits for the run's end; exit status 0 only when it succeeded\n"
+    "  --follow         the same, showing its progress\n"
+    "  --key KEY        enqueueing again with the same key and spec gives the same run\n"
+    "  --json           prints {\"run\": ...} instead of the id\n"
+    "  --server URL     default: SOFTLAUNCH_SERVER or " SL_SERVER_DEFAULT "\n"
+    "  --token-file F   default: the token in SOFTLAUNCH_TOKEN\n";
+
+/* Reads the spec, applies the overrides, and prints everything that is wrong with it. */
+static int read_spec(const char *path, int n, char **overrides, json_t **ret_spec, struct sl_err *err)
+{
+    json_t *spec = NULL, *errors = NULL;
+    struct sl_buf text;
+    int rc = sl_json_read(path, SL_SPEC_FILE_MAX, &spec, err);
+
+    for (int i = 0; !rc && i < n; i++)
+        rc = sl_spec_apply_override(spec, overrides[i], err);
+    if (!rc)
+        rc = sl_spec_validate(spec, &errors, err);
+    if (!rc && json_array_size(errors)) {
+        size_t count = json_array_size(errors);
+        sl_buf_init(&text, 1u << 20);
+        sl_spec_errors_text(errors, &text);
+        fputs(text.p, stderr);
+        sl_buf_release(&text);
+        rc = sl_err_set(err, SL_SPEC, "%s: %zu error%s in the job spec; nothing was enqueued", path, count,
+                        count == 1 ? "" : "s");
+    }
+    json_decref(errors);
+    if (rc)
+        json_decref(spec);
+    else
+        *ret_spec = spec;
+    return rc;
+}
+
+static int finish(struct sl_api *api, const char *run, bool quiet, struct sl_err *err)
+{
+    const struct cli_follow how = {.follow = true, .quiet = quiet};
+    char state[32];
+    int rc = cli_follow_run(api, run, &how, state, err);
+
+    if (rc)
+        return rc;
+    if (strcmp(state, "succeeded"))
+        return sl_err_set(err, SL_DATA, "run %s: %s; `softlaunch runs show %.12s` tells why", run, state, run);
+    return 0;
+}
+
+int cmd_enqueue(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"wait", no_argument, NULL, 'w'},         {"follow", no_argument, NULL, 'f'},
+        {"key", required_argument, NULL, 'k'},    {"json", no_argument, NULL, 'j'},
+        {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+    };
+    const char *server = NULL, *token_file = NULL, *key = NULL;
+    bool wait = false, follow = false, json = false;
+    char random[SL_ID_HEX + 1], run[SL_ID_HEX + 1] = "";
+    json_t *spec = NULL, *reply = NULL;
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_api *api = NULL;
+    int c, rc;
+
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
+        switch (c) {
+        case 'w': wait = true; break;
+        case 'f': follow = true; break;
+        case 'k': key = optarg; break;
+        case 'j': json = true; break;
+        case 's': server = optarg; break;
+        case 't': token_file = optarg; break;
+        case 'h': fputs(usage, stdout); return 0;
+        default: fputs(usage, stderr); return 2;
+        }
+    if (optind >= argc) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    if (!key) { /* so that our own tries after a lost answer make one run */
+        sl_random_id(random);
+        key = random;
+    }
+    rc = read_spec(argv[optind], argc - optind - 1, argv + optind + 1, &spec, &err);
+    if (!rc)
+        rc = sl_api_open(server, token_file, &api, &err);
+    if (!rc)
+        rc = sl_api_call(api, "POST", "/api/v1/runs", key, spec, &reply, &err);
+    if (!rc) {
+        snprintf(run, sizeof run, "%s", sl_json_str(reply, "run", ""));
+        if (json)
+            cli_print_json(reply);
+        else
+            puts(run);
+        fflush(stdout);
+    }
+    if (!rc && (wait || follow))
+        rc = finish(api, run, !follow, &err);
+    json_decref(reply);
+    json_decref(spec);
+    sl_api_free(api);
+    return rc ? cli_fail(argv[0], &err) : 0;
+}

@@ -1,0 +1,178 @@
+#include "base/json.h"
+#include "cli/api.h"
+#include "cli/cli.h"
+#include "cli/runs_common.h"
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char usage[] =
+    "usage: softlaunch runs [--state STATE] [--queue QUEUE] [--limit N] [--json]\n"
+    "       softlaunch runs show RUN [--json]\n"
+    "                      [--server URL] [--token-file FILE]\n\n"
+    "  STATE    queued, delayed, running, succeeded, failed, dead, cancelled\n"
+    "  RUN      its id, the beginning of it, or the name of its newest run\n"
+    "A table on a terminal, JSON elsewhere or with --json (--table: a table in any case).\n";
+
+static void print_age(int64_t ms)
+{
+    int64_t s = ms > 0 ? sl_now_us() / 1000000 - ms / 1000 : 0;
+
+    if (ms <= 0)
+        printf(" %6s", "-");
+    else if (s < 120)
+        printf(" %5llds", (long long)(s > 0 ? s : 0));
+    else if (s < 7200)
+        printf(" %5lldm", (long long)s / 60);
+    else if (s < 172800)
+        printf(" %5lldh", (long long)s / 3600);
+    else
+        printf(" %5lldd", (long long)s / 86400);
+}
+
+static void print_list(const json_t *page)
+{
+    json_t *r;
+    size_t i;
+
+    printf("%-12s %-24s %-10s %-9s %-10s %7s %13s %9s %6s\n", "RUN", "NAME", "QUEUE", "PRIORITY", "STATE",
+           "ATTEMPT", "STEP", "VAL_LOSS", "AGE");
+    json_array_foreach(json_object_get(page, "runs"), i, r) {
+        const char *phase = sl_json_str(r, "phase", "");
+        char step[32] = "-", loss[24] = "-";
+        if (sl_json_int(r, "step", -1) >= 0)
+            snprintf(step, sizeof step, "%lld/%lld", (long long)sl_json_int(r, "step", 0),
+                     (long long)sl_json_int(r, "steps", 0));
+        if (json_is_number(sl_json_get(r, "metrics.val_loss")))
+            snprintf(loss, sizeof loss, "%.4f", sl_json_num(r, "metrics.val_loss", 0));
+        printf("%-12.12s %-24.24s %-10.10s %-9s %-10s %7lld %13s %9s", sl_json_str(r, "run", ""),
+               sl_json_str(r, "name", ""), sl_json_str(r, "queue", ""), sl_json_str(r, "priority", ""),
+               *phase ? phase : sl_json_str(r, "state", ""), (long long)sl_json_int(r, "attempt", 0), step, loss);
+        print_age(sl_json_int(r, "created_ms", 0));
+        putchar('\n');
+    }
+}
+
+static void print_time(const char *what, int64_t ms)
+{
+    char text[32];
+
+    if (ms <= 0)
+        return;
+    sl_format_time(ms * 1000, text);
+    printf("%-12s %s\n", what, text);
+}
+
+static void print_run(const json_t *r)
+{
+    static const char *const texts[] = {"run", "name", "project", "queue", "priority", "state", "phase",
+                                        "cause", "msg", "agent", "checkpoint"};
+    const char *key;
+    json_t *value;
+    size_t i;
+
+    for (i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (*sl_json_str(r, texts[i], ""))
+            printf("%-12s %s\n", texts[i], sl_json_str(r, texts[i], ""));
+    printf("%-12s %lld (failures %lld of %lld, preemptions %lld, lost %lld)\n", "attempt",
+           (long long)sl_json_int(r, "attempt", 0), (long long)sl_json_int(r, "failures", 0),
+           (long long)sl_json_int(r, "max_attempts", 0), (long long)sl_json_int(r, "preemptions", 0),
+           (long long)sl_json_int(r, "lost", 0));
+    if (sl_json_int(r, "step", -1) >= 0)
+        printf("%-12s %lld of %lld\n", "step", (long long)sl_json_int(r, "step", 0),
+               (long long)sl_json_int(r, "steps", 0));
+    print_time("created", sl_json_int(r, "created_ms", 0));
+    print_time("started", sl_json_int(r, "started_ms", 0));
+    print_time("finished", sl_json_int(r, "finished_ms", 0));
+    print_time("due", sl_json_int(r, "due_ms", 0));
+    json_object_foreach(json_object_get(r, "metrics"), key, value)
+        if (json_is_number(value))
+            printf("%-12s %-24s %.6g\n", "metric", key, json_number_value(value));
+    json_array_foreach(json_object_get(r, "outputs"), i, value)
+        printf("%-12s %s:%s\n", sl_json_str(value, "output", "output"), sl_json_str(value, "artifact", "?"),
+               sl_json_str(value, "version", "?"));
+    json_array_foreach(json_object_get(r, "log_tail"), i, value)
+        printf("%s%s\n", i ? "" : "last lines of its log:\n", json_string_value(value));
+}
+
+static int list(struct sl_api *api, int limit, const char *state, const char *queue, bool json,
+                struct sl_err *err)
+{
+    char path[512], *s = sl_api_escape(state), *q = sl_api_escape(queue);
+    json_t *page;
+    int rc;
+
+    snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%s&queue=%s", limit, s ? s : "", q ? q : "");
+    free(s);
+    free(q);
+    rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
+    if (rc)
+        return rc;
+    if (json)
+        cli_print_json(page);
+    else
+        print_list(page);
+    json_decref(page);
+    return 0;
+}
+
+static int show(struct sl_api *api, const char *text, bool json, struct sl_err *err)
+{
+    char run[SL_ID_HEX + 1], path[128];
+    json_t *r;
+    int rc = cli_find_run(api, text, run, err);
+
+    if (!rc) {
+        snprintf(path, sizeof path, "/api/v1/runs/%s", run);
+        rc = sl_api_call(api, "GET", path, NULL, NULL, &r, err);
+    }
+    if (rc)
+        return rc;
+    if (json)
+        cli_print_json(r);
+    else
+        print_run(r);
+    json_decref(r);
+    return 0;
+}
+
+int cmd_runs(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"json", no_argument, NULL, 'j'},         {"table", no_argument, NULL, 'T'},
+        {"state", required_argument, NULL, 'S'},  {"queue", required_argument, NULL, 'q'},
+        {"limit", required_argument, NULL, 'l'},  {"server", required_argument, NULL, 's'},
+        {"token-file", required_argument, NULL, 't'}, {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    const char *server = NULL, *token_file = NULL, *state = "", *queue = "";
+    bool json = !isatty(STDOUT_FILENO);
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_api *api = NULL;
+    int c, rc, limit = 50, left;
+
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
+        switch (c) {
+        case 'j': json = true; break;
+        case 'T': json = false; break;
+        case 'S': state = optarg; break;
+        case 'q': queue = optarg; break;
+        case 'l': limit = atoi(optarg); break;
+        case 's': server = optarg; break;
+        case 't': token_file = optarg; break;
+        case 'h': fputs(usage, stdout); return 0;
+        default: fputs(usage, stderr); return 2;
+        }
+    left = argc - optind;
+    if ((left && strcmp(argv[optind], "show")) || left > 2 || left == 1) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    rc = sl_api_open(server, token_file, &api, &err);
+    if (!rc)
+        rc = left ? show(api, argv[optind + 1], json, &err) : list(api, limit, state, queue, json, &err);
+    sl_api_free(api);
+    return rc ? cli_fail(argv[0], &err) : 0;
+}

@@ -1,0 +1,222 @@
+#include "cli/runs_common.h"
+#include "base/json.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define FIND_PAGE 200 /* runs looked through for a name or the beginning of an id */
+#define METRIC_PERIOD_US INT64_C(5000000) /* between lines of numbers when there is no terminal */
+
+bool cli_is_final(const char *state)
+{
+    static const char *const final[] = {"succeeded", "failed", "dead", "cancelled"};
+
+    for (size_t i = 0; i < sizeof final / sizeof *final; i++)
+        if (!strcmp(state, final[i]))
+            return true;
+    return false;
+}
+
+void cli_print_json(const json_t *json)
+{
+    json_dumpf(json, stdout, JSON_INDENT(2));
+    putchar('\n');
+}
+
+int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 1], struct sl_err *err)
+{
+    size_t len = strlen(text), i;
+    const char *found = NULL;
+    json_t *page, *r;
+    char path[64];
+    int rc;
+
+    if (len == SL_ID_HEX && strspn(text, "0123456789abcdef") == len) {
+        memcpy(ret_run, text, SL_ID_HEX + 1);
+        return 0;
+    }
+    snprintf(path, sizeof path, "/api/v1/runs?limit=%d", FIND_PAGE);
+    rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
+    if (rc)
+        return rc;
+    json_array_foreach(json_object_get(page, "runs"), i, r) {
+        const char *id = sl_json_str(r, "run", "");
+        if (!strcmp(sl_json_str(r, "name", ""), text)) {
+            found = found ? found : id;
+        } else if (len >= 4 && !strncmp(id, text, len)) {
+            if (found && strncmp(found, text, len) == 0)
+                rc = sl_err_set(err, SL_CONFLICT, "several runs begin with %s: give more of the id", text);
+            found = id;
+        }
+    }
+    if (!rc && !found)
+        rc = sl_err_set(err, SL_NOTFOUND, "no run has the id or name %s among the newest %d", text, FIND_PAGE);
+    if (!rc)
+        snprintf(ret_run, SL_ID_HEX + 1, "%s", found);
+    json_decref(page);
+    return rc;
+}
+
+/* ---- printing events --------------------------------------------------------------------------------------- */
+
+struct view {
+    const struct cli_follow *how;
+    bool terminal, line_open; /* a line of numbers that is being rewritten */
+    int64_t steps, metric_us;
+};
+
+static void close_line(struct view *v)
+{
+    if (v->line_open)
+        putchar('\n');
+    v->line_open = false;
+}
+
+static void print_state(struct view *v, const json_t *e)
+{
+    const char *cause = sl_json_str(e, "data.cause", ""), *msg = sl_json_str(e, "data.msg", "");
+    const char *agent = sl_json_str(e, "data.agent", "");
+
+    close_line(v);
+    printf("-- %s%s%s%s%s%s%s%s\n", sl_json_str(e, "data.state", "?"), *agent ? " on " : "", agent,
+           *cause ? " (" : "", cause, *cause ? ")" : "", *msg ? ": " : "", msg);
+}
+
+static void print_metric(struct view *v, const json_t *e)
+{
+    const json_t *d = json_object_get(e, "data");
+    bool validation = json_object_get(d, "val_loss") != NULL;
+    int64_t step = sl_json_int(d, "step", -1);
+    const char *key;
+    json_t *value;
+
+    if (!v->terminal && !validation && sl_boot_us() - v->metric_us < METRIC_PERIOD_US)
+        return;
+    v->metric_us = sl_boot_us();
+    if (v->terminal)
+        printf("\r\033[K");
+    printf("step %lld", (long long)step);
+    if (v->steps > 0)
+        printf("/%lld", (long long)v->steps);
+    json_object_foreach((json_t *)(uintptr_t)d, key, value)
+        if (json_is_number(value) && strcmp(key, "step"))
+            printf("  %s %.4g", key, json_number_value(value));
+    v->line_open = v->terminal && !validation;
+    if (!v->line_open)
+        putchar('\n');
+}
+
+static void print_event(struct view *v, const json_t *e)
+{
+    const char *type = sl_json_str(e, "type", "");
+
+    if (v->how->quiet)
+        return;
+    if (v->how->json) {
+        if (v->how->logs && strcmp(type, "log"))
+            return;
+        char *text = sl_json_dump(e);
+        puts(text ? text : "{}");
+        free(text);
+    } else if (!strcmp(type, "log")) {
+        const char *level = sl_json_str(e, "data.level", "info");
+        close_line(v);
+        printf("%s%s%s\n", strcmp(level, "info") ? level : "", strcmp(level, "info") ? ": " : "",
+               sl_json_str(e, "data.msg", ""));
+    } else if (v->how->logs) {
+        return;
+    } else if (!strcmp(type, "state")) {
+        print_state(v, e);
+    } else if (!strcmp(type, "phase")) {
+        close_line(v);
+        printf("-- %s\n", sl_json_str(e, "data.phase", "?"));
+    } else if (!strcmp(type, "start")) {
+        v->steps = sl_json_int(e, "data.steps", 0);
+    } else if (!strcmp(type, "metric")) {
+        print_metric(v, e);
+    } else if (!strcmp(type, "checkpoint")) {
+        close_line(v);
+        printf("-- checkpoint of step %lld stored\n", (long long)sl_json_int(e, "data.step", 0));
+    }
+    fflush(stdout);
+}
+
+/* ---- following --------------------------------------------------------------------------------------------- */
+
+static int get_state(struct sl_api *api, const char *run, char *ret_state, struct sl_err *err)
+{
+    char path[128];
+    json_t *r;
+    int rc;
+
+    snprintf(path, sizeof path, "/api/v1/runs/%s", run);
+    rc = sl_api_call(api, "GET", path, NULL, NULL, &r, err);
+    if (rc)
+        return rc;
+    snprintf(ret_state, 32, "%s", sl_json_str(r, "state", ""));
+    json_decref(r);
+    return 0;
+}
+
+/* One read of events; *ret_n how many there were. */
+static int read_events(struct sl_api *api, const char *run, struct view *v, char last[64], int *ret_n,
+                       char *state, struct sl_err *err)
+{
+    char path[256];
+    json_t *page, *e;
+    size_t i;
+    int rc;
+
+    snprintf(path, sizeof path, "/api/v1/runs/%s/events?after=%s&wait_ms=%d", run, last, v->how->follow ? 1000 : 0);
+    rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
+    if (rc)
+        return rc;
+    json_array_foreach(json_object_get(page, "events"), i, e) {
+        print_event(v, e);
+        if (!strcmp(sl_json_str(e, "type", ""), "state"))
+            snprintf(state, 32, "%s", sl_json_str(e, "data.state", ""));
+    }
+    *ret_n = (int)json_array_size(json_object_get(page, "events"));
+    snprintf(last, 64, "%s", sl_json_str(page, "last", "0"));
+    json_decref(page);
+    return 0;
+}
+
+int cli_follow_run(struct sl_api *api, const char *run, const struct cli_follow *how, char *ret_state,
+                   struct sl_err *err)
+{
+    struct view v = {.how = how, .terminal = isatty(STDOUT_FILENO)};
+    char last[64] = "0", state[32] = "";
+    int64_t away_us = 0;
+    int n = 0, rc = 0;
+
+    for (;;) {
+        struct sl_err fault = SL_ERR_INIT;
+        rc = read_events(api, run, &v, last, &n, state, &fault);
+        if (!rc && n == 0)
+            rc = get_state(api, run, state, &fault);
+        if (rc == SL_RETRY && how->follow) {
+            if (!away_us) {
+                close_line(&v);
+                fprintf(stderr, "softlaunch: waiting for the server: %s\n", fault.msg);
+                away_us = sl_boot_us();
+            }
+            if (sl_boot_us() - away_us < CLI_FOLLOW_AWAY_S * INT64_C(1000000)) {
+                usleep(1000000);
+                continue;
+            }
+        }
+        if (rc) {
+            rc = sl_err_set(err, rc, "%s", fault.msg);
+            break;
+        }
+        away_us = 0;
+        if (n == 0 && (!how->follow || cli_is_final(state)))
+            break;
+    }
+    close_line(&v);
+    if (!rc)
+        snprintf(ret_state, 32, "%s", state);
+    return rc;
+}
