@@ -125,7 +125,7 @@ demo: deps
 	deploy/demo.sh $(BUILD)
 
 # Programs that test scripts drive: rules above add theirs to TEST_PROGRAMS.
-TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump
+TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump $(BUILD)/tests/bench/bench_step
 test-programs: $(TEST_PROGRAMS)
 
 clean:
