@@ -1,7 +1,7 @@
 /* The frozen model as one function: prompts in, loss and gradient of the prompts out.
  *
- * Written once over engine/ops.h for every architecture. Activations live in one arena, sized before the step from
- * the batch; it grows between steps only. Not thread-safe. */
+ * Written once over engine/ops.h for every architecture. Activations live in one arena, sized
+ * before the step from the batch; it grows between steps only. Not thread-safe. */
 #ifndef SL_ENGINE_MODEL_H
 #define SL_ENGINE_MODEL_H
 #include "engine/batch.h"
@@ -24,8 +24,8 @@ void sl_model_plant(struct sl_model *m, enum sl_fault fault);
 
 /* One pass over a packed batch.
  * prompts: device fp32 [batch->n_prompts, hidden].
- * dprompts: device fp32, same shape, set to d(sum of entry_weight * loss) / d prompts; NULL: forward only.
- * host_loss: [batch->n_entries] unweighted cross-entropy in nats of each entry. */
+ * dprompts: device fp32, same shape, set to d(sum of entry_weight * loss) / d prompts; NULL:
+ * forward only. host_loss: [batch->n_entries] unweighted cross-entropy in nats of each entry. */
 int sl_model_step(struct sl_model *m, const struct sl_batch *batch, const float *prompts,
                   float *dprompts, float *host_loss, struct sl_err *err);
 /* Logits [n_out, vocab], fp32 on the host, of the batch's out positions. */

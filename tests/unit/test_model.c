@@ -9,7 +9,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -400,64 +399,6 @@ static void test_nothing_to_learn_from(void **state)
     tiny_close(&t);
 }
 
-static void test_embedding(void **state)
-{
-    (void)state;
-    struct tiny_model t;
-    struct sl_err err = SL_ERR_INIT;
-    const int32_t ids[] = {3, 0, 39, 3}, bad[] = {1, 40};
-    float rows[4 * 32], expected[32];
-    tiny_open(&llama, &t);
-    assert_int_equal(sl_model_embedding(t.model, ids, 4, rows, &err), 0);
-    for (int i = 0; i < 4; i++) {
-        assert_int_equal(sl_weights_read_f32(t.weights, "embed", ids[i], 1, expected, &err), 0);
-        assert_memory_equal(rows + i * 32, expected, sizeof expected);
-    }
-    assert_int_equal(sl_model_embedding(t.model, bad, 2, rows, &err), SL_SPEC);
-    assert_non_null(strstr(err.msg, "token id 40"));
-    tiny_close(&t);
-}
-
-/* A model whose file lacks a tensor is refused with the tensor's name, and nothing is left behind.
- */
-static void test_missing_tensors(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *tensor, *says;
-        bool gpt2;
-    } cases[] = {
-        {"blk.1.attn_k.weight", "layers.1.k", false},
-        {"blk.2.attn_q.weight", "layers.2.q", false},
-        {"blk.0.ffn_gate.weight", "layers.0.gate", false},
-        {"output_norm.weight", "norm.weight", false},
-        {"position_embd.weight", "pos_embed", true},
-        {"blk.1.ffn_norm.bias", "layers.1.norm2.bias", true},
-    };
-    struct sl_backend_opts opts = {.threads = 2};
-    struct sl_backend *be;
-    assert_int_equal(sl_cpu_ops.open(&opts, &be, NULL), 0);
-    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
-        struct tiny config = cases[k].gpt2 ? gpt2 : llama;
-        struct sl_err err = SL_ERR_INIT;
-        struct sl_weights *w = NULL;
-        struct sl_model *m = NULL;
-        char path[256];
-        config.without = cases[k].tensor;
-        tiny_write(&config, path);
-        int rc = sl_weights_open(path, &w, &err); /* the reader may notice first */
-        if (!rc)
-            rc = sl_model_new(w, &sl_cpu_ops, be, &m, &err);
-        assert_true(rc < 0);
-        assert_null(m);
-        if (!strstr(err.msg, cases[k].says) && !strstr(err.msg, cases[k].tensor))
-            fail_msg("%s is not named in: %s", cases[k].tensor, err.msg);
-        sl_weights_close(w);
-        unlink(path);
-    }
-    sl_cpu_ops.close(be);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -471,8 +412,6 @@ int main(void)
         cmocka_unit_test(test_logit_chunks_and_repetition_give_the_same),
         cmocka_unit_test(test_logits),
         cmocka_unit_test(test_nothing_to_learn_from),
-        cmocka_unit_test(test_embedding),
-        cmocka_unit_test(test_missing_tensors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

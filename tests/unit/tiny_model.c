@@ -76,11 +76,16 @@ static void key_string(struct writer *w, const char *name, const char *v)
     add_string(&w->keys, v);
 }
 
+static void align(struct writer *w)
+{
+    static const char zeros[GGUF_ALIGN];
+    add(&w->data, zeros, (GGUF_ALIGN - w->data.len % GGUF_ALIGN) % GGUF_ALIGN);
+}
+
 /* Random values; the random stream does not depend on which tensor is left out. */
 static void tensor(struct writer *w, const char *name, int64_t rows, int64_t cols, double mean,
                    double std)
 {
-    static const char zeros[GGUF_ALIGN];
     bool skip = w->t->without && !strcmp(w->t->without, name);
     if (!skip) {
         add_string(&w->infos, name);
@@ -97,7 +102,29 @@ static void tensor(struct writer *w, const char *name, int64_t rows, int64_t col
         if (!skip)
             add(&w->data, &v, sizeof v);
     }
-    add(&w->data, zeros, (GGUF_ALIGN - w->data.len % GGUF_ALIGN) % GGUF_ALIGN);
+    align(w);
+}
+
+/* Llama 3's scaling comes as divisors of the frequencies, as llama.cpp's converter computes them.
+ */
+static void rope_divisors(struct writer *w)
+{
+    int dims = w->t->hidden / w->t->heads;
+    add_string(&w->infos, "rope_freqs.weight");
+    add_u32(&w->infos, 1);
+    add_u64(&w->infos, (uint64_t)dims / 2);
+    add_u32(&w->infos, 0); /* F32 */
+    add_u64(&w->infos, w->data.len);
+    w->n_tensors++;
+    for (int i = 0; i < dims / 2; i++) {
+        double wavelength = 2 * M_PI * pow(500000, 2.0 * i / dims),
+               smooth = (8192 / wavelength - 1) / 3;
+        float divisor = (float)(wavelength < 2048   ? 1
+                                : wavelength > 8192 ? 32
+                                                    : 1 / ((1 - smooth) / 32 + smooth));
+        add(&w->data, &divisor, sizeof divisor);
+    }
+    align(w);
 }
 
 static void layer(struct writer *w, int l)
@@ -152,8 +179,9 @@ static void keys(struct writer *w)
     key_u32(w, ".attention.head_count_kv", t->kv_heads);
     key_f32(w, ".attention.layer_norm_rms_epsilon", 1e-5f);
     key_u32(w, ".rope.dimension_count", t->hidden / t->heads);
-    key_f32(w, ".rope.freq_base", 10000);
-    if (t->rope_scaling) {
+    bool llama3 = t->rope_scaling && !strcmp(t->rope_scaling, "llama3");
+    key_f32(w, ".rope.freq_base", llama3 ? 500000 : 10000);
+    if (t->rope_scaling && !llama3) {
         key_string(w, ".rope.scaling.type", t->rope_scaling);
         key_f32(w, ".rope.scaling.factor", 4);
     }
@@ -171,6 +199,8 @@ void tiny_write(const struct tiny *t, char ret_path[256])
     tensor(&w, "token_embd.weight", t->vocab, t->hidden, 0, .5);
     if (t->gpt2)
         tensor(&w, "position_embd.weight", t->positions, t->hidden, 0, .3);
+    if (t->rope_scaling && !strcmp(t->rope_scaling, "llama3"))
+        rope_divisors(&w);
     for (int l = 0; l < t->layers; l++)
         layer(&w, l);
     tensor(&w, "output_norm.weight", t->hidden, 0, 1, .2);

@@ -9,7 +9,7 @@ struct tiny {
     bool gpt2;
     int layers, hidden, heads, kv_heads, ffn, vocab, positions;
     bool untied, qkv_bias;    /* Llama type only */
-    const char *rope_scaling; /* NULL or "linear" (factor 4) */
+    const char *rope_scaling; /* NULL, "linear" (factor 4) or "llama3" (factor 32, base 500000) */
     uint64_t seed;
     const char *without; /* a GGUF tensor to leave out, or NULL */
 };
