@@ -12,26 +12,36 @@
 #define TEXT_GROWTH 3 /* one invalid byte becomes the three of U+FFFD */
 #define MAX_UTF8 4    /* bytes of a character */
 #define CAPITAL_I_DOT 0x130
-#define COMBINING_DOT 0x307
-#define CAPITAL_SIGMA 0x3a3
-#define SMALL_SIGMA 0x3c3
-#define FINAL_SIGMA 0x3c2
+#define SMALL_I_DOT "i\xcc\x87" /* with U+0307 */
+#define FINAL_SIGMA "\xcf\x82"
 
 /* Python's \b(a|an|the)\b: its \w is a letter, a number or _; PCRE2's own \w changed in 10.43. */
 static const char article_pattern[] = "(?<![\\p{L}\\p{N}_])(?:a|an|the)(?![\\p{L}\\p{N}_])";
+/* Unicode's Final_Sigma: a letter with case before it, none behind it, case-ignorable characters
+ * passed over. */
+#define IGNORABLE                                                                                  \
+    "[\\p{Mn}\\p{Me}\\p{Cf}\\p{Lm}\\p{Sk}'.:\\x{b7}\\x{2018}\\x{2019}\\x{2024}\\x{2027}]*+"
+#define CASED "[\\x{aa}\\x{ba}\\p{Lu}\\p{Ll}\\p{Lt}\\x{2160}-\\x{217f}\\x{24b6}-\\x{24e9}]"
+static const char final_sigma_pattern[] = CASED IGNORABLE "\\K\\x{3a3}(?!" IGNORABLE CASED ")";
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static locale_t unicode; /* (locale_t)0: not available */
-static pcre2_code *article;
+static pcre2_code *article, *final_sigma;
+
+static pcre2_code *compile(const char *pattern)
+{
+    PCRE2_SIZE at;
+    int code;
+
+    return pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_NO_UTF_CHECK,
+                         &code, &at, NULL);
+}
 
 static void set_up(void)
 {
-    int code;
-    PCRE2_SIZE at;
-
     unicode = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
-    article = pcre2_compile((PCRE2_SPTR)article_pattern, PCRE2_ZERO_TERMINATED,
-                            PCRE2_UTF | PCRE2_NO_UTF_CHECK, &code, &at, NULL);
+    article = compile(article_pattern);
+    final_sigma = compile(final_sigma_pattern);
 }
 
 /* ---- characters ---- */
@@ -84,62 +94,43 @@ static bool is_space(uint32_t c)
            c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-static bool is_cased(uint32_t c)
-{
-    return iswlower_l((wint_t)c, unicode) || iswupper_l((wint_t)c, unicode);
-}
-
-/* Unicode's Final_Sigma, with letters next to it looked at (case-ignorable marks between are not
- * skipped). */
-static bool is_final_sigma(uint32_t before, const char *after)
-{
-    int len;
-
-    return is_cased(before) && !(*after && is_cased(decode(after, &len)));
-}
-
 /* ---- normalisation ---- */
 
-static int lower_without_punctuation(const struct sl_buf *in, struct sl_buf *out)
-{
-    uint32_t before = 0;
-    int rc = 0, len;
-
-    for (const char *p = in->p; p < in->p + in->len && !rc; p += len) {
-        uint32_t c = decode(p, &len);
-
-        if (c == CAPITAL_I_DOT) {
-            rc = put(out, 'i');
-            if (!rc)
-                rc = put(out, COMBINING_DOT);
-        } else if (c == CAPITAL_SIGMA) {
-            rc = put(out, is_final_sigma(before, p + len) ? FINAL_SIGMA : SMALL_SIGMA);
-        } else if (c >= 0x80 || !ispunct((int)c)) {
-            rc = put(out, (uint32_t)towlower_l((wint_t)c, unicode));
-        }
-        before = c;
-    }
-    return rc;
-}
-
-static int without_articles(const struct sl_buf *in, struct sl_buf *out)
+/* Every match replaced. */
+static int substitute(const pcre2_code *pattern, const struct sl_buf *in, const char *by,
+                      struct sl_buf *out)
 {
     pcre2_match_data *match = pcre2_match_data_create(1, NULL);
     size_t at = 0;
     int rc = match ? 0 : SL_NOMEM;
 
-    while (!rc && pcre2_match(article, (PCRE2_SPTR)in->p, in->len, at, PCRE2_NO_UTF_CHECK, match,
+    while (!rc && pcre2_match(pattern, (PCRE2_SPTR)in->p, in->len, at, PCRE2_NO_UTF_CHECK, match,
                               NULL) >= 0) {
         PCRE2_SIZE *span = pcre2_get_ovector_pointer(match);
 
         rc = sl_buf_add(out, in->p + at, span[0] - at);
         if (!rc)
-            rc = sl_buf_addc(out, ' ');
+            rc = sl_buf_adds(out, by);
         at = span[1];
     }
     if (!rc)
         rc = sl_buf_add(out, in->p + at, in->len - at);
     pcre2_match_data_free(match);
+    return rc;
+}
+
+static int lower_without_punctuation(const struct sl_buf *in, struct sl_buf *out)
+{
+    int rc = 0, len;
+
+    for (const char *p = in->p; p < in->p + in->len && !rc; p += len) {
+        uint32_t c = decode(p, &len);
+
+        if (c == CAPITAL_I_DOT)
+            rc = sl_buf_adds(out, SMALL_I_DOT);
+        else if (c >= 0x80 || !ispunct((int)c))
+            rc = put(out, (uint32_t)towlower_l((wint_t)c, unicode));
+    }
     return rc;
 }
 
@@ -172,7 +163,9 @@ int sl_normalize_answer(const char *text, struct sl_buf *buf, struct sl_err *err
     int rc;
 
     pthread_once(&once, set_up);
-    if (!unicode || !article)
+    if (!article || !final_sigma)
+        return sl_err_set(err, SL_NOMEM, "scoring: PCRE2 did not take its patterns");
+    if (!unicode)
         return sl_err_set(err, SL_IO,
                           "scoring needs the C library's C.UTF-8 locale, which is missing");
     if (len > SL_METRIC_TEXT_MAX)
@@ -182,13 +175,17 @@ int sl_normalize_answer(const char *text, struct sl_buf *buf, struct sl_err *err
     sl_buf_init(&b, TEXT_GROWTH * SL_METRIC_TEXT_MAX);
     rc = sl_utf8_repair(text, len, &a);
     if (!rc)
-        rc = lower_without_punctuation(&a, &b);
+        rc = substitute(final_sigma, &a, FINAL_SIGMA, &b);
     if (!rc) {
         sl_buf_reset(&a);
-        rc = without_articles(&b, &a);
+        rc = lower_without_punctuation(&b, &a);
+    }
+    if (!rc) {
+        sl_buf_reset(&b);
+        rc = substitute(article, &a, " ", &b);
     }
     if (!rc)
-        rc = collapse_spaces(&a, buf);
+        rc = collapse_spaces(&b, buf);
     sl_buf_release(&a);
     sl_buf_release(&b);
     return rc ? sl_err_set(err, SL_NOMEM, "normalising an answer: out of memory") : 0;
