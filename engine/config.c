@@ -155,10 +155,10 @@ static void fill_trainer(struct sl_config *c, const json_t *config)
     if (c->trainer.max_steps < 1)
         c->trainer.max_steps = -1;
     v = json_object_get(trainer, "val_check_interval");
-    if (json_is_real(v))
-        c->trainer.val_check_fraction = json_real_value(v);
-    else
+    if (json_is_integer(v))
         c->trainer.val_check_steps = (int)json_integer_value(v);
+    else
+        c->trainer.val_check_fraction = json_is_real(v) ? json_real_value(v) : 1.0;
     c->trainer.gradient_clip = sl_json_num(trainer, "gradient_clip_val", 0);
     c->trainer.accumulate_grad_batches = (int)integer(trainer, "accumulate_grad_batches");
 

@@ -175,9 +175,9 @@ static void largest(const struct wordnet *w, int ret_lexname[SL_WORDNET_CATEGORI
         if (w->synset[i].part == NOUN && noun_words[w->synset[i].lexname])
             count[w->synset[i].lexname]++;
     for (int c = 0; c < SL_WORDNET_CATEGORIES; c++) {
-        int best = 0;
-        for (int l = 1; l < LEXNAMES; l++)
-            if (count[l] > count[best])
+        int best = -1;
+        for (int l = 0; l < LEXNAMES; l++)
+            if (noun_words[l] && count[l] >= 0 && (best < 0 || count[l] > count[best]))
                 best = l;
         ret_lexname[c] = best;
         count[best] = -1;
