@@ -336,7 +336,9 @@ static int unpack_entry(struct in *in, struct archive_entry *e, struct sl_err *e
     if (++in->n_entries > SL_UNPACK_MAX_ENTRIES)
         return sl_err_set(err, SL_DATA, "the archive has more than %d entries",
                           SL_UNPACK_MAX_ENTRIES);
-    int rc = clean_path(archive_entry_pathname(e), path, err);
+    /* UTF-8 by its header, else the bytes as they are, which then must be UTF-8 too. */
+    const char *given = archive_entry_pathname_utf8(e);
+    int rc = clean_path(given ? given : archive_entry_pathname(e), path, err);
     if (rc)
         return rc;
     mode_t type = archive_entry_filetype(e);
@@ -363,8 +365,6 @@ static int unpack_all(struct in *in, const char *path, struct sl_err *err)
         ok = archive_read_support_filter_gzip(in->a);
     if (ok == ARCHIVE_OK)
         ok = archive_read_support_filter_zstd(in->a);
-    if (ok == ARCHIVE_OK)
-        ok = archive_read_set_options(in->a, "hdrcharset=BINARY");
     if (ok == ARCHIVE_OK)
         ok = archive_read_open_filename(in->a, path, CHUNK_BYTES);
     while (ok == ARCHIVE_OK && rc == 0) {
