@@ -1,0 +1,173 @@
+"""A private Redis, server and agents for tests; everything is stopped by its own pid and lies in one folder."""
+import atexit, json, os, shutil, signal, subprocess, sys, tempfile, time, urllib.error, urllib.request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BIN = os.path.join(os.environ.get("SL_BIN") or os.path.join(os.environ.get("SL_BUILD", "build"), "bin"), "softlaunch")
+TOKEN = "a-token-for-the-tests-only"
+FINAL = ("succeeded", "failed", "dead", "cancelled")
+
+
+class World:
+    def __init__(self, lease_ms=1500):
+        self.dir = tempfile.mkdtemp(prefix="sl-queue-")
+        self.lease_ms = lease_ms
+        self.procs = []
+        self.sock = self.dir + "/redis.sock"
+        self.redis_url = "unix://" + self.sock
+        open(self.dir + "/token", "w").write(TOKEN + "\n")
+        atexit.register(self.close)
+        self.start_redis()
+        self.start_server()
+
+    # ---- processes
+    def spawn(self, name, argv, **kw):
+        log = open(f"{self.dir}/{name}.log", "ab")
+        p = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **kw)
+        p.log = f"{self.dir}/{name}.log"
+        self.procs.append(p)
+        return p
+
+    def start_redis(self):
+        self.redis = self.spawn("redis", ["redis-server", "--port", "0", "--unixsocket", self.sock, "--dir", self.dir,
+                                          "--appendonly", "yes", "--appendfsync", "always", "--save", ""])
+        wait(lambda: self.cli("ping") == "PONG", 10, "Redis answers")
+
+    def start_server(self, port=0):
+        port_file = self.dir + "/port"
+        if os.path.exists(port_file):
+            os.unlink(port_file)
+        self.server = self.spawn("server", [BIN, "serve", "--listen", f"127.0.0.1:{port}", "--data", self.dir + "/store",
+                                            "--redis", self.redis_url, "--token-file", self.dir + "/token",
+                                            "--port-file", port_file])
+        wait(lambda: os.path.exists(port_file), 10, "the server answers")
+        self.port = int(open(port_file).read())
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def agent(self, name="agent", work=None, **kw):
+        env = dict(os.environ, SOFTLAUNCH_TOKEN=TOKEN)
+        argv = [BIN, "agent", "--redis", self.redis_url, "--server", self.url, "--work-dir", self.dir + "/" + (work or name),
+                "--lease-ms", str(self.lease_ms), "--worker", HERE + "/fake_worker.py", "--verbose"]
+        return self.spawn(name, argv + kw.pop("more", []), env=env, **kw)
+
+    def end(self, p, signo=signal.SIGTERM, timeout=20):
+        if p.poll() is None:
+            p.send_signal(signal.SIGCONT)
+            p.send_signal(signo)
+        return p.wait(timeout)
+
+    def stop_agents(self):
+        """What a failed test leaves must not disturb the next one."""
+        for p in self.procs:
+            if p.poll() is None and p not in (self.redis, self.server):
+                p.send_signal(signal.SIGCONT)
+                p.kill()
+                p.wait()
+
+    def close(self):
+        for p in reversed(self.procs):
+            if p.poll() is None:
+                p.send_signal(signal.SIGCONT)
+                p.kill()
+                p.wait()
+        if os.environ.get("SL_KEEP"):
+            print("kept", self.dir, file=sys.stderr)
+        else:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    # ---- talking
+    def cli(self, *args):
+        r = subprocess.run(["redis-cli", "-s", self.sock, *map(str, args)], capture_output=True, text=True)
+        return r.stdout.strip()
+
+    def api(self, method, path, body=None, **headers):
+        data = None if body is None else (body if isinstance(body, bytes) else json.dumps(body).encode())
+        req = urllib.request.Request(self.url + path, data=data, method=method,
+                                     headers={"Authorization": "Bearer " + TOKEN, "Content-Type": "application/json",
+                                              **headers})
+        try:
+            with urllib.request.urlopen(req, timeout=10) as r:
+                return r.status, json.loads(r.read() or b"null")
+        except urllib.error.HTTPError as e:
+            return e.code, json.loads(e.read() or b"null")
+
+    def command(self, *args, **kw):
+        env = dict(os.environ, SOFTLAUNCH_TOKEN=TOKEN, SOFTLAUNCH_SERVER=self.url)
+        return subprocess.run([BIN, *args], capture_output=True, text=True, env=env, timeout=kw.pop("timeout", 60), **kw)
+
+    def put(self, name, text):
+        path = f"{self.dir}/{name}.jsonl"
+        open(path, "w").write(text)
+        r = self.command("artifact", "put", name, path)
+        assert r.returncode == 0, r.stderr
+
+    def enqueue(self, name, key=None, **more):
+        spec = make_spec(name, **more)
+        status, reply = self.api("POST", "/api/v1/runs", spec, **({"Idempotency-Key": key} if key else {}))
+        assert status in (200, 201), reply
+        return reply["run"]
+
+    def run(self, run):
+        status, r = self.api("GET", "/api/v1/runs/" + run)
+        assert status == 200, r
+        return r
+
+    def events(self, run, kind=None):
+        out, last = [], "0"
+        while True:
+            status, page = self.api("GET", f"/api/v1/runs/{run}/events?after={last}")
+            assert status == 200, page
+            if not page["events"]:
+                return [e for e in out if kind in (None, e["type"])]
+            out += page["events"]
+            last = page["last"]
+
+    def until(self, run, what, timeout=30):
+        """Waits until what(run as JSON) holds; gives it."""
+        return wait(lambda: (lambda r: r if what(r) else None)(self.run(run)), timeout, f"run {run}")
+
+    def ended(self, run, timeout=30):
+        return self.until(run, lambda r: r["state"] in FINAL, timeout)
+
+
+def wait(test, timeout, what):
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            r = test()
+        except (OSError, AssertionError):
+            r = None
+        if r:
+            return r
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout} s: {what}")
+        time.sleep(0.02)
+
+
+def make_spec(name, **more):
+    spec = {"api": "softlaunch/v1", "name": name, "project": "test", "model": "model:latest",
+            "datasets": {"train": ["data:latest"]},
+            "config": {"model": {"virtual_prompt_style": "prompt-tuning", "new_tasks": ["t"],
+                                 "task_templates": [{"taskname": "t", "prompt_template": "<|VIRTUAL_PROMPT_0|> {a} {b}",
+                                                     "total_virtual_tokens": 4, "virtual_token_splits": [4]}]}},
+            "outputs": {"artifact": "result", "aliases": ["candidate"]}}
+    spec.update(more)
+    return spec
+
+
+def tap(world, tests):
+    """Runs functions in order; prints TAP; exits 1 when one failed."""
+    import traceback
+    only, bad = os.environ.get("SL_ONLY", ""), 0
+    for f in tests:
+        if only not in f.__name__:
+            continue
+        start = time.monotonic()
+        try:
+            f()
+            print(f"ok - {f.__name__} ({time.monotonic() - start:.1f} s)", flush=True)
+        except Exception:
+            bad += 1
+            world.stop_agents()
+            print(f"not ok - {f.__name__}", flush=True)
+            traceback.print_exc()
+    sys.exit(1 if bad else 0)
