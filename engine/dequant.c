@@ -4,10 +4,10 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "model files are read as little-endian");
 
 static const struct sl_dtype_info infos[SL_N_DTYPES] = {
-    [SL_DT_F32] = {"F32", 1, 4},      [SL_DT_F16] = {"F16", 1, 2},
-    [SL_DT_BF16] = {"BF16", 1, 2},    [SL_DT_Q8_0] = {"Q8_0", 32, 34},
-    [SL_DT_Q4_0] = {"Q4_0", 32, 18},  [SL_DT_Q4_1] = {"Q4_1", 32, 20},
-    [SL_DT_Q5_0] = {"Q5_0", 32, 22},  [SL_DT_Q5_1] = {"Q5_1", 32, 24},
+    [SL_DT_F32] = {"F32", 1, 4},       [SL_DT_F16] = {"F16", 1, 2},
+    [SL_DT_BF16] = {"BF16", 1, 2},     [SL_DT_Q8_0] = {"Q8_0", 32, 34},
+    [SL_DT_Q4_0] = {"Q4_0", 32, 18},   [SL_DT_Q4_1] = {"Q4_1", 32, 20},
+    [SL_DT_Q5_0] = {"Q5_0", 32, 22},   [SL_DT_Q5_1] = {"Q5_1", 32, 24},
     [SL_DT_Q4_K] = {"Q4_K", 256, 144}, [SL_DT_Q5_K] = {"Q5_K", 256, 176},
     [SL_DT_Q6_K] = {"Q6_K", 256, 210},
 };

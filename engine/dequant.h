@@ -1,7 +1,8 @@
 /* Element types of stored tensors, and their conversion to fp32.
  *
- * Values are those of ggml's block formats (ggml-quants.c, and its Python reference in the package gguf): the
- * same products and sums in the same order, so results agree bit for bit. Pure functions, no allocation. */
+ * Values are those of ggml's block formats (ggml-quants.c, and its Python reference in the package
+ * gguf): the same products and sums in the same order, so results agree bit for bit. Pure
+ * functions, no allocation. */
 #ifndef SL_ENGINE_DEQUANT_H
 #define SL_ENGINE_DEQUANT_H
 #include <stdint.h>
@@ -23,7 +24,7 @@ enum sl_dtype {
 
 struct sl_dtype_info {
     const char *name;
-    int block;       /* elements of one block; a row holds whole blocks */
+    int block; /* elements of one block; a row holds whole blocks */
     int block_bytes;
 };
 const struct sl_dtype_info *sl_dtype_info(enum sl_dtype t);

@@ -11,9 +11,9 @@
 #define TENSOR_BYTES_MIN (8 + 4 + 8 + 4 + 8)
 
 static const unsigned char type_bytes[SL_GGUF_N_TYPES] = {
-    [SL_GGUF_U8] = 1,  [SL_GGUF_I8] = 1,  [SL_GGUF_U16] = 2,  [SL_GGUF_I16] = 2, [SL_GGUF_U32] = 4,
-    [SL_GGUF_I32] = 4, [SL_GGUF_F32] = 4, [SL_GGUF_BOOL] = 1, [SL_GGUF_U64] = 8, [SL_GGUF_I64] = 8,
-    [SL_GGUF_F64] = 8,
+    [SL_GGUF_U8] = 1,  [SL_GGUF_I8] = 1,  [SL_GGUF_U16] = 2, [SL_GGUF_I16] = 2,
+    [SL_GGUF_U32] = 4, [SL_GGUF_I32] = 4, [SL_GGUF_F32] = 4, [SL_GGUF_BOOL] = 1,
+    [SL_GGUF_U64] = 8, [SL_GGUF_I64] = 8, [SL_GGUF_F64] = 8,
 };
 
 /* ggml's numbers for tensor types; those that we cannot read have a name only. */
@@ -56,10 +56,11 @@ static int bad(struct cursor *c, const char *fmt, ...)
 static const unsigned char *take(struct cursor *c, uint64_t n, const char *what)
 {
     if (n > c->len - c->at) {
-        sl_err_set(c->err, SL_DATA,
-                   "truncated: %s at byte %zu takes %llu bytes, expected at least %llu bytes, found %zu",
-                   what, c->at, (unsigned long long)n,
-                   (unsigned long long)(n > UINT64_MAX - c->at ? UINT64_MAX : c->at + n), c->len);
+        sl_err_set(
+            c->err, SL_DATA,
+            "truncated: %s at byte %zu takes %llu bytes, expected at least %llu bytes, found %zu",
+            what, c->at, (unsigned long long)n,
+            (unsigned long long)(n > UINT64_MAX - c->at ? UINT64_MAX : c->at + n), c->len);
         return NULL;
     }
     const unsigned char *p = c->p + c->at;
@@ -195,10 +196,10 @@ static int get_dtype(struct cursor *c, const char *shown, enum sl_dtype *ret)
     if (type >= N_TENSOR_TYPES || !tensor_types[type].name)
         return bad(c, "tensor '%s' has the unknown type %u", shown, type);
     if (tensor_types[type].dtype < 0)
-        return bad(c,
-                   "tensor '%s' has type %s, which is not supported (supported: F32, F16, BF16, "
-                   "Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K)",
-                   shown, tensor_types[type].name);
+        return sl_err_set(c->err, SL_SPEC,
+                          "tensor '%s' has type %s, which is not supported (supported: F32, F16, "
+                          "BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K)",
+                          shown, tensor_types[type].name);
     *ret = (enum sl_dtype)tensor_types[type].dtype;
     return 0;
 }
@@ -229,7 +230,10 @@ static int parse_tensor(struct cursor *c, struct sl_gguf_tensor *t, uint64_t *re
         t->dim[i] = (int64_t)dim;
         elements *= dim;
     }
-    if (get_dtype(c, shown, &t->dtype) < 0 || get_u64(c, "a tensor's offset", ret_offset) < 0)
+    int rc = get_dtype(c, shown, &t->dtype);
+    if (rc < 0)
+        return rc;
+    if (get_u64(c, "a tensor's offset", ret_offset) < 0)
         return SL_DATA;
     const struct sl_dtype_info *info = sl_dtype_info(t->dtype);
     if (t->dim[0] % info->block)
@@ -329,9 +333,12 @@ static int parse(struct cursor *c, struct sl_gguf *g)
     if (get_u32(c, "the version", &version) < 0)
         return SL_DATA;
     if (version >= 1u << 24)
-        return bad(c, "a big-endian GGUF file; only little-endian ones are supported");
+        return sl_err_set(c->err, SL_SPEC,
+                          "a big-endian GGUF file, which is not supported (supported: "
+                          "little-endian)");
     if (version != 2 && version != 3)
-        return bad(c, "GGUF version %u is not supported (supported: 2 and 3)", version);
+        return sl_err_set(c->err, SL_SPEC, "GGUF version %u is not supported (supported: 2 and 3)",
+                          version);
     g->version = (int)version;
     if (get_u64(c, "the number of tensors", &n_tensors) < 0 ||
         get_u64(c, "the number of keys", &n_keys) < 0)

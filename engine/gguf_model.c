@@ -11,7 +11,7 @@
 
 #define KEY_MAX 96
 
-/* ---- architecture ------------------------------------------------------------------------------------------ */
+/* ---- architecture */
 
 struct reader {
     const struct sl_gguf *g;
@@ -42,9 +42,9 @@ static int get_int(struct reader *r, const char *name, int otherwise)
     key_name(r, name, key);
     const struct sl_gguf_key *found = sl_gguf_find(r->g, key);
     if (found && found->type == SL_GGUF_ARRAY) {
-        r->rc = sl_err_set(r->err, SL_DATA,
-                           "key '%s' is an array: layers that differ in shape are not supported",
-                           key);
+        r->rc =
+            sl_err_set(r->err, SL_DATA,
+                       "key '%s' is an array: layers that differ in shape are not supported", key);
         return 0;
     }
     int rc = sl_gguf_int(r->g, key, &v, r->err);
@@ -85,8 +85,9 @@ static bool is_text(struct sl_gguf_str s, const char *text)
     return s.len == strlen(text) && !memcmp(s.p, text, s.len);
 }
 
-/* Llama 3.1's scaling comes as a tensor of divisors per frequency instead of its four numbers. They are the
- * published ones of that family with the factor as the largest divisor; anything else is refused. */
+/* Llama 3.1's scaling comes as a tensor of divisors per frequency instead of its four numbers. They
+ * are the published ones of that family with the factor as the largest divisor; anything else is
+ * refused. */
 static int read_rope_freqs(const struct sl_gguf *g, struct sl_arch *a, struct sl_err *err)
 {
     const struct sl_gguf_tensor *t = sl_gguf_tensor(g, "rope_freqs.weight");
@@ -214,31 +215,43 @@ static int read_arch(const struct sl_gguf *g, struct sl_arch *a, struct sl_err *
     a->tied = !sl_gguf_tensor(g, "output.weight");
     if ((rc = sl_gguf_text(g, "general.name", &name, err)) < 0)
         return rc;
-    snprintf(a->name, sizeof a->name, "%s",
-             name.len ? sl_shown(name.p, name.len, shown) : r.arch);
+    snprintf(a->name, sizeof a->name, "%s", name.len ? sl_shown(name.p, name.len, shown) : r.arch);
     return r.rc < 0 ? r.rc : llama ? read_llama(&r, a) : read_gpt2(&r, a);
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------------------- */
+/* ---- tensors */
 
 enum rotary { PLAIN, BY_HEADS, BY_KV_HEADS };
 static const struct rename {
     const char *ours, *theirs;
     enum rotary rotary;
-} model_names[] = {
-    {"embed", "token_embd.weight", PLAIN},        {"pos_embed", "position_embd.weight", PLAIN},
-    {"norm.weight", "output_norm.weight", PLAIN}, {"norm.bias", "output_norm.bias", PLAIN},
-    {"head", "output.weight", PLAIN},
-}, layer_names[] = {
-    {"norm1.weight", "attn_norm.weight", PLAIN},  {"norm1.bias", "attn_norm.bias", PLAIN},
-    {"norm2.weight", "ffn_norm.weight", PLAIN},   {"norm2.bias", "ffn_norm.bias", PLAIN},
-    {"q", "attn_q.weight", BY_HEADS},             {"q.bias", "attn_q.bias", BY_HEADS},
-    {"k", "attn_k.weight", BY_KV_HEADS},          {"k.bias", "attn_k.bias", BY_KV_HEADS},
-    {"v", "attn_v.weight", PLAIN},                {"v.bias", "attn_v.bias", PLAIN},
-    {"o", "attn_output.weight", PLAIN},           {"o.bias", "attn_output.bias", PLAIN},
-    {"gate", "ffn_gate.weight", PLAIN},           {"gate.bias", "ffn_gate.bias", PLAIN},
-    {"up", "ffn_up.weight", PLAIN},               {"up.bias", "ffn_up.bias", PLAIN},
-    {"down", "ffn_down.weight", PLAIN},           {"down.bias", "ffn_down.bias", PLAIN},
+} model_names[] =
+    {
+        {"embed", "token_embd.weight", PLAIN},
+        {"pos_embed", "position_embd.weight", PLAIN},
+        {"norm.weight", "output_norm.weight", PLAIN},
+        {"norm.bias", "output_norm.bias", PLAIN},
+        {"head", "output.weight", PLAIN},
+},
+  layer_names[] = {
+      {"norm1.weight", "attn_norm.weight", PLAIN},
+      {"norm1.bias", "attn_norm.bias", PLAIN},
+      {"norm2.weight", "ffn_norm.weight", PLAIN},
+      {"norm2.bias", "ffn_norm.bias", PLAIN},
+      {"q", "attn_q.weight", BY_HEADS},
+      {"q.bias", "attn_q.bias", BY_HEADS},
+      {"k", "attn_k.weight", BY_KV_HEADS},
+      {"k.bias", "attn_k.bias", BY_KV_HEADS},
+      {"v", "attn_v.weight", PLAIN},
+      {"v.bias", "attn_v.bias", PLAIN},
+      {"o", "attn_output.weight", PLAIN},
+      {"o.bias", "attn_output.bias", PLAIN},
+      {"gate", "ffn_gate.weight", PLAIN},
+      {"gate.bias", "ffn_gate.bias", PLAIN},
+      {"up", "ffn_up.weight", PLAIN},
+      {"up.bias", "ffn_up.bias", PLAIN},
+      {"down", "ffn_down.weight", PLAIN},
+      {"down.bias", "ffn_down.bias", PLAIN},
 };
 
 static const struct rename *find_name(const struct rename *names, size_t n, const char *theirs)
@@ -323,7 +336,7 @@ static int open_gguf(struct sl_weights *w, const char *path, struct sl_err *err)
     return rc;
 }
 
-/* ---- tokenizer --------------------------------------------------------------------------------------------- */
+/* ---- tokenizer */
 
 /* Splits an array of strings into pointers and lengths; *ret_n is 0 without the key. */
 static int string_array(const struct sl_gguf *g, const char *name, int *ret_n,
@@ -386,8 +399,7 @@ static int token_id(const struct sl_gguf *g, const char *name, int *ret_id, stru
     if (rc < 0)
         return rc;
     if (id < -1 || id > INT_MAX)
-        return sl_err_set(err, SL_DATA, "key '%s' is %lld, which is no token", name,
-                          (long long)id);
+        return sl_err_set(err, SL_DATA, "key '%s' is %lld, which is no token", name, (long long)id);
     *ret_id = (int)id;
     return 0;
 }
@@ -413,14 +425,15 @@ int sl_gguf_tokenizer(const struct sl_gguf *g, struct sl_tokenizer **ret_tok, st
         is_text(arch, "gpt2"))
         pre = (struct sl_gguf_str){"gpt-2", 5};
     else if (rc == 1)
-        return sl_err_set(err, SL_DATA, "key 'tokenizer.ggml.pre' is missing: the file does not "
-                                        "say which pre-tokenizer its model was trained with");
+        return sl_err_set(err, SL_DATA,
+                          "key 'tokenizer.ggml.pre' is missing: the file does not "
+                          "say which pre-tokenizer its model was trained with");
     spec.pre = sl_shown(pre.p, pre.len, shown);
     rc = string_array(g, "tokenizer.ggml.tokens", &spec.n_tokens, &spec.tokens, &spec.token_len,
                       err);
     if (rc == 0)
-        rc = string_array(g, "tokenizer.ggml.merges", &spec.n_merges, &spec.merges,
-                          &spec.merge_len, err);
+        rc = string_array(g, "tokenizer.ggml.merges", &spec.n_merges, &spec.merges, &spec.merge_len,
+                          err);
     if (rc == 0)
         rc = token_kinds(g, spec.n_tokens, &kind, err);
     spec.kind = kind;

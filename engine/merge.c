@@ -92,7 +92,7 @@ static inline uint32_t rank_of(const struct sl_merges *m, int32_t left, int32_t 
 
 static int merge_short(const struct sl_merges *m, int32_t *id, int n)
 {
-    uint32_t rank[SHORT_PIECE];  /* of the pair (i, i+1) */
+    uint32_t rank[SHORT_PIECE]; /* of the pair (i, i+1) */
     int32_t whole[SHORT_PIECE];
     for (int i = 0; i + 1 < n; i++)
         rank[i] = rank_of(m, id[i], id[i + 1], &whole[i]);
@@ -176,8 +176,8 @@ static void offer(const struct sl_merges *m, const int32_t *id, int32_t left, in
 static int merge_long(const struct sl_merges *m, int32_t *id, int n, struct sl_merge_scratch *s)
 {
     if (n > s->cap) {
-        void *p = realloc(s->p, (size_t)n * sizeof(struct link) +
-                                    heap_cap(n) * sizeof(struct candidate));
+        void *p =
+            realloc(s->p, (size_t)n * sizeof(struct link) + heap_cap(n) * sizeof(struct candidate));
         if (!p)
             return SL_NOMEM;
         s->p = p;

@@ -4,35 +4,37 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Character classes, written without their brackets. The reference knows Unicode 16 in its patterns and Unicode
- * 17 in its digit test, while PCRE2 knows the version of its own build (14 in 10.42) and counts U+180E as a
- * space, which the reference does not: so what came after Unicode 14 is listed, and spaces are listed in full.
- * tests/golden/tokenizer.py compares the classes at every code point. */
-#define LETTER                                                                                      \
-    "\\p{L}\\x{1C89}-\\x{1C8A}\\x{A7CB}-\\x{A7CD}\\x{A7DA}-\\x{A7DC}\\x{105C0}-\\x{105F3}"          \
-    "\\x{10D4A}-\\x{10D65}\\x{10D6F}-\\x{10D85}\\x{10EC2}-\\x{10EC4}\\x{1123F}-\\x{11240}"          \
-    "\\x{11380}-\\x{11389}\\x{1138B}\\x{1138E}\\x{11390}-\\x{113B5}\\x{113B7}\\x{113D1}\\x{113D3}"  \
-    "\\x{11BC0}-\\x{11BE0}\\x{11F02}\\x{11F04}-\\x{11F10}\\x{11F12}-\\x{11F33}\\x{1342F}"           \
-    "\\x{13441}-\\x{13446}\\x{13460}-\\x{143FA}\\x{16100}-\\x{1611D}\\x{16D40}-\\x{16D6C}"          \
-    "\\x{18CFF}\\x{1B132}\\x{1B155}\\x{1DF25}-\\x{1DF2A}\\x{1E030}-\\x{1E06D}\\x{1E4D0}-\\x{1E4EB}" \
-    "\\x{1E5D0}-\\x{1E5ED}\\x{1E5F0}\\x{2B739}\\x{2EBF0}-\\x{2EE5D}\\x{31350}-\\x{323AF}"
-#define NUMBER                                                                                      \
-    "\\p{N}\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}"    \
-    "\\x{16130}-\\x{16139}\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1D2C0}-\\x{1D2D3}"          \
+/* Character classes, written without their brackets. The reference knows Unicode 16 in its patterns
+ * and Unicode 17 in its digit test, while PCRE2 knows the version of its own build (14 in 10.42)
+ * and counts U+180E as a space, which the reference does not: so what came after Unicode 14 is
+ * listed, and spaces are listed in full. tests/golden/tokenizer.py compares the classes at every
+ * code point. */
+#define LETTER                                                                                     \
+    "\\p{L}\\x{1C89}-\\x{1C8A}\\x{A7CB}-\\x{A7CD}\\x{A7DA}-\\x{A7DC}\\x{105C0}-\\x{105F3}"         \
+    "\\x{10D4A}-\\x{10D65}\\x{10D6F}-\\x{10D85}\\x{10EC2}-\\x{10EC4}\\x{1123F}-\\x{11240}"         \
+    "\\x{11380}-\\x{11389}\\x{1138B}\\x{1138E}\\x{11390}-\\x{113B5}\\x{113B7}\\x{113D1}\\x{113D3}" \
+    "\\x{11BC0}-\\x{11BE0}\\x{11F02}\\x{11F04}-\\x{11F10}\\x{11F12}-\\x{11F33}\\x{1342F}"          \
+    "\\x{13441}-\\x{13446}\\x{13460}-\\x{143FA}\\x{16100}-\\x{1611D}\\x{16D40}-\\x{16D6C}"         \
+    "\\x{18CFF}\\x{1B132}\\x{1B155}\\x{1DF25}-\\x{1DF2A}\\x{1E030}-\\x{1E06D}"                     \
+    "\\x{1E4D0}-\\x{1E4EB}\\x{1E5D0}-\\x{1E5ED}\\x{1E5F0}\\x{2B739}\\x{2EBF0}-\\x{2EE5D}"          \
+    "\\x{31350}-\\x{323AF}"
+#define NUMBER                                                                                     \
+    "\\p{N}\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}"   \
+    "\\x{16130}-\\x{16139}\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1D2C0}-\\x{1D2D3}"         \
     "\\x{1E4F0}-\\x{1E4F9}\\x{1E5F1}-\\x{1E5FA}"
 #define NUMBER_17 "\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}"
-#define SPACE                                                                                       \
-    "\\x09-\\x0D\\x20\\x85\\xA0\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}"    \
+#define SPACE                                                                                      \
+    "\\x09-\\x0D\\x20\\x85\\xA0\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}"   \
     "\\x{3000}"
 
 #define DIGITS "[" NUMBER NUMBER_17 "]"
 #define TRAILING_SPACE "[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
-#define GPT2                                                                                        \
-    "'s|'t|'re|'ve|'m|'ll|'d| ?[" LETTER "]+| ?[" NUMBER "]+| ?[^" SPACE LETTER NUMBER "]+|"        \
-    TRAILING_SPACE
+#define GPT2                                                                                       \
+    "'s|'t|'re|'ve|'m|'ll|'d| ?[" LETTER "]+| ?[" NUMBER "]+| ?[^" SPACE LETTER NUMBER             \
+    "]+|" TRAILING_SPACE
 /* Llama 3 and Qwen2 differ in how many digits go together. */
-#define CL100K(digits)                                                                              \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n" LETTER NUMBER "]?[" LETTER "]+|[" NUMBER "]" digits     \
+#define CL100K(digits)                                                                             \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n" LETTER NUMBER "]?[" LETTER "]+|[" NUMBER "]" digits    \
     "| ?[^" SPACE LETTER NUMBER "]+[\\r\\n]*|[" SPACE "]*[\\r\\n]+|" TRAILING_SPACE
 
 #define MAX_STAGES 2
@@ -62,8 +64,8 @@ int sl_pretok_new(const char *name, struct sl_pretok **ret_pretok, struct sl_err
             kind = &kinds[i];
     if (!kind)
         return sl_err_set(err, SL_SPEC,
-                          "pre-tokenizer '%.64s' is not supported (supported: %s, %s, %s, %s)", name,
-                          kinds[0].name, kinds[1].name, kinds[2].name, kinds[3].name);
+                          "pre-tokenizer '%.64s' is not supported (supported: %s, %s, %s, %s)",
+                          name, kinds[0].name, kinds[1].name, kinds[2].name, kinds[3].name);
     struct sl_pretok *p = calloc(1, sizeof *p);
     if (!p)
         return sl_err_set(err, SL_NOMEM, "out of memory");
@@ -80,7 +82,8 @@ int sl_pretok_new(const char *name, struct sl_pretok **ret_pretok, struct sl_err
             return sl_err_set(err, SL_SPEC, "pre-tokenizer '%s': %s at %zu", name,
                               (const char *)text, (size_t)at);
         }
-        /* Without a JIT (a machine that forbids writable code) the interpreter gives the same matches. */
+        /* Without a JIT (a machine that forbids writable code) the interpreter gives the same
+         * matches. */
         pcre2_jit_compile(p->stage[i], PCRE2_JIT_COMPLETE);
     }
     *ret_pretok = p;
@@ -120,8 +123,8 @@ static int split_from(const struct split *s, int stage, const char *text, size_t
         return s->fn(s->arg, text, len, err);
     for (size_t at = 0; at < len;) {
         size_t start = len, end = len;
-        int rc = pcre2_match(s->pretok->stage[stage], (PCRE2_SPTR)text, len, at,
-                             PCRE2_NO_UTF_CHECK, s->match, NULL);
+        int rc = pcre2_match(s->pretok->stage[stage], (PCRE2_SPTR)text, len, at, PCRE2_NO_UTF_CHECK,
+                             s->match, NULL);
         if (rc > 0) {
             const PCRE2_SIZE *span = pcre2_get_ovector_pointer(s->match);
             start = span[0];

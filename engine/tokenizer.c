@@ -1,15 +1,15 @@
-#include "engine/tokenizer.h"
 #include "engine/merge.h"
 #include "engine/pretok.h"
+#include "engine/text_set.h"
+#include "engine/tokenizer.h"
 #include "engine/utf8.h"
-#include "engine/weights.h"
+#include "engine/weights_format.h"
 #include <stdlib.h>
 #include <string.h>
 
 #define TOKEN_BYTES_MAX (1 << 16)
 #define MERGES_MAX (1 << 22)
-#define PROBES_MAX 256 /* a quarter-full table this crowded was made to be */
-#define ALPHABET 324    /* code points below this stand for bytes in GPT-2's alphabet */
+#define ALPHABET 324 /* code points below this stand for bytes in GPT-2's alphabet */
 
 enum { KIND_NORMAL = 1, KIND_CONTROL = 3, KIND_USER = 4 };
 
@@ -23,20 +23,15 @@ struct sl_tokenizer {
     int32_t *special; /* control and user-defined tokens, sorted by their bytes */
     int n_special;
     bool special_first[256]; /* bytes that some special token starts with */
-    int32_t *word; /* hash set of normal tokens by bytes; only for pre-tokenizers that ignore merges */
-    size_t word_mask;
+    int32_t
+        *word; /* hash set of normal tokens by bytes; only for pre-tokenizers that ignore merges */
+    struct sl_text_set words; /* normal tokens; only for pre-tokenizers that ignore merges */
     struct sl_pretok *pretok;
     int32_t bos, eos;
     char digest[SL_SHA256_HEX + 1];
 };
 
-/* A span of bytes; a token's text during construction. */
-struct span {
-    const char *p;
-    size_t len;
-};
-
-/* ---- lists of ids ---------------------------------------------------------------------------------------- */
+/* ---- lists of ids */
 
 static int ids_room(struct sl_ids *ids, size_t more)
 {
@@ -71,7 +66,7 @@ void sl_ids_release(struct sl_ids *ids)
     *ids = (struct sl_ids){0};
 }
 
-/* ---- GPT-2's byte alphabet: printable bytes are themselves, the others U+0100 and up ---------------------- */
+/* ---- GPT-2's byte alphabet: printable bytes are themselves, the others U+0100 and up */
 
 static void alphabet(int16_t byte_of[ALPHABET], int code_of[256])
 {
@@ -84,8 +79,9 @@ static void alphabet(int16_t byte_of[ALPHABET], int code_of[256])
     }
 }
 
-/* Writes the bytes that a token's text stands for; text with anything outside the alphabet stands for itself. */
-static size_t decode(const struct span *text, const int16_t byte_of[ALPHABET], char *out)
+/* Writes the bytes that a token's text stands for; text with anything outside the alphabet stands
+ * for itself. */
+static size_t decode(const struct sl_text *text, const int16_t byte_of[ALPHABET], char *out)
 {
     size_t n = 0;
     for (size_t i = 0; i < text->len;) {
@@ -101,59 +97,19 @@ static size_t decode(const struct span *text, const int16_t byte_of[ALPHABET], c
     return n;
 }
 
-/* ---- hash sets of token ids by their text ----------------------------------------------------------------- */
+/* ---- construction */
 
-static uint64_t hash_bytes(const char *p, size_t len)
-{
-    uint64_t h = UINT64_C(0xcbf29ce484222325); /* FNV-1a */
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ (unsigned char)p[i]) * UINT64_C(0x100000001b3);
-    return h ^ h >> 29;
-}
-
-/* The slot that holds the text, or the free one where it belongs; NULL after too many probes. text_of(arg, id)
- * is what an id in the set stands for. */
-typedef struct span text_fn(const void *arg, int32_t id);
-static int32_t *set_slot(int32_t *slot, size_t mask, const char *p, size_t len, text_fn *text_of,
-                         const void *arg)
-{
-    size_t at = hash_bytes(p, len) & mask;
-    for (int probe = 0; probe < PROBES_MAX; probe++, at = (at + 1) & mask) {
-        if (slot[at] < 0)
-            return &slot[at];
-        struct span s = text_of(arg, slot[at]);
-        if (s.len == len && !memcmp(s.p, p, len))
-            return &slot[at];
-    }
-    return NULL;
-}
-
-static int32_t *set_new(int n, size_t *ret_mask)
-{
-    size_t size = 16;
-    while (size < 4 * (size_t)n)
-        size *= 2;
-    int32_t *slot = malloc(size * sizeof *slot);
-    if (slot) {
-        memset(slot, -1, size * sizeof *slot);
-        *ret_mask = size - 1;
-    }
-    return slot;
-}
-
-static struct span spec_text(const void *arg, int32_t id)
+static struct sl_text spec_text(const void *arg, int32_t id)
 {
     const struct sl_tokenizer_spec *spec = arg;
-    return (struct span){spec->tokens[id], (size_t)spec->token_len[id]};
+    return (struct sl_text){spec->tokens[id], (size_t)spec->token_len[id]};
 }
 
-static struct span token_text(const void *arg, int32_t id)
+static struct sl_text token_text(const void *arg, int32_t id)
 {
     const struct sl_tokenizer *t = arg;
-    return (struct span){t->bytes + t->start[id], t->start[id + 1] - t->start[id]};
+    return (struct sl_text){t->bytes + t->start[id], t->start[id + 1] - t->start[id]};
 }
-
-/* ---- construction ------------------------------------------------------------------------------------------ */
 
 static int no_memory(struct sl_err *err)
 {
@@ -193,7 +149,8 @@ static int kind_of(const struct sl_tokenizer_spec *spec, int id)
 
 static int by_text(const void *a, const void *b, void *arg)
 {
-    struct span x = token_text(arg, *(const int32_t *)a), y = token_text(arg, *(const int32_t *)b);
+    struct sl_text x = token_text(arg, *(const int32_t *)a),
+                   y = token_text(arg, *(const int32_t *)b);
     int c = memcmp(x.p, y.p, x.len < y.len ? x.len : y.len);
     return c ? c : (x.len > y.len) - (x.len < y.len);
 }
@@ -215,7 +172,7 @@ static int build_tokens(struct sl_tokenizer *t, const struct sl_tokenizer_spec *
     if (!t->start || !t->bytes || !t->kind || !t->special)
         return no_memory(err);
     for (int i = 0; i < spec->n_tokens; i++) {
-        struct span text = spec_text(spec, i);
+        struct sl_text text = spec_text(spec, i);
         t->start[i] = at;
         t->kind[i] = (unsigned char)kind_of(spec, i);
         if (t->kind[i] == KIND_CONTROL || t->kind[i] == KIND_USER) {
@@ -235,7 +192,7 @@ static int build_tokens(struct sl_tokenizer *t, const struct sl_tokenizer_spec *
 }
 
 /* Ids of the two sides and of the whole of merge i, "a b". */
-static int parse_merge(const struct sl_tokenizer_spec *spec, int i, int32_t *vocab, size_t mask,
+static int parse_merge(const struct sl_tokenizer_spec *spec, int i, const struct sl_text_set *vocab,
                        int32_t ret_ids[3], struct sl_err *err)
 {
     const char *text = spec->merges[i];
@@ -250,13 +207,14 @@ static int parse_merge(const struct sl_tokenizer_spec *spec, int i, int32_t *voc
         return sl_err_set(err, SL_DATA, "merge %d is too long", i);
     memcpy(whole, text, left);
     memcpy(whole + left, space + 1, right);
-    const struct span part[3] = {{text, left}, {space + 1, right}, {whole, left + right}};
+    const struct sl_text part[3] = {{text, left}, {space + 1, right}, {whole, left + right}};
     for (int k = 0; k < 3; k++) {
-        const int32_t *slot = set_slot(vocab, mask, part[k].p, part[k].len, spec_text, spec);
-        if (!slot || *slot < 0)
-            return sl_err_set(err, SL_DATA, "merge %d makes or takes '%.*s', which is no token", i,
-                              part[k].len > 64 ? 64 : (int)part[k].len, part[k].p);
-        ret_ids[k] = *slot;
+        ret_ids[k] = sl_text_set_find(vocab, part[k]);
+        if (ret_ids[k] < 0) {
+            char shown[SL_SHOWN_MAX];
+            return sl_err_set(err, SL_DATA, "merge %d makes or takes '%s', which is no token", i,
+                              sl_shown(part[k].p, part[k].len, shown));
+        }
     }
     return 0;
 }
@@ -264,16 +222,13 @@ static int parse_merge(const struct sl_tokenizer_spec *spec, int i, int32_t *voc
 static int build_merges(struct sl_tokenizer *t, const struct sl_tokenizer_spec *spec,
                         const int code_of[256], struct sl_err *err)
 {
-    size_t mask = 0;
-    int32_t *vocab = set_new(spec->n_tokens, &mask);
-    int rc = vocab ? sl_merges_new(spec->n_merges, &t->merges, err) : no_memory(err);
+    struct sl_text_set vocab = {.text_of = spec_text, .arg = spec};
+    int rc = sl_text_set_init(&vocab, spec->n_tokens);
+    rc = rc < 0 ? no_memory(err) : sl_merges_new(spec->n_merges, &t->merges, err);
     for (int i = 0; rc == 0 && i < spec->n_tokens; i++) {
-        struct span s = spec_text(spec, i);
-        int32_t *slot = set_slot(vocab, mask, s.p, s.len, spec_text, spec);
-        if (slot)
-            *slot = i;
-        else
-            rc = sl_err_set(err, SL_DATA, "token %d: the vocabulary defeats hashing", i);
+        rc = sl_text_set_add(&vocab, i);
+        if (rc < 0)
+            sl_err_set(err, rc, "token %d: the vocabulary defeats hashing", i);
     }
     for (int b = 0; rc == 0 && b < 256; b++) {
         char text[2] = {(char)code_of[b]};
@@ -283,33 +238,27 @@ static int build_merges(struct sl_tokenizer *t, const struct sl_tokenizer_spec *
             text[1] = (char)(0x80 | (code_of[b] & 63));
             len = 2;
         }
-        const int32_t *slot = set_slot(vocab, mask, text, len, spec_text, spec);
-        t->byte_id[b] = slot ? *slot : -1;
+        t->byte_id[b] = sl_text_set_find(&vocab, (struct sl_text){text, len});
     }
     for (int i = 0; rc == 0 && i < spec->n_merges; i++) {
         int32_t ids[3];
-        rc = parse_merge(spec, i, vocab, mask, ids, err);
+        rc = parse_merge(spec, i, &vocab, ids, err);
         if (rc == 0)
             rc = sl_merges_add(t->merges, ids[0], ids[1], (uint32_t)i, ids[2], err);
     }
-    free(vocab);
+    sl_text_set_release(&vocab);
     return rc;
 }
 
 static int build_words(struct sl_tokenizer *t, struct sl_err *err)
 {
-    t->word = set_new(t->n_tokens, &t->word_mask);
-    if (!t->word)
+    t->words.text_of = token_text;
+    t->words.arg = t;
+    if (sl_text_set_init(&t->words, t->n_tokens) < 0)
         return no_memory(err);
-    for (int32_t i = 0; i < t->n_tokens; i++) {
-        struct span s = token_text(t, i);
-        if (t->kind[i] != KIND_NORMAL)
-            continue;
-        int32_t *slot = set_slot(t->word, t->word_mask, s.p, s.len, token_text, t);
-        if (!slot)
+    for (int32_t i = 0; i < t->n_tokens; i++)
+        if (t->kind[i] == KIND_NORMAL && sl_text_set_add(&t->words, i) < 0)
             return sl_err_set(err, SL_DATA, "token %d: the vocabulary defeats hashing", i);
-        *slot = i;
-    }
     return 0;
 }
 
@@ -378,7 +327,7 @@ void sl_tokenizer_free(struct sl_tokenizer *t)
     free(t->bytes);
     free(t->kind);
     free(t->special);
-    free(t->word);
+    sl_text_set_release(&t->words);
     sl_merges_free(t->merges);
     sl_pretok_free(t->pretok);
     free(t);
@@ -404,7 +353,7 @@ const char *sl_tokenizer_digest(const struct sl_tokenizer *t)
     return t->digest;
 }
 
-/* ---- text to ids ------------------------------------------------------------------------------------------- */
+/* ---- text to ids */
 
 struct work {
     const struct sl_tokenizer *t;
@@ -416,16 +365,17 @@ static int add_piece(void *arg, const char *piece, size_t len, struct sl_err *er
 {
     struct work *w = arg;
     const struct sl_tokenizer *t = w->t;
-    if (t->word) {
-        const int32_t *slot = set_slot(t->word, t->word_mask, piece, len, token_text, t);
-        if (slot && *slot >= 0)
-            return sl_ids_add(w->ids, *slot) < 0 ? no_memory(err) : 0;
+    if (t->words.slot) {
+        int32_t whole = sl_text_set_find(&t->words, (struct sl_text){piece, len});
+        if (whole >= 0)
+            return sl_ids_add(w->ids, whole) < 0 ? no_memory(err) : 0;
     }
     if (ids_room(w->ids, len) < 0)
         return no_memory(err);
     int32_t *id = w->ids->id + w->ids->n;
     int n = 0;
-    /* As in the reference without an unknown token, bytes that the vocabulary lacks leave no trace. */
+    /* As in the reference without an unknown token, bytes that the vocabulary lacks leave no trace.
+     */
     for (size_t i = 0; i < len; i++)
         if (t->byte_id[(unsigned char)piece[i]] >= 0)
             id[n++] = t->byte_id[(unsigned char)piece[i]];
@@ -448,7 +398,7 @@ static int32_t special_at(const struct sl_tokenizer *t, const char *text, size_t
             int a = low, b = high;
             while (a < b) {
                 int mid = a + (b - a) / 2;
-                struct span s = token_text(t, t->special[mid]);
+                struct sl_text s = token_text(t, t->special[mid]);
                 int byte = depth < s.len ? (unsigned char)s.p[depth] : -1;
                 if (byte < want + k)
                     a = mid + 1;
@@ -519,7 +469,7 @@ int sl_tokenize(const struct sl_tokenizer *t, const char *text, size_t len, bool
     return rc;
 }
 
-/* ---- and back ---------------------------------------------------------------------------------------------- */
+/* ---- and back */
 
 static void cut(struct sl_buf *text, size_t len)
 {
@@ -540,7 +490,7 @@ int sl_detokenize(const struct sl_tokenizer *t, const int32_t *ids, int n, bool 
         }
         if (t->kind[ids[i]] == KIND_CONTROL && !specials)
             continue;
-        struct span s = token_text(t, ids[i]);
+        struct sl_text s = token_text(t, ids[i]);
         int rc = sl_buf_add(text, s.p, s.len);
         if (rc < 0) {
             cut(text, had);

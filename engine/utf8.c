@@ -4,7 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Length of the character at p, or minus the length of the longest prefix of one (at least 1 byte). */
+/* Length of the character at p, or minus the length of the longest prefix of one (at least 1 byte).
+ */
 static int char_len(const unsigned char *p, size_t len)
 {
     unsigned char lead = p[0], low = 0x80, high = 0xBF;
@@ -19,7 +20,8 @@ static int char_len(const unsigned char *p, size_t len)
         want = 4;
     else
         return -1;
-    /* The second byte's range rules out overlong forms, surrogates and what lies beyond U+10FFFF. */
+    /* The second byte's range rules out overlong forms, surrogates and what lies beyond U+10FFFF.
+     */
     if (lead == 0xE0)
         low = 0xA0;
     else if (lead == 0xED)

@@ -6,8 +6,9 @@
 
 /* Bytes at the start of text that are valid UTF-8 (len when all of it is). */
 size_t sl_utf8_valid(const char *text, size_t len);
-/* Appends text with each invalid sequence as one U+FFFD per maximal subpart (Unicode 15, section 3.9, and what
- * Python's bytes.decode('utf-8', 'replace') does). SL_NOMEM, also when buf's max is reached. */
+/* Appends text with each invalid sequence as one U+FFFD per maximal subpart (Unicode 15,
+ * section 3.9, and what Python's bytes.decode('utf-8', 'replace') does). SL_NOMEM, also when buf's
+ * max is reached. */
 int sl_utf8_repair(const char *text, size_t len, struct sl_buf *buf);
 
 #endif

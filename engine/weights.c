@@ -11,8 +11,8 @@
 #define MAX_FFN (1 << 20)
 #define MAX_HEAD_DIM 1024
 #define MAX_POSITIONS (1 << 24)
-#define HEAD_BYTES 512           /* of a file, for telling its format */
-#define PARALLEL_MIN (1 << 15)   /* elements; below, one thread reads */
+#define HEAD_BYTES 512         /* of a file, for telling its format */
+#define PARALLEL_MIN (1 << 15) /* elements; below, one thread reads */
 
 /* One format per file plugs in here. */
 static const struct sl_format *const formats[] = {&sl_format_gguf};
@@ -67,7 +67,7 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const struct sl_tensor *)a)->name, ((const struct sl_tensor *)b)->name);
 }
 
-static const struct sl_tensor *find(const struct sl_weights *w, const char *name)
+static struct sl_tensor *find(const struct sl_weights *w, const char *name)
 {
     struct sl_tensor want;
     if (w->n_tensors == 0 || strlen(name) >= sizeof want.name)
@@ -76,7 +76,7 @@ static const struct sl_tensor *find(const struct sl_weights *w, const char *name
     return bsearch(&want, w->tensors, (size_t)w->n_tensors, sizeof want, by_name);
 }
 
-/* ---- what must hold of every model, whatever its format ---------------------------------------------------- */
+/* ---- what must hold of every model, whatever its format */
 
 static bool within(int v, int low, int high)
 {
@@ -122,25 +122,24 @@ static int check_arch(const struct sl_arch *a, struct sl_err *err)
     return 0;
 }
 
-/* Finds the tensor and compares its shape; counts it in *n. */
-static int expect(const struct sl_weights *w, bool required, int64_t rows, int64_t cols,
-                  const char *name, int *n, struct sl_err *err)
+/* Finds the tensor, compares its shape and marks it. */
+static int expect(struct sl_weights *w, bool required, int64_t rows, int64_t cols, const char *name,
+                  struct sl_err *err)
 {
-    const struct sl_tensor *t = find(w, name);
+    struct sl_tensor *t = find(w, name);
     if (!t && !required)
         return 0;
     if (!t)
         return sl_err_set(err, SL_DATA, "weight '%s' is missing", name);
     if (t->rows != rows || t->cols != cols)
-        return sl_err_set(err, SL_DATA,
-                          "weight '%s' is [%lld, %lld]; the architecture makes it [%lld, %lld]",
-                          name, (long long)t->rows, (long long)t->cols, (long long)rows,
-                          (long long)cols);
-    ++*n;
+        return sl_err_set(
+            err, SL_DATA, "weight '%s' is [%lld, %lld]; the architecture makes it [%lld, %lld]",
+            name, (long long)t->rows, (long long)t->cols, (long long)rows, (long long)cols);
+    t->expected = true;
     return 0;
 }
 
-static int check_layer(const struct sl_weights *w, int layer, int *n, struct sl_err *err)
+static int check_layer(struct sl_weights *w, int layer, struct sl_err *err)
 {
     const struct sl_arch *a = &w->arch;
     int64_t h = a->hidden, q = (int64_t)a->heads * a->head_dim, f = a->ffn;
@@ -174,38 +173,37 @@ static int check_layer(const struct sl_weights *w, int layer, int *n, struct sl_
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char name[SL_TENSOR_NAME_MAX];
         snprintf(name, sizeof name, "layers.%d.%s", layer, parts[i].name);
-        int rc = expect(w, parts[i].required, parts[i].rows, parts[i].cols, name, n, err);
+        int rc = expect(w, parts[i].required, parts[i].rows, parts[i].cols, name, err);
         if (rc < 0)
             return rc;
     }
     return 0;
 }
 
-/* The tensors are those of the architecture, all of them and no others: one that is not understood changes what
- * the model computes. */
+/* The tensors are those of the architecture, all of them and no others: one that is not understood
+ * changes what the model computes. */
 static int check_tensors(struct sl_weights *w, struct sl_err *err)
 {
     const struct sl_arch *a = &w->arch;
-    int n = 0, rc = expect(w, true, a->vocab, a->hidden, "embed", &n, err);
+    int rc = expect(w, true, a->vocab, a->hidden, "embed", err);
     if (rc == 0 && a->learned_pos)
-        rc = expect(w, true, a->max_positions, a->hidden, "pos_embed", &n, err);
+        rc = expect(w, true, a->max_positions, a->hidden, "pos_embed", err);
     if (rc == 0)
-        rc = expect(w, true, 1, a->hidden, "norm.weight", &n, err);
+        rc = expect(w, true, 1, a->hidden, "norm.weight", err);
     if (rc == 0)
-        rc = expect(w, !a->rms_norm, 1, a->hidden, "norm.bias", &n, err);
+        rc = expect(w, !a->rms_norm, 1, a->hidden, "norm.bias", err);
     if (rc == 0)
-        rc = expect(w, !a->tied, a->vocab, a->hidden, "head", &n, err);
+        rc = expect(w, !a->tied, a->vocab, a->hidden, "head", err);
     for (int i = 0; rc == 0 && i < a->layers; i++)
-        rc = check_layer(w, i, &n, err);
-    if (rc == 0 && n != w->n_tensors)
-        rc = sl_err_set(err, SL_SPEC,
-                        "%d of its %d weights belong to no supported form of this architecture "
-                        "with %d layers",
-                        w->n_tensors - n, w->n_tensors, a->layers);
+        rc = check_layer(w, i, err);
+    for (int i = 0; rc == 0 && i < w->n_tensors; i++)
+        if (!w->tensors[i].expected)
+            rc = sl_err_set(err, SL_SPEC, "weight '%s' does not belong to a model of %d layers",
+                            w->tensors[i].name, a->layers);
     return rc;
 }
 
-/* ---- opening ----------------------------------------------------------------------------------------------- */
+/* ---- opening */
 
 static int tell_format(const char *path, const struct sl_format **ret_format, struct sl_err *err)
 {
@@ -215,8 +213,9 @@ static int tell_format(const char *path, const struct sl_format **ret_format, st
         return errno == ENOENT ? sl_err_set(err, SL_NOTFOUND, "no such file")
                                : sl_err_errno(err, "cannot be opened");
     if (S_ISDIR(st.st_mode))
-        return sl_err_set(err, SL_SPEC, "a directory, such as a Hugging Face model, is not "
-                                        "supported (" SUPPORTED ")");
+        return sl_err_set(err, SL_SPEC,
+                          "a directory, such as a Hugging Face model, is not "
+                          "supported (" SUPPORTED ")");
     if (!S_ISREG(st.st_mode))
         return sl_err_set(err, SL_SPEC, "not a regular file");
     FILE *f = fopen(path, "rbe");
@@ -306,10 +305,10 @@ int sl_weights_tokenizer(const struct sl_weights *w, struct sl_tokenizer **ret_t
     return 0;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------------------- */
+/* ---- reading */
 
-/* Where Hugging Face's row i of Q or K is stored. Of a head's d rows ggml keeps i and i + d/2 side by side, since
- * its rotary embedding turns adjacent pairs. */
+/* Where Hugging Face's row i of Q or K is stored. Of a head's d rows ggml keeps i and i + d/2 side
+ * by side, since its rotary embedding turns adjacent pairs. */
 static int64_t stored_row(const struct sl_tensor *t, int64_t n, int64_t i)
 {
     if (t->rotary_heads == 0)

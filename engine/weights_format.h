@@ -1,7 +1,8 @@
 /* What a format of model files gives to weights.c. Internal to the loaders: one file per format.
  *
- * A format's open fills w->arch and adds every tensor under its canonical name (weights.h) as a view of mapped
- * bytes that it has checked to be there; weights.c then checks the whole against the architecture. */
+ * A format's open fills w->arch and adds every tensor under its canonical name (weights.h) as a
+ * view of mapped bytes that it has checked to be there; weights.c then checks the whole against the
+ * architecture. */
 #ifndef SL_ENGINE_WEIGHTS_FORMAT_H
 #define SL_ENGINE_WEIGHTS_FORMAT_H
 #include "engine/dequant.h"
@@ -16,13 +17,16 @@ struct sl_tensor {
     enum sl_dtype dtype;
     int64_t rows, cols;
     const unsigned char *data; /* rows one after another */
-    int rotary_heads; /* > 0: rows lie in the adjacent-pair rotary order of this many heads (ggml's Llama) */
+    int rotary_heads; /* > 0: rows lie in the adjacent-pair rotary order of this many heads (ggml's
+                         Llama) */
+    bool expected;    /* set by weights.c: it has its place in the architecture */
 };
 
 struct sl_format {
     const char *name;
     bool (*probe)(const unsigned char *head, size_t len); /* the file's first bytes */
-    /* Fills w->impl, which close frees, also when it fails half-way. Messages need not name the file. */
+    /* Fills w->impl, which close frees, also when it fails half-way. Messages need not name the
+     * file. */
     int (*open)(struct sl_weights *w, const char *path, struct sl_err *err);
     void (*close)(void *impl); /* NULL-safe */
     int (*tokenizer)(const void *impl, struct sl_tokenizer **ret_tok, struct sl_err *err);
@@ -42,7 +46,8 @@ struct sl_weights {
 int sl_weights_add(struct sl_weights *w, const struct sl_tensor *tensor, struct sl_err *err);
 size_t sl_tensor_row_bytes(const struct sl_tensor *t);
 
-/* Text from a file made fit for a message: cut, and anything that is not plain ASCII shown as '?'. */
+/* Text from a file made fit for a message: cut, and anything that is not plain ASCII shown as '?'.
+ */
 const char *sl_shown(const char *text, size_t len, char ret_text[SL_SHOWN_MAX]);
 
 extern const struct sl_format sl_format_gguf;

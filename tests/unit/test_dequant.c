@@ -1,4 +1,5 @@
-/* Stored tensor types against the gguf package's values, bit for bit (tests/golden/make_dequant.py). */
+/* Stored tensor types against the gguf package's values, bit for bit
+ * (tests/golden/make_dequant.py). */
 #include "engine/dequant.h"
 #include "tests/golden/golden.h"
 #include <math.h>

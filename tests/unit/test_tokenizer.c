@@ -1,5 +1,5 @@
-/* The tokenizer on vocabularies made here. That the ids are the reference library's on real text is shown by
- * tests/golden/tokenizer.sh. */
+/* The tokenizer on vocabularies made here. That the ids are the reference library's on real text is
+ * shown by tests/golden/tokenizer.sh. */
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/tokenizer.h"
@@ -119,11 +119,11 @@ static void test_rank_then_place(void **state)
     int bc = add_merge(v, "b", "c"), ab = add_merge(v, "a", "b"), aa = add_merge(v, "a", "a");
     int abc = add_merge(v, "a", "bc");
     struct sl_tokenizer *t = tokenizer_new(v);
-    EXPECT(t, "abc", true, abc);         /* bc has the lower rank, so not ab + c */
+    EXPECT(t, "abc", true, abc); /* bc has the lower rank, so not ab + c */
     EXPECT(t, "abab", true, ab, ab);
-    EXPECT(t, "aaa", true, aa, 'a');     /* leftmost first */
+    EXPECT(t, "aaa", true, aa, 'a'); /* leftmost first */
     EXPECT(t, "aaaa", true, aa, aa);
-    EXPECT(t, "aab", true, 'a', ab);     /* ab before aa */
+    EXPECT(t, "aab", true, 'a', ab); /* ab before aa */
     EXPECT(t, "bcbc", true, bc, bc);
     EXPECT(t, "a b", true, 'a', ' ', 'b');
     expect_ids(t, "", true, 0, NULL);
@@ -136,7 +136,8 @@ static bool is_token(const char *token, const char *text, int len)
     return (int)strlen(token) == len && !memcmp(token, text, (size_t)len);
 }
 
-/* What merging means, by its definition. Part i of the result is text from edge[i] to edge[i + 1]. */
+/* What merging means, by its definition. Part i of the result is text from edge[i] to edge[i + 1].
+ */
 static int merge_plainly(const struct vocab *v, const char *text, int *edge)
 {
     int n = (int)strlen(text);
@@ -146,8 +147,8 @@ static int merge_plainly(const struct vocab *v, const char *text, int *edge)
         int best = -1, best_rank = v->spec.n_merges;
         for (int i = 0; i + 1 < n; i++) {
             char pair[130];
-            int len = snprintf(pair, sizeof pair, "%.*s %.*s", edge[i + 1] - edge[i], text + edge[i],
-                               edge[i + 2] - edge[i + 1], text + edge[i + 1]);
+            int len = snprintf(pair, sizeof pair, "%.*s %.*s", edge[i + 1] - edge[i],
+                               text + edge[i], edge[i + 2] - edge[i + 1], text + edge[i + 1]);
             for (int r = 0; r < best_rank; r++)
                 if (is_token(v->merge[r], pair, len)) {
                     best = i;
@@ -173,7 +174,8 @@ static void test_short_and_long_pieces(void **state)
         int first = v->spec.n_tokens - v->spec.n_merges;
         for (int side = 0; side < 2; side++) {
             int pick = (int)sl_rng_below(&rng, 3 + (uint64_t)v->spec.n_merges);
-            snprintf(side ? right : left, 64, "%s", v->token[pick < 3 ? 'a' + pick : first + pick - 3]);
+            snprintf(side ? right : left, 64, "%s",
+                     v->token[pick < 3 ? 'a' + pick : first + pick - 3]);
         }
         snprintf(whole, sizeof whole, "%s%s", left, right);
         for (int i = first; i < v->spec.n_tokens; i++)
@@ -223,7 +225,10 @@ static void test_pieces(void **state)
     static const struct {
         const char *pre;
         bool digits_merge, case_matters;
-    } cases[] = {{"smollm", false, true}, {"gpt-2", true, true}, {"llama-bpe", true, false}, {"qwen2", false, false}};
+    } cases[] = {{"smollm", false, true},
+                 {"gpt-2", true, true},
+                 {"llama-bpe", true, false},
+                 {"qwen2", false, false}};
     for (int i = 0; i < 4; i++) {
         struct vocab *v = vocab_new(cases[i].pre);
         int d12 = add_merge(v, "1", "2"), sa = add_merge(v, "Ġ", "a"), apo = add_merge(v, "S", "a");
@@ -290,7 +295,8 @@ static void test_detokenize(void **state)
     assert_string_equal(text.p, "kept");
     sl_err_clear(&err);
     for (int i = 0; i < 4; i++)
-        assert_int_equal(sl_detokenize(t, ids.id, ids.n - 2, true, &text, &err), i < 3 ? 0 : SL_NOMEM);
+        assert_int_equal(sl_detokenize(t, ids.id, ids.n - 2, true, &text, &err),
+                         i < 3 ? 0 : SL_NOMEM);
     assert_int_equal(text.len, 4 + 3 * strlen(given));
     sl_buf_release(&text);
     sl_ids_release(&ids);
@@ -363,7 +369,8 @@ static void test_missing_byte(void **state)
 
 static void test_long_texts(void **state)
 {
-    static const char *const patterns[] = {"a", "ab", " ", "\n", "=", " a", "\xff", "<", "<|e", "1", "\xc3\xa9", "'s"};
+    static const char *const patterns[] = {"a",    "ab", " ",   "\n", "=",        " a",
+                                           "\xff", "<",  "<|e", "1",  "\xc3\xa9", "'s"};
     const size_t len = SL_TOKENIZER_TEXT_MAX / 4;
     char *text = malloc(SL_TOKENIZER_TEXT_MAX + 1);
     struct sl_err err = SL_ERR_INIT;
@@ -475,8 +482,9 @@ static void test_bad_specs(void **state)
     refused(v, SL_DATA, "eos token is 256, but there are 256 tokens");
     v->spec.eos_id = -1;
     static const char *const merges[] = {"ab", "a b c", " ab", "ab ", "a b", "a ä"};
-    static const char *const says[] = {"two parts", "two parts", "two parts", "two parts",
-                                       "'ab', which is no token", "which is no token"};
+    static const char *const says[] = {
+        "two parts",        "two parts", "two parts", "two parts", "'ab', which is no token",
+        "which is no token"};
     v->spec.n_merges = 1;
     for (int i = 0; i < 6; i++) {
         v->merge[0] = (char *)merges[i];
