@@ -14,6 +14,7 @@
 #define FORMAT "softlaunch-checkpoint/1"
 #define TMP_FILE "checkpoint.tmp"
 #define BEST_TENSOR "best"
+#define STATE_ALIGN 8192 /* bytes: see padded_text */
 
 /* ---- the state as JSON: one table for both directions ---- */
 
@@ -169,6 +170,26 @@ static int state_from_json(const json_t *json, struct sl_train_state *ret_state,
     return 0;
 }
 
+/* The JSON text, filled up with spaces so that the checkpoints of a run are equally long: whoever
+ * looked at a file's size just before it was replaced then still packs the new one rightly. NULL:
+ * out of memory. */
+static char *padded_text(const json_t *json)
+{
+    char *text = sl_json_dump(json), *out = NULL;
+    size_t len = text ? strlen(text) : 0,
+           padded = (len + STATE_ALIGN - 1) / STATE_ALIGN * STATE_ALIGN;
+
+    if (text)
+        out = malloc(padded + 1);
+    if (out) {
+        memcpy(out, text, len);
+        memset(out + len, ' ', padded - len);
+        out[padded] = '\0';
+    }
+    free(text);
+    return out;
+}
+
 /* ---- the fingerprint ---- */
 
 void sl_fingerprint_take(const struct sl_ops *ops, const struct sl_backend *be,
@@ -301,7 +322,7 @@ int sl_checkpoint_save(const char *run_dir, const struct sl_checkpoint *c,
     if (!rc)
         rc = state_to_json(state, &json, err);
     if (!rc) {
-        text = sl_json_dump(json);
+        text = padded_text(json);
         rc = text ? sl_mkdirs(dir, err) : sl_err_set(err, SL_NOMEM, "out of memory");
     }
     if (!rc)

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -362,6 +363,7 @@ static void a_reader_keeps_the_checkpoint_that_it_opened(void **state)
     struct sl_train_state s = some_state();
     char path[SL_PATH_MAX];
     struct sl_map map;
+    struct stat info;
     struct sl_buf before;
     struct run r;
 
@@ -373,7 +375,10 @@ static void a_reader_keeps_the_checkpoint_that_it_opened(void **state)
     assert_int_equal(sl_file_read(path, &before, NULL), 0);
     assert_int_equal(sl_map_open(path, &map, NULL), 0);
     run_steps(&r, 0, 3);
+    s.step = 7; /* a shorter text, an equally long file */
     assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(info.st_size, before.len);
     assert_int_equal(map.len, before.len);
     assert_memory_equal(map.data, before.p, before.len);
     sl_map_close(&map);
