@@ -44,13 +44,17 @@ SL_CLONES void sl_cpu_att_rows(const struct sl_attention *a, const struct sl_seq
     }
 }
 
-/* x[0, n) becomes exp(x - max); returns their sum and the maximum. */
-SL_CLONES static float softmax_row(float *x, int n, float *ret_max)
+/* x[0, seen) becomes exp(x - max), x[seen, n) zero; n is a multiple of the padding. Returns their
+ * sum and the maximum. */
+SL_CLONES static float softmax_row(float *x, int seen, int n, float *ret_max)
 {
     float m = -INFINITY, sum = 0.0f;
+    n = n / SL_CPU_ATT_PAD * SL_CPU_ATT_PAD;
 #pragma omp simd reduction(max : m)
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        x[i] = i < seen ? x[i] : -INFINITY;
         m = x[i] > m ? x[i] : m;
+    }
 #pragma omp simd reduction(+ : sum)
     for (int i = 0; i < n; i++) {
         x[i] = sl_expf(x[i] - m);
@@ -88,7 +92,7 @@ static void forward_block(const struct forward *f, const struct sl_seq *s, int k
     float sum[SL_CPU_ATT_ROWS], max;
     for (int r = 0; r < rows; r++) {
         int64_t at = s->q_start + (r0 + r) / group, h = (int64_t)kv_head * group + (r0 + r) % group;
-        sum[r] = softmax_row(p + (int64_t)r * np, seen[r], &max);
+        sum[r] = softmax_row(p + (int64_t)r * np, seen[r], sl_cpu_pad(seen[r]), &max);
         f->lse[h * a->n_queries + at] = seen[r] ? max + logf(sum[r]) : -INFINITY;
     }
     sl_cpu_mini_gemm(rows, dp, n, seen, p, np, 1, keys, dp, false, o, dp);

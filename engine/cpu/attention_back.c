@@ -44,13 +44,13 @@ SL_CLONES static void add_to(float *y, const float *x, int n)
 SL_CLONES static void score_row(float *p, float *ds, int seen, int n, float scale, float lse,
                                 float delta)
 {
+    n = n / SL_CPU_ATT_PAD * SL_CPU_ATT_PAD; /* a multiple already: the loop has no remainder */
 #pragma omp simd
-    for (int j = 0; j < seen; j++) {
-        p[j] = sl_expf(scale * p[j] - lse);
-        ds[j] = p[j] * (ds[j] - delta) * scale;
+    for (int j = 0; j < n; j++) {
+        float pj = sl_expf(scale * p[j] - lse);
+        p[j] = j < seen ? pj : 0.0f;
+        ds[j] = j < seen ? pj * (ds[j] - delta) * scale : 0.0f;
     }
-    for (int j = seen; j < n; j++)
-        p[j] = ds[j] = 0.0f;
 }
 
 static size_t seq_floats(const struct sl_attention *a, const struct sl_seq *s)

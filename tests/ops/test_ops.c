@@ -122,6 +122,7 @@ static void test_planted_fault(void **state)
 static void test_same_bits(void **state)
 {
     (void)state;
+    under_test.bits_only = true;
     for (size_t i = 0; i < N_CASES; i++) {
         struct vec first, got, want;
         run_case(&under_test, &cases[i], 3, &first, &want);
@@ -136,6 +137,7 @@ static void test_same_bits(void **state)
         }
         vec_free(&first);
     }
+    under_test.bits_only = false;
 }
 
 int main(int argc, char **argv)
