@@ -137,9 +137,9 @@ static void show_counts(const struct check *c, const struct sl_dataset *ds)
         printf("warning: more than half of the rows are skipped\n");
     if (n.split_boundary)
         printf("warning: in %lld rows a token spans the start of the answer, so that generation "
-               "starts from other tokens than training saw; end the text before {%s} differently\n",
-               (long long)n.split_boundary,
-               c->config.task[0].answer_field ? c->config.task[0].answer_field : "answer");
+               "starts from other tokens than training saw; \"Answer: {answer}\", with the space, "
+               "avoids it\n",
+               (long long)n.split_boundary);
 }
 
 /* ---- the subcommand ------------------------------------------------------------------------ */
