@@ -137,6 +137,16 @@ static void reads_numbers_in_each_form(void **state)
     }
 }
 
+static void a_small_global_batch_is_one_micro_batch(void **state)
+{
+    struct sl_config c =
+        parse("{\"model\":{\"global_batch_size\":2,\"task_templates\":[" TASK("one") "]}}");
+    (void)state;
+    assert_int_equal(c.global_batch, 2);
+    assert_int_equal(c.micro_batch, 2);
+    sl_config_release(&c);
+}
+
 static void sorts_new_and_existing_tasks(void **state)
 {
     (void)state;
@@ -210,6 +220,7 @@ int main(void)
         cmocka_unit_test(has_the_documented_defaults),
         cmocka_unit_test(reads_every_spelling_of_a_style),
         cmocka_unit_test(reads_numbers_in_each_form),
+        cmocka_unit_test(a_small_global_batch_is_one_micro_batch),
         cmocka_unit_test(sorts_new_and_existing_tasks),
         cmocka_unit_test(refuses_with_every_error),
         cmocka_unit_test(reads_a_config_or_a_spec_from_a_file),

@@ -97,16 +97,18 @@ static void reads_lines_lists_and_several_files(void **state)
     (void)state;
     put(0,
         ROW("a", "1") "\r\n\n  \n" ROW("b", "2")); /* blank lines, CR LF, no newline at the end */
-    put(1, "\xef\xbb\xbf [\n" ROW("c", "3") " ,\n" ROW("d]}", "4") "\n]\n");
+    put(1, "\xef\xbb\xbf [\n" ROW("c", "3") " ,\n" ROW("\xc3\xa9\xe2\x82\xac",
+                                                       "5") ",\n" ROW("d]}", "4") "\n]\n");
     put(2, "");
     put(3, "[]");
     struct sl_dataset *ds = open_files(4, 100);
     struct sl_buf where;
-    assert_int_equal(sl_dataset_rows(ds), 4);
+    assert_int_equal(sl_dataset_rows(ds), 5);
     field_is(ds, 0, "c", "a");
     field_is(ds, 1, "answer", "2");
     field_is(ds, 2, "c", "c");
-    field_is(ds, 3, "c", "d]}");
+    field_is(ds, 3, "c", "\xc3\xa9\xe2\x82\xac");
+    field_is(ds, 4, "c", "d]}");
     sl_buf_init(&where, 4096);
     sl_dataset_where(ds, 1, &where);
     assert_non_null(strstr(where.p, "/f0.jsonl:4"));

@@ -247,8 +247,17 @@ static void refuses_what_is_no_wordnet(void **state)
                          strlen("definition number 1 of all"));
     json_decref(rows);
 
+    /* a gloss that two synsets share is no question: neither is used */
+    snprintf(text, sizeof text, "%s00001742 03 n 01 thing 0 000 | definition number 1 of all  \n",
+             licence);
+    assert_int_equal(sl_file_write(under(files[0]), text, strlen(text), NULL), 0);
+    sl_err_clear(&err);
+    assert_int_equal(sl_wordnet_write(under("w"), under("e"), 1, &sizes, &err), SL_SPEC);
+    assert_non_null(strstr(err.msg, "too few usable glosses of class noun"));
+
     snprintf(text, sizeof text, "%snot a synset at all | gloss\n", licence);
     assert_int_equal(sl_file_write(under(files[2]), text, strlen(text), NULL), 0);
+    sl_err_clear(&err);
     sl_err_clear(&err);
     assert_int_equal(sl_wordnet_write(under("w"), under("e"), 1, &sizes, &err), SL_DATA);
     assert_non_null(strstr(err.msg, "data.adj:2: not a line"));
