@@ -26,15 +26,13 @@ struct sl_batch {
     int n_rows, n_slots, n_prompts; /* n_prompts: virtual tokens of all slots together */
     int *slot_prompts;              /* [n_slots+1] first prompt row of each slot */
 
-    int n_tokens; /* packed positions */
-    int32_t
-        *src; /* [n_tokens] token id, or -(prompt row + 1) with the row counted over all slots */
+    int n_tokens;       /* packed positions */
+    int32_t *src;       /* [n_tokens] token id, or -(prompt row + 1), rows counted over all slots */
     int32_t *pos;       /* [n_tokens] index in the unpacked row */
     int n_seqs;         /* prefixes and rows */
     struct sl_seq *seq; /* [n_seqs], queries = keys = packed positions */
     int32_t *visible;   /* [n_tokens] */
-    int *row_seq; /* [n_rows] the sequence of the row's own part (its shared prefix stands in the
-                     sequence) */
+    int *row_seq;       /* [n_rows] sequence of the row's own part, which names its prefix */
 
     /* Rows with loss: packed positions (ascending, distinct) whose logits are needed, and what they
      * should say. Several entries may name one position (a shared position that predicts each row's
