@@ -52,7 +52,8 @@ int sl_cpu_reexec(char **argv)
         return 0;
     char threads[16];
     snprintf(threads, sizeof threads, "%d", sl_cpu_usable_cores());
-    if (setenv("OPENBLAS_CORETYPE", type, 0) || setenv("OMP_NUM_THREADS", threads, 0))
+    if (setenv("OPENBLAS_CORETYPE", type, 0) || setenv("OMP_NUM_THREADS", threads, 0) ||
+        setenv("OMP_WAIT_POLICY", "PASSIVE", 0))
         return -1;
     execv("/proc/self/exe", argv);
     return -1;

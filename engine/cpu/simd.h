@@ -3,8 +3,8 @@
  * SL_CLONES builds a function for AVX-512, for AVX2 and for any x86-64, and picks at load time.
  * OpenMP regions are outlined and would lose the clone, so loops over threads and cloned kernels
  * are always different functions. The functions below are written so that gcc vectorises the loop
- * around them; tests/ops/test_math.c measures their errors: at most 2 ulp for sl_expf and sl_tanhf, 3
- * ulp for sl_erff and sl_sigmoidf. NaN gives NaN. */
+ * around them; tests/ops/test_math.c measures their errors: at most 2 ulp for sl_expf and sl_tanhf,
+ * 3 ulp for sl_erff and sl_sigmoidf. NaN gives NaN. */
 #ifndef SL_ENGINE_CPU_SIMD_H
 #define SL_ENGINE_CPU_SIMD_H
 #include <math.h>

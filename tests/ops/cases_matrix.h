@@ -18,14 +18,14 @@ static void ref_gemm(bool ta, bool tb, size_t m, size_t n, size_t k, double alph
 
 static void case_matmul(struct dev *d, struct vec *got, struct vec *want)
 {
-    size_t rows = (size_t)rnd_int(d, 1, 41), in = (size_t)rnd_int(d, 1, 131),
+    size_t rows = rnd(d) % 4 ? (size_t)rnd_int(d, 1, 41) : 1, in = (size_t)rnd_int(d, 1, 131),
            out = (size_t)rnd_int(d, 1, 150);
     size_t ldx = in + (size_t)rnd_int(d, 0, 5), ldy = out + (size_t)rnd_int(d, 0, 5),
            lda = out + (size_t)rnd_int(d, 0, 5);
     bool with_bias = rnd(d) & 1, with_add = rnd(d) & 1, add_is_y = with_add && (rnd(d) & 1);
     double *x = host_random(d, rows * in, 1), *w = host_random(d, out * in, 1),
            *bias = host_random(d, out, 1);
-    double *add = host_random(d, rows * out, 1), *y = host_new(d, rows * out);
+    double *add = host_random(d, rows * out, 1), *y = host_nan(d, rows * out);
     sl_act *dev_x = dev_act(d, x, rows, in, ldx),
            *dev_y = dev_act(d, add_is_y ? add : y, rows, out, ldy);
     sl_act *dev_add = add_is_y ? dev_y : with_add ? dev_act(d, add, rows, out, lda) : NULL;
@@ -42,12 +42,12 @@ static void case_matmul(struct dev *d, struct vec *got, struct vec *want)
 
 static void case_matmul_back(struct dev *d, struct vec *got, struct vec *want)
 {
-    size_t rows = (size_t)rnd_int(d, 1, 41), in = (size_t)rnd_int(d, 1, 131),
+    size_t rows = rnd(d) % 4 ? (size_t)rnd_int(d, 1, 41) : 1, in = (size_t)rnd_int(d, 1, 131),
            out = (size_t)rnd_int(d, 1, 150);
     size_t ldx = in + (size_t)rnd_int(d, 0, 5), ldy = out + (size_t)rnd_int(d, 0, 5);
     bool accumulate = rnd(d) & 1;
     double *dy = host_random(d, rows * out, 1), *w = host_random(d, out * in, 1),
-           *dx = host_random(d, rows * in, 1);
+           *dx = accumulate ? host_random(d, rows * in, 1) : host_nan(d, rows * in);
     sl_act *dev_dx = dev_act(d, dx, rows, in, ldx);
     d->ops->matmul_back(d->be, dev_act(d, dy, rows, out, ldy), (int64_t)ldy, (int64_t)rows,
                         dev_weight(d, w, (int64_t)out, (int64_t)in), accumulate, dev_dx,
@@ -60,12 +60,12 @@ static void case_matmul_back(struct dev *d, struct vec *got, struct vec *want)
 
 static void case_gemm_f32(struct dev *d, struct vec *got, struct vec *want)
 {
-    size_t m = (size_t)rnd_int(d, 1, 70), n = (size_t)rnd_int(d, 1, 70),
+    size_t m = rnd(d) % 4 ? (size_t)rnd_int(d, 1, 70) : 1, n = (size_t)rnd_int(d, 1, 70),
            k = (size_t)rnd_int(d, 1, 90);
     bool ta = rnd(d) & 1, tb = rnd(d) & 1;
     double alpha = rnd_num(d), beta = rnd(d) & 1 ? 0 : rnd_num(d);
     double *a = host_random(d, m * k, 1), *b = host_random(d, k * n, 1),
-           *c = host_random(d, m * n, 1);
+           *c = beta != 0 ? host_random(d, m * n, 1) : host_nan(d, m * n);
     float *dev_c = dev_f32(d, c, m * n);
     d->ops->gemm_f32(d->be, ta, tb, (int)m, (int)n, (int)k, (float)alpha, dev_f32(d, a, m * k),
                      (int)(ta ? m : k), dev_f32(d, b, k * n), (int)(tb ? k : n), (float)beta, dev_c,

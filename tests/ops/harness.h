@@ -109,6 +109,14 @@ static inline double *host_new(struct dev *d, size_t n)
     return d->host[d->n_host++] = p;
 }
 
+static inline double *host_nan(struct dev *d, size_t n)
+{
+    double *p = host_new(d, n);
+    for (size_t i = 0; i < n; i++)
+        p[i] = NAN;
+    return p;
+}
+
 static inline double *host_random(struct dev *d, size_t n, double scale)
 {
     double *p = host_new(d, n);

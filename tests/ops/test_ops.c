@@ -1,8 +1,8 @@
 /* Every operation of a backend against plain double precision and finite differences.
  *
  * The table names each operation's tolerance: the largest |got - want| / (|want| + rms) over all
- * elements. To test another backend, give main its table: each case then also runs on the CPU with
- * the same inputs, within act_tolerance. */
+ * elements. Another backend is tested by naming its table in `under_test`: the last comparison is
+ * then with the CPU. */
 #include "engine/cpu/coretype.h"
 #include "engine/cpu/cpu.h"
 #include "tests/ops/cases_attention.h"
@@ -44,19 +44,23 @@ static const struct op_case {
 #define N_CASES (sizeof cases / sizeof *cases)
 
 static struct dev under_test = {.ops = &sl_cpu_ops};
+/* What it is compared to: the CPU, with another number of threads. */
+static struct dev other = {.ops = &sl_cpu_ops, .bits_only = true, .bf16_inputs = true};
 
 static int setup(void **state)
 {
     (void)state;
     struct sl_err err = SL_ERR_INIT;
-    struct sl_backend_opts opts = {.threads = 2};
-    return under_test.ops->open(&opts, &under_test.be, &err);
+    if (other.ops->open(&(struct sl_backend_opts){.threads = 5}, &other.be, &err))
+        return -1;
+    return under_test.ops->open(&(struct sl_backend_opts){.threads = 2}, &under_test.be, &err);
 }
 
 static int teardown(void **state)
 {
     (void)state;
     under_test.ops->close(under_test.be);
+    other.ops->close(other.be);
     return 0;
 }
 
@@ -140,15 +144,80 @@ static void test_same_bits(void **state)
     under_test.bits_only = false;
 }
 
+/* Two backends agree within the operation's tolerance (twice: each may be off by it). */
+static void test_other_backend(void **state)
+{
+    (void)state;
+    int failed = 0;
+    under_test.bits_only = under_test.bf16_inputs = true;
+    for (size_t i = 0; i < N_CASES; i++)
+        for (uint64_t seed = 1; seed <= ROUNDS; seed++) {
+            struct vec a, b, want;
+            run_case(&under_test, &cases[i], seed, &a, &want);
+            vec_free(&want);
+            run_case(&other, &cases[i], seed, &b, &want);
+            vec_free(&want);
+            for (int s = 0; s < a.n_segs; s++) {
+                double e = segment_error(&a, &b, s);
+                if (e > 2 * cases[i].tolerance) {
+                    print_error("%s %s, seed %d: backends differ by %.2e\n", cases[i].name,
+                                a.seg[s].name, (int)seed, e);
+                    failed++;
+                }
+            }
+            vec_free(&a);
+            vec_free(&b);
+        }
+    under_test.bits_only = under_test.bf16_inputs = false;
+    assert_int_equal(failed, 0);
+}
+
+static int read_fails(void *ctx, int64_t row0, int64_t n, float *out, struct sl_err *err)
+{
+    (void)ctx;
+    (void)row0;
+    (void)n;
+    (void)out;
+    return sl_err_set(err, SL_DATA, "file ends early");
+}
+
+/* Errors leave outputs as they were, come back once, and say what the caller asked for. */
+static void test_errors(void **state)
+{
+    (void)state;
+    const struct sl_ops *ops = under_test.ops;
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_weight *w = (struct sl_weight *)&err, *before = w;
+    assert_int_equal(ops->weight_new(under_test.be, 3, 3, read_fails, NULL, &w, &err), SL_DATA);
+    assert_ptr_equal(w, before);
+    assert_string_equal(err.msg, "file ends early");
+    sl_err_clear(&err);
+    assert_int_equal(ops->weight_new(under_test.be, 0, 3, read_fails, NULL, &w, &err), SL_SPEC);
+    sl_err_clear(&err);
+    struct sl_backend *be = NULL;
+    assert_int_equal(ops->open(&(struct sl_backend_opts){.threads = -1}, &be, &err), SL_SPEC);
+    assert_null(be);
+    ops->close(NULL);
+    ops->weight_free(under_test.be, NULL);
+    ops->free(under_test.be, NULL);
+#if !defined(__SANITIZE_ADDRESS__) /* which stops at such a request */
+    sl_err_clear(&err);
+    assert_null(sl_cpu_shared(under_test.be, SIZE_MAX / 8));
+    assert_int_equal(ops->step_end(under_test.be, &err), SL_NOMEM);
+    assert_non_null(strstr(err.msg, "scratch"));
+    assert_int_equal(ops->step_end(under_test.be, &err), 0);
+#endif
+}
+
 int main(int argc, char **argv)
 {
     (void)argc;
     if (sl_cpu_reexec(argv))
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference),
-        cmocka_unit_test(test_planted_fault),
-        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_reference), cmocka_unit_test(test_planted_fault),
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_other_backend),
+        cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests_name("operations", tests, setup, teardown);
 }
