@@ -98,8 +98,7 @@ static void place(struct sl_decode *d, const struct sl_batch *b, int max_new, in
     for (int s = 0; s < b->n_seqs; s++) {
         for (int i = 0; i < b->seq[s].q_len; i++)
             index[b->seq[s].q_start + i] = next + i;
-        next +=
-            b->seq[s].q_len + max_new; /* prefixes too: a slot has one, not worth telling apart */
+        next += b->seq[s].q_len + max_new; /* a prefix needs no room, but there is one a slot */
     }
     d->n_keys = next;
     for (int r = 0; r < b->n_rows; r++) {
