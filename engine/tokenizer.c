@@ -1,7 +1,7 @@
+#include "engine/tokenizer.h"
 #include "engine/merge.h"
 #include "engine/pretok.h"
 #include "engine/text_set.h"
-#include "engine/tokenizer.h"
 #include "engine/utf8.h"
 #include "engine/weights_format.h"
 #include <stdlib.h>

@@ -1,20 +1,28 @@
 /* A base model on disk: its architecture and its tensors, whatever the file format.
  *
- * Files are mapped, not copied. One format per source file (gguf.c now; safetensors, .nemo later) fills the same
- * table, under the canonical names below, so that model.c never learns where a weight came from. What an
- * architecture lacks is simply not in the table. Everything read from a file is checked against its length
- * before use: a hostile or truncated file gives SL_DATA and a message with the file's name.
+ * Files are mapped, not copied. One format per source file (gguf.c now; safetensors, .nemo later)
+ * fills the same table, under the canonical names below, so that model.c never learns where a
+ * weight came from. What an architecture lacks is simply not in the table. Everything read from a
+ * file is checked against its length before use: a hostile or truncated file gives SL_DATA and a
+ * message with the file's name. What is known but not supported (formats, architectures, tensor
+ * types, a tensor with no place in the architecture) is SL_SPEC and named. A model is complete once
+ * open: every tensor that its architecture needs is there, in the right shape.
  *
  * Canonical names, [rows, cols] row-major, a linear layer as [out, in]; %d is the layer:
- *   embed                  [vocab, hidden]      pos_embed            [positions, hidden] (GPT-2)
- *   layers.%d.norm1.weight / .bias  [hidden]    layers.%d.norm2.weight / .bias  [hidden]
- *   layers.%d.q / .k / .v  [heads*head_dim | kv_heads*head_dim, hidden], optional .bias of the same name
- *                          ("layers.0.q.bias"); Q and K rows in the half-split rotary order of Hugging Face
- *   layers.%d.q_norm / .k_norm  [head_dim] (Qwen3)
- *   layers.%d.o            [hidden, heads*head_dim], "layers.%d.o.bias"
- *   layers.%d.gate, .up    [ffn, hidden] (Llama; GPT-2 has only up, with "layers.%d.up.bias")
- *   layers.%d.down         [hidden, ffn], "layers.%d.down.bias"
- *   norm.weight / norm.bias  [hidden]           head                 [vocab, hidden] (absent: tied to embed) */
+ *   embed                           [vocab, hidden]
+ *   pos_embed                       [positions, hidden] (GPT-2)
+ *   layers.%d.norm1.weight, .bias   [hidden], before attention
+ *   layers.%d.norm2.weight, .bias   [hidden], before the feed-forward part
+ *   layers.%d.q, .k, .v             [heads * head_dim or kv_heads * head_dim, hidden], with
+ *                                   "layers.%d.q.bias" and so on where the model has them; rows of
+ *                                   Q and K in the half-split rotary order of Hugging Face
+ *   layers.%d.q_norm, .k_norm       [head_dim] (Qwen3)
+ *   layers.%d.o, .o.bias            [hidden, heads * head_dim], [hidden]
+ *   layers.%d.gate                  [ffn, hidden] (Llama)
+ *   layers.%d.up, .up.bias          [ffn, hidden], [ffn] (bias: GPT-2)
+ *   layers.%d.down, .down.bias      [hidden, ffn], [hidden] (bias: GPT-2)
+ *   norm.weight, norm.bias          [hidden]
+ *   head                            [vocab, hidden] (absent: tied to embed) */
 #ifndef SL_ENGINE_WEIGHTS_H
 #define SL_ENGINE_WEIGHTS_H
 #include "base/digest.h"
@@ -37,15 +45,15 @@ struct sl_arch {
     enum sl_activation activation;
     int layers, hidden, heads, kv_heads, head_dim, ffn, vocab, max_positions;
     float norm_eps;
-    bool rms_norm;      /* RMSNorm, else LayerNorm */
-    bool learned_pos;   /* pos_embed, else rotary */
-    bool tied;          /* output projection is embed */
+    bool rms_norm;    /* RMSNorm, else LayerNorm */
+    bool learned_pos; /* pos_embed, else rotary */
+    bool tied;        /* output projection is embed */
     float rope_base;
-    int rope_dims;      /* leading dimensions of a head that rotate */
+    int rope_dims; /* leading dimensions of a head that rotate */
     enum sl_rope_scaling rope_scaling;
     float rope_factor, rope_low_freq, rope_high_freq;
     int rope_original_positions;
-    char name[128];     /* general.name or model_type: for people */
+    char name[128]; /* general.name or model_type: for people */
 };
 
 struct sl_weights;
@@ -54,18 +62,21 @@ struct sl_weights;
 int sl_weights_open(const char *path, struct sl_weights **ret_weights, struct sl_err *err);
 void sl_weights_close(struct sl_weights *w);
 const struct sl_arch *sl_weights_arch(const struct sl_weights *w); /* valid until close */
-/* sha256 over the model's tensor names, types, shapes and bytes, in name order: names the base model in prompt
- * tables. Computed at the first call (reads everything) and kept. */
+/* sha256 over the model's tensor names, types, shapes and bytes, in name order, rows in the order
+ * above: names the base model in prompt tables. Computed at the first call (reads everything) and
+ * kept. */
 int sl_weights_digest(struct sl_weights *w, char ret_hex[SL_SHA256_HEX + 1], struct sl_err *err);
 
-/* Shape of a tensor by canonical name: 1-D tensors have rows = 1. SL_NOTFOUND if the model has none. */
+/* Shape of a tensor by canonical name: 1-D tensors have rows = 1. SL_NOTFOUND if the model has
+ * none. */
 int sl_weights_shape(const struct sl_weights *w, const char *name, int64_t *ret_rows,
                      int64_t *ret_cols, struct sl_err *err);
 /* Dequantises rows [row0, row0+n_rows) to out, row-major fp32, using up to all OpenMP threads. */
 int sl_weights_read_f32(const struct sl_weights *w, const char *name, int64_t row0, int64_t n_rows,
                         float *out, struct sl_err *err);
 
-/* The tokenizer that the model carries, see tokenizer.h; SL_NOTFOUND if it carries none. Caller frees. */
+/* The tokenizer that the model carries, see tokenizer.h; SL_NOTFOUND if it carries none. Caller
+ * frees. */
 struct sl_tokenizer;
 int sl_weights_tokenizer(const struct sl_weights *w, struct sl_tokenizer **ret_tok,
                          struct sl_err *err);
