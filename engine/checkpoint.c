@@ -99,7 +99,7 @@ static int get_fields(const json_t *json, const struct field *f, size_t n, void 
         else if (f[i].kind == NUMBER && json_is_number(v))
             memcpy(p, &number, sizeof number);
         else if (f[i].kind == TEXT && json_is_string(v) && json_string_length(v) < f[i].size)
-            strcpy(p, json_string_value(v));
+            memcpy(p, json_string_value(v), json_string_length(v) + 1);
         else
             return sl_err_set(err, SL_DATA, "state: %s is missing or of another type", f[i].name);
     }
@@ -212,7 +212,7 @@ static void compare_text(char *text, size_t size, const char *what, const char *
 {
     size_t n = strlen(text);
 
-    if (strcmp(then, now))
+    if (strcmp(then, now) != 0)
         snprintf(text + n, size - n, "%s%s was %s, is %s", n ? "; " : "", what, then, now);
 }
 
@@ -259,7 +259,7 @@ static void describe(const struct sl_checkpoint *c, int index, struct sl_st_tens
         t->dim[0] = p->rows;
         t->dim[1] = p->cols;
     } else {
-        strcpy(t->name, BEST_TENSOR);
+        snprintf(t->name, sizeof t->name, "%s", BEST_TENSOR);
         t->dim[0] = c->best_rows;
         t->dim[1] = c->hidden;
     }
@@ -311,7 +311,7 @@ static int write_checkpoint(const char *path, const struct sl_checkpoint *c,
 int sl_checkpoint_save(const char *run_dir, const struct sl_checkpoint *c,
                        const struct sl_train_state *state, struct sl_err *err)
 {
-    char tmp[SL_PATH_MAX], dir[SL_PATH_MAX], path[SL_PATH_MAX], *text = NULL;
+    char tmp[SL_PATH_MAX], dir[SL_PATH_MAX], path[SL_PATH_MAX] = "", *text = NULL;
     json_t *json = NULL;
     int rc = sl_path(tmp, err, "%s/" TMP_FILE, run_dir);
 
@@ -395,11 +395,11 @@ static int check_file(const struct sl_safetensors *st, const struct sl_checkpoin
     const json_t *meta = sl_safetensors_metadata(st);
     const char *format = sl_json_str(meta, "format", "nothing"),
                *text = sl_json_str(meta, "state", "");
-    struct sl_train_state s;
+    struct sl_train_state s = {0};
     json_t *json = NULL;
     int rc;
 
-    if (strcmp(format, FORMAT))
+    if (strcmp(format, FORMAT) != 0)
         return sl_err_set(err, SL_DATA, "its format is %.64s, not " FORMAT, format);
     rc = sl_safetensors_verify(st, err);
     if (!rc && sl_json_parse(text, strlen(text), "state", &json, NULL))
@@ -458,7 +458,7 @@ int sl_checkpoint_load(const char *run_dir, const struct sl_checkpoint *c,
                        char ret_warning[SL_CHECKPOINT_WARNING_MAX], struct sl_err *err)
 {
     struct sl_safetensors *st = NULL;
-    struct sl_train_state state;
+    struct sl_train_state state = {0};
     char path[SL_PATH_MAX];
     int rc = sl_path(path, err, "%s/" SL_CHECKPOINT_FILE, run_dir);
 

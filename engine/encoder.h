@@ -1,16 +1,18 @@
-/* What is trained: prompt tables and the prompt encoders of p-tuning, as named fp32 parameters on the device.
+/* What is trained: prompt tables and the prompt encoders of p-tuning, as named fp32 parameters on
+ * the device.
  *
- * One sl_encoder serves n_tasks tasks of V virtual tokens each and produces their tables [n_tasks*V, hidden].
- * Types and initialisation follow semantics of NeMo 1.16/1.20 and PEFT 0.19:
+ * One sl_encoder serves n_tasks tasks of V virtual tokens each and produces their tables
+ * [n_tasks*V, hidden]. Types and initialisation follow semantics of NeMo 1.16/1.20 and PEFT 0.19:
  *   SL_ENC_TABLE      prompt tuning: one parameter [V, hidden] a task, no network
- *   SL_ENC_TPMLP      embedding [V,H]; Linear H->E, GELU (tanh), Linear E->H; weights N(0, init_std), bias 0
- *   SL_ENC_MLP        embedding; Linear H->E, ReLU, (E->E, ReLU) x (layers-2), E->H; torch's default init. PEFT's has
- *                     always three linear layers (layers = 3)
- *   SL_ENC_LSTM       embedding; bidirectional LSTM H->E with layers; Linear 2E->2E, ReLU, Linear 2E->H
+ *   SL_ENC_TPMLP      embedding [V,H]; Linear H->E, GELU (tanh), Linear E->H; weights N(0,
+ * init_std), bias 0 SL_ENC_MLP        embedding; Linear H->E, ReLU, (E->E, ReLU) x (layers-2),
+ * E->H; torch's default init. PEFT's has always three linear layers (layers = 3) SL_ENC_LSTM
+ * embedding; bidirectional LSTM H->E with layers; Linear 2E->2E, ReLU, Linear 2E->H
  *   SL_ENC_EMBEDDING  the embedding itself, xavier normal
- * The input embedding is N(0,1) except for SL_ENC_EMBEDDING. With several tasks the encoder and its embedding are
- * shared, and the first rows of each task's input may be replaced by frozen rows (the task name's embeddings).
- * Initial values are a function of (seed, parameter), made on the host, the same for every backend. */
+ * The input embedding is N(0,1) except for SL_ENC_EMBEDDING. With several tasks the encoder and its
+ * embedding are shared, and the first rows of each task's input may be replaced by frozen rows (the
+ * task name's embeddings). Initial values are a function of (seed, parameter), made on the host,
+ * the same for every backend. */
 #ifndef SL_ENGINE_ENCODER_H
 #define SL_ENGINE_ENCODER_H
 #include "engine/ops.h"
@@ -34,7 +36,8 @@ struct sl_encoder_config {
 };
 
 struct sl_param {
-    char name[SL_PARAM_NAME_MAX]; /* "embedding.weight", "mlp_head.0.weight", "lstm_head.weight_ih_l0_reverse", "table.0" */
+    char name[SL_PARAM_NAME_MAX]; /* "embedding.weight", "mlp_head.0.weight",
+                                     "lstm_head.weight_ih_l0_reverse", "table.0" */
     int rows, cols;               /* a vector has rows = 1 */
     float *value, *grad, *m, *v;  /* device; m, v: AdamW's moments */
 };
@@ -46,18 +49,23 @@ int sl_encoder_new(const struct sl_encoder_config *config, const struct sl_ops *
                    struct sl_backend *be, struct sl_encoder **ret_encoder, struct sl_err *err);
 void sl_encoder_free(struct sl_encoder *e);
 const struct sl_encoder_config *sl_encoder_config(const struct sl_encoder *e);
-/* Parameters in PyTorch's order; valid for the encoder's life. Gradients and moments start at zero. */
+/* Parameters in PyTorch's order; valid for the encoder's life. Gradients and moments start at zero.
+ */
 struct sl_param *sl_encoder_params(struct sl_encoder *e, int *ret_n);
 /* Bytes of parameters, gradients and moments: what a plan prints. 0 for sizes out of range. */
 int64_t sl_encoder_state_bytes(const struct sl_encoder_config *config);
 
-/* Sets the first n rows of task's input (encoders) to host_rows [n, hidden], frozen. Not for SL_ENC_TABLE. */
+/* Sets the first n rows of task's input (encoders) to host_rows [n, hidden], frozen. Not for
+ * SL_ENC_TABLE. */
 int sl_encoder_fix_rows(struct sl_encoder *e, int task, const float *host_rows, int n,
                         struct sl_err *err);
-/* Sets a task's table (SL_ENC_TABLE): text initialisation, or an earlier table. host_rows [V, hidden]. */
-int sl_encoder_set_table(struct sl_encoder *e, int task, const float *host_rows, struct sl_err *err);
+/* Sets a task's table (SL_ENC_TABLE): text initialisation, or an earlier table. host_rows [V,
+ * hidden]. */
+int sl_encoder_set_table(struct sl_encoder *e, int task, const float *host_rows,
+                         struct sl_err *err);
 
-/* tables (device, [n_tasks*V, hidden]) = encoder(...). training: with dropout; the masks follow (seed, step). */
+/* tables (device, [n_tasks*V, hidden]) = encoder(...). training: with dropout; the masks follow
+ * (seed, step). */
 void sl_encoder_forward(struct sl_encoder *e, bool training, int64_t step, float *tables);
 /* Adds to every parameter's grad, after the forward call of the same step. Fixed rows have none. */
 void sl_encoder_backward(struct sl_encoder *e, const float *dtables);

@@ -67,7 +67,7 @@ static int describe(const struct sl_table *t, const char *name, struct sl_st_ten
         return sl_err_set(err, SL_SPEC, "task name of %zu bytes; 1 to %d are possible",
                           strlen(name), SL_ST_NAME_MAX - 1);
     memset(ret_tensor, 0, sizeof *ret_tensor);
-    strcpy(ret_tensor->name, name);
+    memcpy(ret_tensor->name, name, strlen(name) + 1);
     ret_tensor->n_dims = 2;
     ret_tensor->dim[0] = t->virtual_tokens;
     ret_tensor->dim[1] = t->hidden;
@@ -79,8 +79,10 @@ int sl_export_tables(const char *path, const struct sl_tables *t, struct sl_err 
     struct sl_st_tensor *tensor = calloc((size_t)t->n + 1, sizeof *tensor);
     struct sl_tables copy = *t;
     json_t *meta = NULL;
-    int rc = tensor ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    int rc = 0;
 
+    if (!tensor)
+        return sl_err_set(err, SL_NOMEM, "exporting prompt tables: out of memory");
     for (int i = 0; i < t->n && !rc; i++) {
         rc = describe(&t->table[i], t->table[i].task, &tensor[i], err);
         for (int j = 0; j < i && !rc; j++)
@@ -105,7 +107,7 @@ static int get_digest(const json_t *meta, const char *key, char ret_hex[SL_SHA25
 
     if (!text || !sl_sha256_valid(text))
         return sl_err_set(err, SL_DATA, "its metadata has no sha256 for \"%s\"", key);
-    strcpy(ret_hex, text);
+    memcpy(ret_hex, text, SL_SHA256_HEX + 1);
     return 0;
 }
 
@@ -157,7 +159,7 @@ static int read_tables(const struct sl_safetensors *st, struct sl_tables *t, str
     const char *format = json_string_value(json_object_get(meta, "format"));
     int n = sl_safetensors_count(st), rc;
 
-    if (!format || strcmp(format, SL_TABLES_FORMAT))
+    if (!format || strcmp(format, SL_TABLES_FORMAT) != 0)
         return sl_err_set(err, SL_DATA, "its format is %.64s, not " SL_TABLES_FORMAT,
                           format ? format : "not named");
     rc = sl_safetensors_verify(st, err);
@@ -234,7 +236,7 @@ int sl_peft_check(const char *task, const char *prompt_template, bool add_bos, s
         char *end;
         long k = strtol(p + strlen(MARKER), &end, 10);
 
-        if (strncmp(end, "|>", 2))
+        if (strncmp(end, "|>", 2) != 0)
             break;
         if (k != expected++)
             return sl_err_set(

@@ -20,8 +20,9 @@
 int sl_normalize_answer(const char *text, struct sl_buf *buf, struct sl_err *err);
 
 struct sl_score {
-    bool exact;    /* normalised prediction equals a normalised reference */
-    double f1;     /* of the bags of words; the best over the references. Where both are empty after
+    bool exact; /* normalised prediction equals a normalised reference */
+    double
+        f1;        /* of the bags of words; the best over the references. Where both are empty after
                     * normalisation it     is 1, where one is 0 (v2.0's script; v1.1's gives 0 for both) */
     bool accurate; /* equals a reference byte for byte, ASCII white space at both ends aside */
 };

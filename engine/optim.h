@@ -8,9 +8,10 @@ struct sl_schedule {
     int64_t warmup_steps, constant_steps, max_steps; /* NeMo's CosineAnnealing */
 };
 /* Learning rate of step s, counted from 0, as NeMo's CosineAnnealing gives it:
- *   s <= W (with W > 0): lr (s+1)/(W+1); then min + (lr-min)/2 (1 + cos(pi (s-W)/(max-W))); after max: min.
- * constant_steps C > 0 holds min_lr for the last C steps before max; NeMo then warms up as Megatron does, lr s/W, so
- * that step 0 changes nothing. With W + C >= max there is no cosine: min follows the warm-up. */
+ *   s <= W (with W > 0): lr (s+1)/(W+1); then min + (lr-min)/2 (1 + cos(pi (s-W)/(max-W))); after
+ * max: min. constant_steps C > 0 holds min_lr for the last C steps before max; NeMo then warms up
+ * as Megatron does, lr s/W, so that step 0 changes nothing. With W + C >= max there is no cosine:
+ * min follows the warm-up. */
 double sl_schedule_lr(const struct sl_schedule *s, int64_t step);
 
 struct sl_optim {
@@ -22,8 +23,9 @@ struct sl_optim {
 int sl_optim_init(struct sl_optim *o, const struct sl_ops *ops, struct sl_backend *be,
                   struct sl_err *err);
 void sl_optim_release(struct sl_optim *o);
-/* One update of all parameters from their grads. step from 1. ret_norm: global gradient norm before clipping. A
- * norm that is not finite changes nothing and is SL_DATA ("gradient is not finite at step ..."). */
+/* One update of all parameters from their grads. step from 1. ret_norm: global gradient norm before
+ * clipping. A norm that is not finite changes nothing and is SL_DATA ("gradient is not finite at
+ * step ..."). */
 int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step,
                   float *ret_norm, struct sl_err *err);
 

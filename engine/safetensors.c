@@ -221,9 +221,8 @@ int sl_safetensors_write(const char *path, const struct sl_st_tensor *tensors, i
 
 /* ---- reading ---- */
 
-static int bad(const struct sl_safetensors *st, struct sl_err *err, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
-static int bad(const struct sl_safetensors *st, struct sl_err *err, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static int bad(const struct sl_safetensors *st,
+                                                     struct sl_err *err, const char *fmt, ...)
 {
     char text[512];
     va_list ap;
@@ -268,10 +267,10 @@ static int read_tensor(struct sl_safetensors *st, const char *name, const json_t
     if (!name[0] || strlen(name) >= sizeof t->name)
         return bad(st, err, "a tensor's name is empty or over %d bytes: %.80s", SL_ST_NAME_MAX - 1,
                    name);
-    strcpy(t->name, name);
+    memcpy(t->name, name, strlen(name) + 1);
     if (!json_is_object(v) || json_object_size(v) != 3 || !dtype)
         return bad(st, err, "tensor %s: not exactly dtype, shape and data_offsets", name);
-    if (strcmp(dtype, "F32"))
+    if (strcmp(dtype, "F32") != 0)
         return bad(st, err, "tensor %s has type %.32s; only F32 is read", name, dtype);
     rc = read_shape(st, t, json_object_get(v, "shape"), err);
     if (rc)
@@ -354,7 +353,7 @@ static int read_header(struct sl_safetensors *st, json_t *root, struct sl_err *e
         return sl_err_set(err, SL_NOMEM, "reading %s: out of memory", st->path);
     json_object_foreach(root, key, v)
     {
-        if (strcmp(key, "__metadata__"))
+        if (strcmp(key, "__metadata__") != 0)
             rc = read_tensor(st, key, v, err);
         else if (json_is_object(v))
             st->metadata = json_incref(v);
@@ -476,7 +475,7 @@ int sl_safetensors_verify(const struct sl_safetensors *st, struct sl_err *err)
                           st->path);
     at += strlen(SEAL_KEY);
     if ((size_t)(st->map.data + st->data_at - at) < SL_SHA256_HEX ||
-        memcmp(at, seal, SL_SHA256_HEX))
+        memcmp(at, seal, SL_SHA256_HEX) != 0)
         return sl_err_set(err, SL_DATA, "%s is damaged: its seal is not where we write it",
                           st->path);
     rc = sl_sha256_init(&sha, err);
@@ -487,7 +486,7 @@ int sl_safetensors_verify(const struct sl_safetensors *st, struct sl_err *err)
     at += SL_SHA256_HEX;
     sl_sha256_update(&sha, at, st->map.len - (size_t)(at - st->map.data));
     sl_sha256_hex(&sha, hex);
-    if (strcmp(hex, seal))
+    if (strcmp(hex, seal) != 0)
         return sl_err_set(err, SL_DATA, "%s is damaged: its sha256 is %s, its seal says %s",
                           st->path, hex, seal);
     return 0;
