@@ -138,6 +138,9 @@ static int read_rope(struct reader *r, struct sl_arch *a)
     if (is_text(type, "linear")) {
         a->rope_scaling = SL_ROPE_LINEAR;
         a->rope_factor = get_num(r, "rope.scaling.factor", -1);
+    } else if (has(r, "rope.scale_linear")) { /* the same, in files from before 2024 */
+        a->rope_scaling = SL_ROPE_LINEAR;
+        a->rope_factor = get_num(r, "rope.scale_linear", -1);
     } else if (!is_text(type, "none")) {
         char shown[SL_SHOWN_MAX], why[128];
         snprintf(why, sizeof why, "rope scaling '%s' is", sl_shown(type.p, type.len, shown));

@@ -159,14 +159,23 @@ static void linear_scaling(struct gm *m)
     gm_key_f32(m, "llama.rope.scaling.factor", 4);
 }
 
+static void old_linear_scaling(struct gm *m)
+{
+    gm_key_f32(m, "llama.rope.scale_linear", 4);
+}
+
 static void test_rope_scaling(void **state)
 {
     (void)state;
-    struct sl_weights *w = gm_open_llama(&(struct gm_change){.more = linear_scaling});
-    assert_int_equal(sl_weights_arch(w)->rope_scaling, SL_ROPE_LINEAR);
-    assert_true(sl_weights_arch(w)->rope_factor == 4);
-    sl_weights_close(w);
-    w = gm_open_llama(&(struct gm_change){.more = llama3_freqs, .rope_base = 500000});
+    void (*const linear[])(struct gm *) = {linear_scaling, old_linear_scaling};
+    for (int i = 0; i < 2; i++) {
+        struct sl_weights *w = gm_open_llama(&(struct gm_change){.more = linear[i]});
+        assert_int_equal(sl_weights_arch(w)->rope_scaling, SL_ROPE_LINEAR);
+        assert_true(sl_weights_arch(w)->rope_factor == 4);
+        sl_weights_close(w);
+    }
+    struct sl_weights *w =
+        gm_open_llama(&(struct gm_change){.more = llama3_freqs, .rope_base = 500000});
     const struct sl_arch *a = sl_weights_arch(w);
     assert_int_equal(a->rope_scaling, SL_ROPE_LLAMA3);
     assert_true(a->rope_factor == 32 && a->rope_low_freq == 1 && a->rope_high_freq == 4);
