@@ -46,8 +46,8 @@ static void script_send(int fd, const char *head, const char *body, size_t len)
 }
 
 /* The body from r->from on (status 206) or whole (200), of which only `most` bytes are sent. */
-static void script_file(struct script *s, const struct request *r, int fd, const char *headers,
-                        size_t most)
+__attribute__((unused)) static void script_file(struct script *s, const struct request *r, int fd,
+                                                const char *headers, size_t most)
 {
     char head[512];
     size_t from = r->from > 0 ? (size_t)r->from : 0;
