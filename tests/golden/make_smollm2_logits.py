@@ -17,6 +17,10 @@ whole vector of logits after position n.
   mean, norm, logsumexp  F32 [N]  of L(n); norm is the Euclidean norm
   greedy.ids       I32 [P,32]    greedy continuation
   greedy.gap       F32 [P,32]    largest logit less the second at that step
+  step.prompts     F32 [8,H]     a prompt table, put in front of the first 8 prompts, whose last 4 ids
+                                 are targets
+  step.loss        F32 [1]       mean loss of those 32 targets
+  step.grad        F32 [8,H]     d loss / d step.prompts
 """
 
 import argparse
@@ -34,6 +38,7 @@ import gguf_llama
 import golden_file
 
 SAMPLE, TOP, NEW = 1024, 64, 32
+STEP_V, STEP_ROWS, STEP_TARGETS = 8, 8, 4
 TEXTS = [
     "The capital of France is the city of Paris, and the capital of Italy is",
     "Once upon a time there was a little girl who lived in a village near the forest.",
@@ -77,6 +82,33 @@ def tokenizer(path):
     return tok
 
 
+def training_step(model, prompts):
+    """One step of prompt tuning: the table, its loss and its gradient."""
+    embed = model.get_input_embeddings()
+    table = embed(torch.arange(1000, 1000 + STEP_V)) + 0.02 * torch.randn(
+        STEP_V, embed.embedding_dim
+    )
+    table = table.detach().requires_grad_()
+    longest = max(map(len, prompts[:STEP_ROWS]))
+    inputs, masks, labels = [], [], []
+    for ids in prompts[:STEP_ROWS]:
+        n, pad = len(ids), longest - len(ids)
+        x = torch.cat([table, embed(torch.tensor(ids))])
+        inputs.append(torch.nn.functional.pad(x, (0, 0, 0, pad)))
+        masks.append(torch.tensor([1] * len(x) + [0] * pad))
+        quiet = STEP_V + n - STEP_TARGETS
+        labels.append(torch.tensor([-100] * quiet + ids[-STEP_TARGETS:] + [-100] * pad))
+    logits = model(inputs_embeds=torch.stack(inputs), attention_mask=torch.stack(masks)).logits
+    want = torch.stack(labels)[:, 1:].flatten()
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), want)
+    loss.backward()
+    return {
+        "step.prompts": table.detach(),
+        "step.loss": loss.detach()[None],
+        "step.grad": table.grad,
+    }
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -117,6 +149,7 @@ def main():
                 flush=True,
             )
     rec = {k: torch.cat(v).contiguous() for k, v in rec.items()}
+    rec.update(training_step(model, prompts))
     rec["prompt.ids"] = torch.tensor(sum(prompts, []), dtype=torch.int32)
     rec["prompt.length"] = torch.tensor(lengths, dtype=torch.int32)
     rec["sample.ids"] = sample.int()

@@ -1,5 +1,5 @@
-/* Logits and greedy continuations of the real GGUF model against transformers on the dequantised
- * weights, fp32.
+/* Logits, greedy continuations and a training step of the real GGUF model against transformers on
+ * the dequantised weights, fp32.
  *
  * SL_MODEL names the file; without it this prints "not run" and exits 77. SL_DUMP_LOGITS=FILE also
  * writes all logits, for tests/golden/check_logits.py, which compares the whole vocabulary. */
@@ -20,13 +20,18 @@
 #define TOP 64
 #define MAX_PROMPTS 64
 #define NEW 32
+#define STEP_ROWS 8    /* the first prompts, each behind the recorded table */
+#define STEP_TARGETS 4 /* last ids of each */
+#define STEP_MAX 64
+#define STEP_TOLERANCE 1e-4 /* nats; relative L2. The reference itself is 4e-5 from its fp64 form */
 
 #define LEAST_COSINE 0.9999
 #define LEAST_EQUAL 19 /* of 20 continuations */
 #define NEAR_TIE                                                                                   \
     1e-2 /* a continuation may part only where the reference's first two are this close */
-#define LOGIT_TOLERANCE 2e-3 /* of the largest logits, log-sum-exp and mean; they reach about 30   \
-                              */
+#define LOGIT_TOLERANCE                                                                            \
+    2e-3 /* of the largest logits, log-sum-exp and mean; they reach about 30                       \
+          */
 
 static struct sl_err err;
 static const struct sl_ops *ops = &sl_cpu_ops;
@@ -244,11 +249,64 @@ static void test_greedy(void **state)
     assert_true(equal >= LEAST_EQUAL);
 }
 
+/* The backward pass in the real shape: 30 layers, grouped heads, a tied output matrix. */
+static void test_training_step(void **state)
+{
+    (void)state;
+    const struct sl_arch *a = sl_model_arch(model);
+    struct sl_row rows[STEP_ROWS];
+    unsigned char target[STEP_ROWS][STEP_MAX] = {0};
+    int32_t id[STEP_ROWS][STEP_MAX];
+    int64_t n;
+    const int32_t *ids = golden_i32(&g, "prompt.ids", NULL);
+    const float *prompts = golden_f32(&g, "step.prompts", &n);
+    const float *want = golden_f32(&g, "step.grad", NULL);
+    float want_loss = *golden_f32(&g, "step.loss", NULL);
+    int v = (int)(n / a->hidden);
+    for (int r = 0; r < STEP_ROWS; r++) {
+        int len = v + length[r];
+        assert_true(len <= STEP_MAX);
+        for (int i = 0; i < len; i++) {
+            id[r][i] = i < v ? -(i + 1) : *ids++;
+            target[r][i] = i >= len - STEP_TARGETS;
+        }
+        rows[r] = (struct sl_row){0, len, id[r], target[r]};
+    }
+    size_t bytes = (size_t)n * sizeof(float);
+    float *table, *grad, *host = malloc(bytes);
+    assert_non_null(host);
+    ok(ops->alloc(be, bytes, (void **)&table, &err), &err);
+    ok(ops->alloc(be, bytes, (void **)&grad, &err), &err);
+    ok(ops->upload(be, table, prompts, bytes, &err), &err);
+    for (int share = 1; share >= 0; share--) {
+        struct sl_batch b;
+        ok(sl_batch_pack(rows, STEP_ROWS, &v, 1, a->vocab, a->max_positions, share, 0, &b, &err),
+           &err);
+        float *loss = calloc((size_t)b.n_entries, sizeof *loss);
+        assert_non_null(loss);
+        ok(sl_model_step(model, &b, table, grad, loss, &err), &err);
+        ok(ops->download(be, host, grad, bytes, &err), &err);
+        double sum = 0, apart = golden_distance(host, want, n);
+        for (int e = 0; e < b.n_entries; e++)
+            sum += (double)b.entry_weight[e] * loss[e];
+        print_message("training step%s: loss %.6f, %.1e from the reference; gradient %.1e\n",
+                      share ? "" : ", not shared", sum, fabs(sum - want_loss), apart);
+        assert_true(fabs(sum - want_loss) < STEP_TOLERANCE);
+        assert_true(apart < STEP_TOLERANCE);
+        free(loss);
+        sl_batch_release(&b);
+    }
+    ops->free(be, table);
+    ops->free(be, grad);
+    free(host);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits),
         cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_training_step),
     };
     if (!getenv("SL_MODEL")) {
         printf("not run: SL_MODEL names no model file\n");
