@@ -17,7 +17,7 @@ whole vector of logits after position n.
   mean, norm, logsumexp  F32 [N]  of L(n); norm is the Euclidean norm
   greedy.ids       I32 [P,32]    greedy continuation
   greedy.gap       F32 [P,32]    largest logit less the second at that step
-  step.prompts     F32 [8,H]     a prompt table, put in front of the first 8 prompts, whose last 4 ids
+  step.prompts     F32 [8,H]     a prompt table, put before the first 8 prompts, whose last 4 ids
                                  are targets
   step.loss        F32 [1]       mean loss of those 32 targets
   step.grad        F32 [8,H]     d loss / d step.prompts

@@ -23,7 +23,7 @@
 #define STEP_ROWS 8    /* the first prompts, each behind the recorded table */
 #define STEP_TARGETS 4 /* last ids of each */
 #define STEP_MAX 64
-#define STEP_TOLERANCE 1e-4 /* nats; relative L2. The reference itself is 4e-5 from its fp64 form */
+#define STEP_TOLERANCE 1e-4 /* nats; relative L2. The reference is itself 4e-5 from fp64 */
 
 #define LEAST_COSINE 0.9999
 #define LEAST_EQUAL 19 /* of 20 continuations */
