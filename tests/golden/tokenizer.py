@@ -318,9 +318,14 @@ def main():
     lines = Lines(SEED, specials).make(n)
     comparison = Comparison(dump)
     comparison.run(pre, model, reference(keys, pre), lines)
-    comparison.run(f"{pre}, special tokens as text", model, reference(keys, pre), lines[: n // 10], specials=False)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "keys.gguf")
+        # Every second special token made user-defined: those always count, the others are text when so asked.
+        mixed = [USER if k == CONTROL and i % 2 else k for i, k in enumerate(kinds)]
+        changed = {**keys, "tokenizer.ggml.token_type": (ARRAY, 5, mixed)}
+        write_keys(path, changed)
+        what = f"{pre}, control tokens as text, user-defined ones not"
+        comparison.run(what, path, reference(changed, pre), lines[: n // 10], specials=False)
         classes = list(class_lines())
         for other in ("smollm", "gpt-2", "llama-bpe", "qwen2"):
             named = {**keys, "tokenizer.ggml.pre": (STRING, None, other.encode())}
