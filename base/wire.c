@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 int sl_wire_send(int fd, json_t *event, struct sl_err *err)
@@ -74,7 +75,7 @@ json_t *sl_wire_next(struct sl_buf *buf, int *bad)
 /* ---- the child's side ---- */
 
 struct sl_control {
-    int fd;
+    int fd, stop_fd; /* stop_fd: an eventfd that ends the thread */
     pthread_t thread;
     atomic_bool checkpoint, preempt, cancel;
     _Atomic int64_t deadline_us;
@@ -112,13 +113,15 @@ static void *listen_thread(void *arg)
 
     sl_buf_init(&buf, SL_WIRE_LINE_MAX);
     for (;;) {
-        struct pollfd p = {.fd = c->fd, .events = POLLIN};
+        struct pollfd p[2] = {{.fd = c->fd, .events = POLLIN}, {.fd = c->stop_fd, .events = POLLIN}};
         int64_t deadline = atomic_load(&c->deadline_us);
         int64_t left_ms = deadline ? (deadline - sl_boot_us()) / 1000 : 500;
 
         if (deadline && left_ms <= 0)
             _exit(SL_EXIT_ABANDONED);
-        if (poll(&p, 1, left_ms > 500 ? 500 : (int)left_ms + 1) > 0) {
+        if (poll(p, 2, left_ms > 500 ? 500 : (int)left_ms + 1) > 0) {
+            if (p[1].revents)
+                break;
             char *to = sl_buf_reserve(&buf, 4096);
             ssize_t n = to ? read(c->fd, to, 4096) : 0;
 
@@ -134,6 +137,7 @@ static void *listen_thread(void *arg)
             }
         }
     }
+    sl_buf_release(&buf);
     return NULL;
 }
 
@@ -146,10 +150,18 @@ int sl_control_new(int control_fd, struct sl_control **ret_control, struct sl_er
     if (!c)
         return sl_err_set(err, SL_NOMEM, "no memory for the control channel");
     c->fd = control_fd;
+    c->stop_fd = -1;
+    if (control_fd >= 0 && (c->stop_fd = eventfd(0, EFD_CLOEXEC)) < 0) {
+        int rc = sl_err_errno(err, "making an eventfd");
+
+        free(c);
+        return rc;
+    }
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
     signal(SIGPIPE, SIG_IGN);
     if (control_fd >= 0 && (e = pthread_create(&c->thread, NULL, listen_thread, c)) != 0) {
+        close(c->stop_fd);
         free(c);
         errno = e;
         return sl_err_errno(err, "starting the control thread");
@@ -163,8 +175,9 @@ void sl_control_free(struct sl_control *c)
     if (!c)
         return;
     if (c->fd >= 0) {
-        pthread_cancel(c->thread);
+        eventfd_write(c->stop_fd, 1);
         pthread_join(c->thread, NULL);
+        close(c->stop_fd);
     }
     free(c);
 }
