@@ -18,11 +18,12 @@
 struct sl_dataset;
 
 struct sl_dataset_options {
-    enum sl_answer answer; /* SL_ANSWER_ROW: for training and validation; SL_ANSWER_NONE: prompts to
-                              generate from */
-    bool no_virtual;       /* rows for the untuned model; always so with SL_STYLE_NO_PROMPTS */
-    int max_positions;     /* min(config's max_seq_length, the model's), less tokens to generate for
-                              prompts */
+    /* SL_ANSWER_ROW: for training and validation; SL_ANSWER_NONE: prompts to generate from. */
+    enum sl_answer answer;
+    bool no_virtual; /* rows for the untuned model; always so with SL_STYLE_NO_PROMPTS */
+    /* min(config's max_seq_length, the model's positions); for prompts less the tokens to generate.
+     */
+    int max_positions;
 };
 
 struct sl_dataset_counts {
@@ -51,8 +52,8 @@ bool sl_dataset_mostly_skipped(const struct sl_dataset *ds);
 /* Row i for packing (batch.h): ids and targets as in struct sl_rendered, slot = the task's index in
  * config->task (map it when your slots differ). Pointers live as long as the data set. */
 struct sl_row sl_dataset_row(const struct sl_dataset *ds, int i);
-int sl_dataset_row_targets(const struct sl_dataset *ds,
-                           int i); /* how many of its positions count in the loss */
+/* How many of row i's positions count in the loss. */
+int sl_dataset_row_targets(const struct sl_dataset *ds, int i);
 /* Row i as it was in its file, extra fields included: for prediction tables. New reference. */
 int sl_dataset_json(const struct sl_dataset *ds, int i, json_t **ret_row, struct sl_err *err);
 /* Renders row i with another answer (scoring a label) or none. The result as sl_template_render. */

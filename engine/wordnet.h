@@ -1,14 +1,18 @@
 /* WordNet's glosses as a question-answering data set of two tasks, for demos and tests on real
  * text.
  *
- * Source: the data.noun, data.verb, data.adj and data.adv of WordNet 3.0 (wndb(5WN)). A row:
- *     {"taskname", "context", "question", "answer", "synset"}
- * context is a gloss's definition (examples and what follows them cut off), 10 to 200 bytes.
- *   category        a noun's gloss; answer: which of the 12 lexicographer files with most usable
- * glosses it is in, by WordNet's own word ("animal" for noun.animal); equal counts part_of_speech
- * any gloss; answer: noun, verb, adjective or adverb; equal counts A synset is in at most one row
- * of all files, whatever the task, and no two rows have the same context, so nothing of validation
- * or test is seen in training. The same input and seed give the same bytes. */
+ * Source: the data.noun, data.verb, data.adj and data.adv of WordNet 3.0 (wndb(5WN)). A row is
+ * {"taskname", "context", "question", "answer", "synset"}; context is a gloss's definition
+ * (examples and what follows them cut off), 10 to 200 bytes of ASCII; question lists the answers.
+ *
+ * Task category: a noun's gloss. The answer is the lexicographer file it is in, of the 12 with most
+ * usable glosses, by WordNet's own word ("animal" for noun.animal); equal counts.
+ *
+ * Task part_of_speech: any gloss. The answer is noun, verb, adjective or adverb; equal counts.
+ *
+ * A synset is in at most one row of all files, whatever the task, and no two rows have the same
+ * context (a gloss that two synsets share is left out), so nothing of validation or test is seen in
+ * training. The same input and seed give the same bytes. */
 #ifndef SL_ENGINE_WORDNET_H
 #define SL_ENGINE_WORDNET_H
 #include "base/err.h"
@@ -30,13 +34,9 @@ struct sl_wordnet_sizes {
     int category[SL_WORDNET_SPLITS];       /* rows; multiples of SL_WORDNET_CATEGORIES */
     int part_of_speech[SL_WORDNET_SPLITS]; /* rows; multiples of SL_WORDNET_PARTS */
 };
-#define SL_WORDNET_SIZES_DEFAULT                                                                   \
-    {                                                                                              \
-        {2400, 240, 240},                                                                          \
-        {                                                                                          \
-            1200, 200, 200                                                                         \
-        }                                                                                          \
-    }
+/* clang-format off */
+#define SL_WORDNET_SIZES_DEFAULT {{2400, 240, 240}, {1200, 200, 200}}
+/* clang-format on */
 
 /* Writes out_dir/{train,validation,test}.jsonl, rows of both tasks mixed. SL_NOTFOUND or SL_IO for
  * the files, SL_DATA for what is not WordNet's format (with file and line), SL_SPEC for sizes that
