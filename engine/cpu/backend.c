@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#define PIECE_BYTES ((size_t)256 << 10) /* of zero and copy, what one thread takes at a time */
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 void *sl_cpu_alloc(size_t bytes)
@@ -152,16 +153,19 @@ static int cpu_download(struct sl_backend *be, void *host_dst, const void *src, 
 
 static void cpu_zero(struct sl_backend *be, void *dst, size_t bytes)
 {
-    (void)be;
-    if (bytes)
-        memset(dst, 0, bytes);
+    char *p = dst;
+#pragma omp parallel for num_threads(be->threads) schedule(static) if (bytes > 2 * PIECE_BYTES)
+    for (size_t i = 0; i < bytes; i += PIECE_BYTES)
+        memset(p + i, 0, bytes - i < PIECE_BYTES ? bytes - i : PIECE_BYTES);
 }
 
 static void cpu_copy(struct sl_backend *be, void *dst, const void *src, size_t bytes)
 {
-    (void)be;
-    if (bytes)
-        memcpy(dst, src, bytes);
+    char *p = dst;
+    const char *q = src;
+#pragma omp parallel for num_threads(be->threads) schedule(static) if (bytes > 2 * PIECE_BYTES)
+    for (size_t i = 0; i < bytes; i += PIECE_BYTES)
+        memcpy(p + i, q + i, bytes - i < PIECE_BYTES ? bytes - i : PIECE_BYTES);
 }
 
 static void cpu_to_f32(struct sl_backend *be, const sl_act *x, int64_t n, float *y)

@@ -142,6 +142,22 @@ static void distinct(struct dev *d, int32_t *index, int n, int total)
     }
 }
 
+static void case_copy(struct dev *d, struct vec *got, struct vec *want)
+{
+    size_t n = (size_t)rnd_int(d, 1, 400000), cut = (size_t)rnd_int(d, 0, (int)n - 1);
+    double *x = host_random(d, n, 1), guard = 7;
+    float *y = dev_f32(d, &guard, 1);
+    float *from = dev_f32(d, x, n), *to = dev_bytes(d, NULL, (n + 1) * sizeof *to);
+    d->ops->copy(d->be, to + n, y, sizeof *y); /* behind the end: stays as it is */
+    d->ops->copy(d->be, to, from, n * sizeof *to);
+    d->ops->zero(d->be, to, cut * sizeof *to);
+    segment(got, want, "copy");
+    get_f32(d, to, n + 1, got);
+    for (size_t i = 0; i < n; i++)
+        vec_push(want, i < cut ? 0 : x[i]);
+    vec_push(want, guard);
+}
+
 static void case_gather(struct dev *d, struct vec *got, struct vec *want)
 {
     size_t total = (size_t)rnd_int(d, 1, 200), n = (size_t)rnd_int(d, 1, (int)total),

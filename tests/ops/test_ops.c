@@ -18,6 +18,7 @@ static const struct op_case {
     case_fn *run;
     double tolerance;
 } cases[] = {
+    {"copy, zero", case_copy, 1e-7},
     {"matmul", case_matmul, 2e-6},
     {"matmul_back", case_matmul_back, 2e-6},
     {"gemm_f32", case_gemm_f32, 2e-6},
