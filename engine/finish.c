@@ -72,7 +72,7 @@ static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, str
         struct sl_err why = SL_ERR_INIT;
 
         if (sl_peft_check(c->task[i].name, c->task[i].prompt_template, c->data.add_bos, &why))
-            sl_report_log(t->report, SL_WARN, "no PEFT adapter for task '%s': %s", c->task[i].name,
+            sl_emit_log(t->report, SL_WARN, "no PEFT adapter for task '%s': %s", c->task[i].name,
                           why.msg);
         else
             rc = sl_export_peft(dir, &tables->table[i], &how, c->data.add_bos, err);
@@ -252,7 +252,7 @@ static void send_predictions(struct sl_trainer *t, const struct tested *test)
 
         if (sl_dataset_json(test->ds, i, &row, NULL))
             return;
-        sl_report_event(t->report,
+        sl_emit(t->report,
                         json_pack("{s:s, s:s, s:O?, s:O?, s:s, s:s, s:s}", "ev", "prediction", "task",
                                   t->run->config.task[sl_dataset_row(test->ds, i).slot].name, "context",
                                   json_object_get(row, "context"), "question",

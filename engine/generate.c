@@ -24,7 +24,7 @@ static int stopped(const struct sl_generator *g, int64_t done, int64_t total, st
     if (want == SL_WANT_CANCEL || want == SL_WANT_PREEMPT)
         return sl_err_set(err, SL_CANCELLED, "asked to stop");
     if (g->report)
-        sl_report_event(g->report,
+        sl_emit(g->report,
                         json_pack("{s:s, s:s, s:I, s:I}", "ev", "progress", "phase", g->phase, "done",
                                   (json_int_t)done, "total", (json_int_t)total));
     return 0;

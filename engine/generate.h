@@ -4,7 +4,7 @@
 #include "base/wire.h"
 #include "engine/dataset.h"
 #include "engine/model.h"
-#include "engine/report.h"
+#include "engine/emit.h"
 
 #define SL_GENERATE_ROWS 64        /* rows decoded together */
 #define SL_SCORE_POSITIONS 4096    /* packed positions of one scoring pass, about */
@@ -17,7 +17,7 @@ struct sl_generator {
     bool tuned;               /* with virtual tokens; else the data set was opened with no_virtual */
     const float *prompts;     /* device [sum of V, hidden] in task order; unused when not tuned */
     struct sl_control *control; /* asked between batches; may be NULL */
-    struct sl_report *report;   /* progress; may be NULL */
+    struct sl_emitter *report;   /* progress; may be NULL */
     const char *phase;          /* its name in progress events */
 };
 

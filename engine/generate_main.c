@@ -148,14 +148,14 @@ static int generate(const struct args *a, struct sl_err *err)
     struct sl_dataset *ds = NULL;
     struct sl_generator g = {.config = &config, .tuned = !a->untuned, .phase = "answering"};
     struct sl_dataset_options how = {.answer = SL_ANSWER_NONE, .no_virtual = a->untuned};
-    struct sl_report report;
+    struct sl_emitter report;
     char digest[SL_SHA256_HEX + 1], input[SL_PATH_MAX] = "", table_path[SL_PATH_MAX];
     const char *file = a->input;
     float *prompts = NULL;
     char **texts = NULL;
     int n = 0, rc = sl_path(table_path, err, "%s/%s", a->prompts, SL_TABLES_FILE);
 
-    sl_report_init(&report, -1);
+    sl_emit_init(&report, -1);
     g.report = &report;
     if (!rc)
         rc = sl_tables_read(sl_file_exists(table_path) ? table_path : a->prompts, &tables, err);
@@ -178,7 +178,7 @@ static int generate(const struct args *a, struct sl_err *err)
     if (!rc)
         rc = sl_weights_digest(weights, digest, err);
     if (!rc && strcmp(digest, tables.model_digest))
-        sl_report_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
+        sl_emit_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
                                         "another quantisation of it) than %s", a->model);
     if (!rc)
         rc = ops->open(&opts, &be, err);

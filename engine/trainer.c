@@ -179,10 +179,10 @@ static int validate(struct sl_trainer *t, struct sl_err *err)
         s->stop_waited++;
     }
     note_best_of_k(t, loss);
-    sl_report_event(t->report, json_pack("{s:s, s:I, s:f, s:b}", "ev", "metric", "step",
+    sl_emit(t->report, json_pack("{s:s, s:I, s:f, s:b}", "ev", "metric", "step",
                                          (json_int_t)s->step, "val_loss", loss, "best", better));
     if (c->exp.early_stopping && s->stop_waited >= c->exp.patience && s->step > 0) {
-        sl_report_log(t->report, SL_INFO,
+        sl_emit_log(t->report, SL_INFO,
                       "early stopping at step %lld: val_loss has not improved by %g in %d validations",
                       (long long)s->step, c->exp.min_delta, c->exp.patience);
         t->finished_early = true;
@@ -205,7 +205,7 @@ static int checkpoint(struct sl_trainer *t, struct sl_err *err)
     rc = sl_checkpoint_save(t->run->dir, &c, &t->state, err);
     if (rc)
         return sl_err_wrap(err, rc, "writing the checkpoint of step %lld", (long long)t->state.step);
-    sl_report_event(t->report,
+    sl_emit(t->report,
                     json_pack("{s:s, s:I, s:s, s:b}", "ev", "checkpoint", "step",
                               (json_int_t)t->state.step, "path", SL_CHECKPOINT_DIR, "best", best));
     return 0;
@@ -243,7 +243,7 @@ static int step(struct sl_trainer *t, struct sl_err *err)
     s->position = s->step % t->steps_per_epoch * t->rows_per_step;
     s->tokens += useful;
     s->seconds += seconds;
-    sl_report_event(t->report,
+    sl_emit(t->report,
                     json_pack("{s:s, s:I, s:i, s:f, s:f, s:f, s:I, s:f}", "ev", "metric", "step",
                               (json_int_t)s->step, "epoch", epoch, "loss", loss, "lr", lr, "grad_norm",
                               (double)norm, "tokens", (json_int_t)s->tokens, "tokens_per_s",
@@ -258,7 +258,7 @@ static int keep_tables(struct sl_trainer *t, struct sl_err *err)
         place_tables(t, false);
         return 0;
     }
-    sl_report_log(t->report, SL_INFO, "keeping the tables of step %lld: val_loss %.4f (%.4f at step 0)",
+    sl_emit_log(t->report, SL_INFO, "keeping the tables of step %lld: val_loss %.4f (%.4f at step 0)",
                   (long long)t->state.best_step, t->state.best_val_loss, t->state.first_val_loss);
     return t->ops->upload(t->be, t->prompts, t->best,
                           (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float), err);

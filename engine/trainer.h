@@ -9,7 +9,7 @@
 #include "engine/dataset.h"
 #include "engine/model.h"
 #include "engine/optim.h"
-#include "engine/report.h"
+#include "engine/emit.h"
 #include "engine/run.h"
 
 #define SL_VALIDATION_POSITIONS 4096 /* packed positions of one validation pass, about */
@@ -22,7 +22,7 @@ struct sl_trainer_options {
 
 struct sl_trainer {
     const struct sl_run *run;
-    struct sl_report *report;
+    struct sl_emitter *report;
     struct sl_control *control;
     struct sl_trainer_options options;
 
@@ -55,7 +55,7 @@ struct sl_trainer {
 /* Loads everything that run names; resumes from its checkpoint if there is one. On failure releases what it had.
  * SL_SPEC, SL_NOTFOUND, SL_DATA, SL_CONFLICT (a checkpoint of another run), SL_NOMEM, SL_DEVICE. Reports as it goes. */
 int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run, const struct sl_trainer_options *options,
-                    struct sl_report *report, struct sl_control *control, struct sl_err *err);
+                    struct sl_emitter *report, struct sl_control *control, struct sl_err *err);
 void sl_trainer_release(struct sl_trainer *t);
 
 /* Trains to the end, validating and writing checkpoints. Returns 0 at the end, with prompts holding the tables to keep

@@ -26,14 +26,14 @@ static int open_data(struct sl_trainer *t, struct sl_err *err)
     if (rc)
         return rc;
     n = sl_dataset_counts(t->train);
-    sl_report_log(t->report, SL_INFO,
+    sl_emit_log(t->report, SL_INFO,
                   "training rows: %lld of %lld, %lld truncated, %lld too long and %lld too short left "
                   "out; %.1f positions and %.1f counted tokens a row",
                   (long long)n.rows, (long long)n.read, (long long)n.truncated, (long long)n.too_long,
                   (long long)n.too_short, (double)n.positions / (double)(n.rows ? n.rows : 1),
                   (double)n.targets / (double)(n.rows ? n.rows : 1));
     if (sl_dataset_mostly_skipped(t->train))
-        sl_report_log(t->report, SL_WARN,
+        sl_emit_log(t->report, SL_WARN,
                       "more than half of the training rows do not fit and are left out: raise "
                       "model.data.max_seq_length or name a truncate_field");
     return 0;
@@ -57,7 +57,7 @@ static int plan_steps(struct sl_trainer *t, struct sl_err *err)
     t->steps = c->trainer.max_steps >= 0 && c->trainer.max_steps < by_epochs ? c->trainer.max_steps
                                                                             : by_epochs;
     if (c->trainer.max_steps >= 0 && by_epochs < c->trainer.max_steps)
-        sl_report_log(t->report, SL_WARN,
+        sl_emit_log(t->report, SL_WARN,
                       "trainer.max_epochs %d ends the run after %lld steps, before trainer.max_steps %d",
                       c->trainer.max_epochs, (long long)by_epochs, c->trainer.max_steps);
     t->validate_every = c->trainer.val_check_steps;
@@ -260,8 +260,8 @@ static int resume(struct sl_trainer *t, struct sl_err *err)
     if (rc)
         return sl_err_wrap(err, rc, "resuming");
     if (warning[0])
-        sl_report_log(t->report, SL_WARN, "%s", warning);
-    sl_report_log(t->report, SL_INFO, "resumed at step %lld", (long long)s->step);
+        sl_emit_log(t->report, SL_WARN, "%s", warning);
+    sl_emit_log(t->report, SL_INFO, "resumed at step %lld", (long long)s->step);
     t->finished_early = t->run->config.exp.early_stopping && s->best_step >= 0 && s->step > 0 &&
                         s->stop_waited >= t->run->config.exp.patience;
     return 0;
@@ -313,7 +313,7 @@ static int init(struct sl_trainer *t, struct sl_err *err)
     if (rc)
         return rc;
     t->ops->info(t->be, &info);
-    sl_report_event(t->report,
+    sl_emit(t->report,
                     json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:b, s:f}", "ev", "start", "step",
                               (json_int_t)t->state.step, "steps", (json_int_t)t->steps, "rows",
                               sl_dataset_rows(t->train), "threads", info.threads, "kernel", info.kernel,
@@ -322,7 +322,7 @@ static int init(struct sl_trainer *t, struct sl_err *err)
 }
 
 int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run, const struct sl_trainer_options *options,
-                    struct sl_report *report, struct sl_control *control, struct sl_err *err)
+                    struct sl_emitter *report, struct sl_control *control, struct sl_err *err)
 {
     int rc;
 

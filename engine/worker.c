@@ -24,7 +24,7 @@ static const char train_usage[] =
     "  --events-fd N, --control-fd N   how an agent talks to it\n"
     "A run that was stopped goes on from its checkpoint when it is started again.\n";
 
-static int report_end(struct sl_report *r, int rc, enum sl_wire_want want, json_t *metrics,
+static int report_end(struct sl_emitter *r, int rc, enum sl_wire_want want, json_t *metrics,
                       const struct sl_err *err)
 {
     const char *state = !rc                        ? "succeeded"
@@ -32,7 +32,7 @@ static int report_end(struct sl_report *r, int rc, enum sl_wire_want want, json_
                         : want == SL_WANT_PREEMPT ? "preempted"
                                                    : "cancelled";
 
-    sl_report_event(r, json_pack("{s:s, s:s, s:s*, s:s*, s:o*}", "ev", "result", "state", state,
+    sl_emit(r, json_pack("{s:s, s:s, s:s*, s:s*, s:o*}", "ev", "result", "state", state,
                                  "cause", rc ? sl_code_name(rc) : NULL, "msg", rc ? err->msg : NULL,
                                  "metrics", metrics));
     if (!rc)
@@ -42,7 +42,7 @@ static int report_end(struct sl_report *r, int rc, enum sl_wire_want want, json_
     return want == SL_WANT_PREEMPT ? SL_EXIT_PREEMPTED : SL_EXIT_CANCELLED;
 }
 
-static int train(const char *run_dir, const struct sl_trainer_options *options, struct sl_report *report,
+static int train(const char *run_dir, const struct sl_trainer_options *options, struct sl_emitter *report,
                  struct sl_control *control)
 {
     struct sl_err err = SL_ERR_INIT;
@@ -77,7 +77,7 @@ static int train_main(int argc, char **argv)
     struct sl_trainer_options options = {0};
     struct sl_control *control = NULL;
     struct sl_err err = SL_ERR_INIT;
-    struct sl_report report;
+    struct sl_emitter report;
     int c, events_fd = -1, control_fd = -1, status;
 
     while ((c = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
@@ -102,7 +102,7 @@ static int train_main(int argc, char **argv)
         fputs(train_usage, stderr);
         return 2;
     }
-    sl_report_init(&report, events_fd);
+    sl_emit_init(&report, events_fd);
     if (sl_control_new(control_fd, &control, &err) ||
         (spec && sl_run_prepare(run_dir, spec, argv + optind, argc - optind, &err)))
         return report_end(&report, err.code, SL_WANT_NOTHING, NULL, &err);

@@ -174,7 +174,7 @@ int main(int argc, char **argv)
     struct sl_err err = SL_ERR_INIT;
     struct sl_trainer t;
     struct sl_run run;
-    struct sl_report report;
+    struct sl_emitter report;
     struct sl_backend_info info;
     struct shapes s = {0};
     int64_t useful = 0, total = 0, packed = 0;
@@ -185,7 +185,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: bench_step RUN-DIR STEPS [BATCHES.json]\n");
         return 2;
     }
-    sl_report_init(&report, open("/dev/null", 1));
+    sl_emit_init(&report, open("/dev/null", 1));
     if (sl_run_open(argv[1], &run, &err) || sl_trainer_init(&t, &run, NULL, &report, NULL, &err)) {
         fprintf(stderr, "bench_step: %s\n", err.msg);
         return 1;

@@ -1,4 +1,4 @@
-#include "engine/report.h"
+#include "engine/emit.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/wire.h"
@@ -11,23 +11,23 @@
 #define BAR_WIDTH 24
 #define LINE_EVERY_US 5000000 /* without a terminal: one progress line in this time */
 
-void sl_report_init(struct sl_report *r, int events_fd)
+void sl_emit_init(struct sl_emitter *r, int events_fd)
 {
-    *r = (struct sl_report){.events_fd = events_fd,
+    *r = (struct sl_emitter){.events_fd = events_fd,
                             .terminal = events_fd < 0 && isatty(STDERR_FILENO),
                             .started_us = sl_boot_us(),
                             .loss = NAN,
                             .val_loss = NAN};
 }
 
-static void clear_bar(struct sl_report *r)
+static void clear_bar(struct sl_emitter *r)
 {
     if (r->bar_drawn)
         fputs("\r\033[K", stderr);
     r->bar_drawn = false;
 }
 
-static void draw(struct sl_report *r)
+static void draw(struct sl_emitter *r)
 {
     double share = r->steps > 0 ? (double)r->step / (double)r->steps : 0;
     int filled = (int)(share * BAR_WIDTH);
@@ -54,7 +54,7 @@ static void draw(struct sl_report *r)
     fflush(stderr);
 }
 
-static void show(struct sl_report *r, const json_t *event)
+static void show(struct sl_emitter *r, const json_t *event)
 {
     const char *ev = sl_json_str(event, "ev", "");
 
@@ -87,7 +87,7 @@ static void show(struct sl_report *r, const json_t *event)
     }
 }
 
-void sl_report_event(struct sl_report *r, json_t *event)
+void sl_emit(struct sl_emitter *r, json_t *event)
 {
     if (!event)
         return;
@@ -96,7 +96,7 @@ void sl_report_event(struct sl_report *r, json_t *event)
     sl_wire_send(r->events_fd, event, NULL);
 }
 
-void sl_report_log(struct sl_report *r, enum sl_level level, const char *fmt, ...)
+void sl_emit_log(struct sl_emitter *r, enum sl_level level, const char *fmt, ...)
 {
     static const char *const names[] = {"debug", "info", "warn", "error"};
     char msg[SL_ERR_MSG_MAX];
@@ -105,5 +105,5 @@ void sl_report_log(struct sl_report *r, enum sl_level level, const char *fmt, ..
     va_start(ap, fmt);
     vsnprintf(msg, sizeof msg, fmt, ap);
     va_end(ap);
-    sl_report_event(r, json_pack("{s:s, s:s, s:s}", "ev", "log", "level", names[level], "msg", msg));
+    sl_emit(r, json_pack("{s:s, s:s, s:s}", "ev", "log", "level", names[level], "msg", msg));
 }
