@@ -2,22 +2,18 @@
  * -> body -> suspended while a pool runs its handler -> resumed, and the answer queued ->
  * completed. */
 #include "server/http.h"
-#include "base/file.h"
 #include "base/json.h"
 #include "server/http_priv.h"
 #include <errno.h>
-#include <netdb.h>
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #define PATH_MAX_BYTES 2048
 #define PATH_PARTS_MAX 16
 #define STOP_GRACE_MS 5000 /* for answers on their way out */
-#define LISTEN_BACKLOG 256
 #define HANDLER_STACK_BYTES (512u << 10)
 
 struct pool {
@@ -387,48 +383,9 @@ int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, v
     return 0;
 }
 
-/* Binds "host:port" or "[v6]:port". */
-static int listen_on(const char *address, int *ret_fd, int *ret_port, struct sl_err *err)
-{
-    char host[256];
-    const char *colon = strrchr(address, ':');
-    size_t len = colon ? (size_t)(colon - address) : 0;
-    if (len > 1 && address[0] == '[' && address[len - 1] == ']')
-        address++, len -= 2;
-    if (!colon || len == 0 || len >= sizeof host || !colon[1])
-        return sl_err_set(err, SL_SPEC,
-                          "--listen %.200s: expected HOST:PORT, such as 127.0.0.1:8080", address);
-    memcpy(host, address, len);
-    host[len] = 0;
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
-    struct addrinfo *list;
-    int rc = getaddrinfo(host, colon + 1, &hints, &list);
-    if (rc)
-        return sl_err_set(err, SL_SPEC, "cannot listen on %s:%s: %s", host, colon + 1,
-                          gai_strerror(rc));
-    int fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), on = 1;
-    struct sockaddr_storage bound;
-    socklen_t bound_len = sizeof bound;
-    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) ||
-        bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, LISTEN_BACKLOG) ||
-        getsockname(fd, (struct sockaddr *)&bound, &bound_len)) {
-        rc = sl_err_errno(err, "cannot listen on %s:%s", host, colon + 1);
-        if (fd >= 0)
-            close(fd);
-        freeaddrinfo(list);
-        return rc;
-    }
-    freeaddrinfo(list);
-    char port[16];
-    getnameinfo((struct sockaddr *)&bound, bound_len, NULL, 0, port, sizeof port, NI_NUMERICSERV);
-    *ret_fd = fd;
-    *ret_port = atoi(port);
-    return 0;
-}
-
 int sl_http_start(struct sl_http *http, struct sl_err *err)
 {
-    int rc = listen_on(http->listen, &http->listen_fd, &http->port, err);
+    int rc = sl_http_listen(http->listen, &http->listen_fd, &http->port, err);
     if (rc == 0)
         rc = pool_start(&http->pools[0], SL_HTTP_HANDLERS, err);
     if (rc == 0)
@@ -487,31 +444,4 @@ void sl_http_free(struct sl_http *http)
     OPENSSL_cleanse(http->token_sha256, sizeof http->token_sha256);
     free(http->listen);
     free(http);
-}
-
-int sl_http_read_token(const char *path, char **ret_token, struct sl_err *err)
-{
-    struct sl_buf buf;
-    sl_buf_init(&buf, SL_HTTP_TOKEN_MAX + 16);
-    int rc = sl_file_read(path, &buf, err);
-    if (rc) {
-        sl_buf_release(&buf);
-        return sl_err_wrap(err, rc, "token file");
-    }
-    char *text = buf.p + strspn(buf.p, " \t\r\n");
-    size_t len = strcspn(text, " \t\r\n");
-    if (len < SL_HTTP_TOKEN_MIN || len > SL_HTTP_TOKEN_MAX ||
-        text[len + strspn(text + len, " \t\r\n")])
-        rc = sl_err_set(err, SL_SPEC,
-                        "token file %s: expected one word of %d to %d characters; make one with "
-                        "`openssl rand -hex 16 > %s`",
-                        path, SL_HTTP_TOKEN_MIN, SL_HTTP_TOKEN_MAX, path);
-    char *token = rc ? NULL : strndup(text, len);
-    OPENSSL_cleanse(buf.p, buf.len);
-    sl_buf_release(&buf);
-    if (rc == 0 && !token)
-        rc = sl_err_set(err, SL_NOMEM, "out of memory");
-    if (rc == 0)
-        *ret_token = token;
-    return rc;
 }

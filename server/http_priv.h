@@ -33,6 +33,8 @@ struct sl_http_req {
     struct sl_http_req *next; /* in a pool's queue */
 };
 
+/* Binds "host:port" or "[v6]:port"; port 0 takes a free one. */
+int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_err *err);
 bool sl_http_is_stopping(const struct sl_http *http);
 
 #endif

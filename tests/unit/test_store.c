@@ -1,4 +1,5 @@
-/* The store: what it takes, what it refuses, and what is there after it was cut short. */
+/* The store: what it takes, what it refuses, and what is there after it was cut short. Long because
+ * it is one suite over one fixture. */
 #include "artifacts/manifest.h"
 #include "artifacts/store.h"
 #include "base/file.h"

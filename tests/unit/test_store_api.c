@@ -1,5 +1,5 @@
 /* The store over HTTP, by a real server in this process: tokens, bodies, ranges, plans of fetch and
- * push. */
+ * push. Long because it is one suite over one server. */
 #include "artifacts/api.h"
 #include "artifacts/plan.h"
 #include "artifacts/store.h"
