@@ -271,6 +271,8 @@ static void a_run_given_back_keeps_its_place(void **state)
     assert_string_equal(claim(L1), "first");
     assert_int_equal(give_back(first, L1, st), 0);
     assert_string_equal(st, "queued");
+    assert_int_equal(give_back(first, L1, st), 0); /* a lost reply, repeated */
+    assert_string_equal(st, "queued");
     enqueue("third", "medium", second);
     assert_string_equal(claim(L2), "first");
     check_field(first, "preemptions", "1");
@@ -339,6 +341,67 @@ static void a_stale_lease_writes_nothing(void **state)
     free(before);
     free(after);
     assert_int_equal(append(run, L2, 1, "{}"), 0); /* and the owner can still write */
+}
+
+/* A run in line has no lease: neither the empty one nor any other may write, and only its last one revives it. */
+static void a_run_in_line_takes_no_writes(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    const char *wrong[] = {"", L2, L3};
+    bool cancelled, revived, is_new;
+    int number;
+
+    (void)state;
+    for (int reaped = 0; reaped < 2; reaped++) {
+        if (!reaped) {
+            enqueue("x", "medium", run);
+        } else {
+            assert_string_equal(claim_for(L1, "a1", 1, NULL), "x");
+            usleep(5000);
+            reap(1, 0);
+        }
+        char *before = snapshot(run);
+        for (int i = 0; i < 3; i++) {
+            assert_int_equal(append(run, wrong[i], 1, "{}"), SL_LEASE);
+            assert_int_equal(renew(run, wrong[i], 1000, &cancelled, &revived), SL_LEASE);
+            assert_int_equal(checkpoint(run, wrong[i], "m", 1), SL_LEASE);
+            assert_int_equal(give_back(run, wrong[i], NULL), SL_LEASE);
+            assert_int_equal(fail_run(run, wrong[i], "crash", NULL), SL_LEASE);
+            assert_int_equal(finish(run, wrong[i], 1, &number, &is_new), SL_LEASE);
+        }
+        char *after = snapshot(run);
+        assert_string_equal(before, after);
+        free(before);
+        free(after);
+    }
+}
+
+static void one_agent_serves_several_queues_by_priority(void **state)
+{
+    static const char *const both[] = {"default", "other"};
+    static const char *const order[] = {"urgent", "first", "second"};
+    char run[SL_ID_HEX + 1];
+    json_t *s = spec("urgent", "high");
+
+    (void)state;
+    enqueue("first", "medium", run);
+    json_object_set_new(s, "queue", json_string("other"));
+    assert_int_equal(sl_queue_enqueue(q, s, NULL, run, NULL, NULL), 0);
+    json_decref(s);
+    enqueue("second", "medium", run);
+    for (int i = 0; i < 3; i++) {
+        char lease[SL_ID_HEX + 1];
+        struct sl_claim c;
+        struct sl_cmd cmd;
+        redisReply *reply;
+        sl_random_id(lease);
+        sl_queue_cmd_claim(&cmd, lease, "a1", 60000, both, 2);
+        assert_int_equal(send_cmd(&cmd, &reply), 0);
+        assert_int_equal(sl_queue_claim_reply(reply, &c, NULL), 0);
+        freeReplyObject(reply);
+        assert_string_equal(c.name, order[i]);
+        sl_claim_release(&c);
+    }
 }
 
 static void an_ended_run_takes_no_more_writes(void **state)
@@ -771,6 +834,7 @@ int main(void)
         T(claims_by_priority_then_age), T(a_run_given_back_keeps_its_place),
         T(enqueue_is_idempotent_by_client_key), T(a_claim_repeated_gives_the_same_run),
         T(a_stale_lease_writes_nothing), T(an_ended_run_takes_no_more_writes),
+        T(a_run_in_line_takes_no_writes), T(one_agent_serves_several_queues_by_priority),
         T(a_lost_lease_can_be_revived_until_claimed), T(reaping_has_its_own_budget),
         T(crashes_back_off_then_die), T(wrong_specs_are_not_retried_and_outages_spend_no_attempt),
         T(events_are_not_doubled_and_keep_progress), T(events_stay_bounded),
