@@ -80,16 +80,11 @@ pids+=($!)
 
 say "one run, two tasks: softlaunch enqueue $spec"
 # shellcheck disable=SC2086
-"$bin/softlaunch" enqueue "$spec" ${OVERRIDES:-} --follow --run-file "$work/run"
-run=$(cat "$work/run")
+"$bin/softlaunch" enqueue "$spec" name=demo ${OVERRIDES:-} --follow
 
 say "what it learned"
-"$bin/softlaunch" runs show "$run" --json >"$work/run.json"
-"$bin/softlaunch" artifact get "$(python3 - "$work/run.json" <<'E2'
-import json, sys
-print(json.load(open(sys.argv[1]))["outputs"][0]["name"])
-E2
-)" "$work/result" >/dev/null
+"$bin/softlaunch" runs show demo --json >"$work/run.json"
+"$bin/softlaunch" artifact get wordnet-prompts:candidate "$work/result" >/dev/null
 seconds=$(($(date +%s) - started))
 commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
-python3 tests/system/demo_report.py "$work/run.json" "$report" "$seconds" "$cached" "$commit"
+python3 tests/system/demo_report.py "$work/run.json" "$work/result/metrics.json" "$report" "$seconds" "$cached" "$commit"

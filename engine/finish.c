@@ -245,6 +245,23 @@ static int score_task(struct sl_trainer *t, const struct tested *test, int task,
     return json_array_append_new(list, o) ? sl_err_set(err, SL_NOMEM, "no memory for scores") : 0;
 }
 
+/* As named numbers, so that runs can be listed and compared by them: "test/TASK/exact_match". */
+static void send_scores(struct sl_trainer *t, const json_t *list)
+{
+    json_t *event = json_pack("{s:s, s:I}", "ev", "metric", "step", (json_int_t)t->state.step), *task, *value;
+    const char *key;
+    char name[256];
+    size_t i;
+
+    json_array_foreach(list, i, task) json_object_foreach(task, key, value)
+    {
+        snprintf(name, sizeof name, "test/%s/%s", sl_json_str(task, "name", ""), key);
+        if (json_is_real(value))
+            json_object_set(event, name, value);
+    }
+    sl_emit(t->report, event);
+}
+
 static void send_predictions(struct sl_trainer *t, const struct tested *test)
 {
     for (int i = 0; i < sl_dataset_rows(test->ds) && i < LIVE_PREDICTIONS; i++) {
@@ -276,6 +293,7 @@ static int run_test(struct sl_trainer *t, json_t *metrics, struct sl_err *err)
     if (!rc)
         rc = sl_write_predictions(path, test.ds, test.tuned, test.untuned, err);
     if (!rc) {
+        send_scores(t, list);
         send_predictions(t, &test);
         if (t->report->events_fd < 0)
             sl_print_predictions(test.ds, test.tuned, test.untuned);

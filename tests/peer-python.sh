@@ -7,7 +7,7 @@ set -eu
 kind=${1:-tests}
 case $kind in
 tests) given=${SL_PEER_PYTHON:-} packages='tokenizers==0.23.3 jsonschema>=4.20' ;;
-peft) given=${SL_PEFT_PYTHON:-} packages='torch transformers==5.* peft==0.19.* numpy safetensors gguf tokenizers jsonschema' ;;
+peft) given=${SL_PEFT_PYTHON:-} packages='torch transformers==5.* peft>=0.19 numpy safetensors gguf tokenizers jsonschema' ;;
 *) echo "usage: tests/peer-python.sh [tests|peft]" >&2; exit 2 ;;
 esac
 [ -z "$given" ] || { echo "$given"; exit; }
