@@ -117,7 +117,7 @@ void sl_cpu_attention(struct sl_backend *be, const struct sl_attention *a, const
     first[0] = 0;
     for (int i = 0; i < a->n_seqs; i++) {
         const struct sl_seq *s = &a->host_seqs[i];
-        size_t n = (size_t)(s->prefix_len + s->kv_len);
+        size_t n = (size_t)s->prefix_len + (size_t)s->kv_len;
         keys = n > keys ? n : keys;
         first[i + 1] = first[i] + (s->q_len * group + SL_CPU_ATT_ROWS - 1) / SL_CPU_ATT_ROWS;
     }

@@ -120,21 +120,25 @@ static void backward_seq(const struct backward *f, const struct sl_seq *s, int k
     }
 }
 
-/* Cuts the batch into chunks; returns their number. partial_floats: room for all partials. */
+/* Cuts the batch into chunks (NULL: only counts them) and returns their number. partial_floats:
+ * room for all partials. */
 static int cut(const struct sl_attention *a, struct chunk *chunks, size_t *partial_floats)
 {
     int per = (a->n_seqs + CHUNKS - 1) / CHUNKS, n = 0;
     size_t floats = 0, cols = (size_t)a->kv_heads * (size_t)a->head_dim;
+    struct chunk c = {0};
     for (int i = 0; i < a->n_seqs; i++) {
         const struct sl_seq *s = &a->host_seqs[i];
-        struct chunk *c = n ? &chunks[n - 1] : NULL;
-        if (c && c->n_seqs < per && c->prefix_start == s->prefix_start &&
-            c->prefix_len == s->prefix_len) {
-            c->n_seqs++;
-            continue;
+        if (n && c.n_seqs < per && c.prefix_start == s->prefix_start &&
+            c.prefix_len == s->prefix_len) {
+            c.n_seqs++;
+        } else {
+            c = (struct chunk){i, 1, s->prefix_start, s->prefix_len, floats};
+            floats += 2 * (size_t)s->prefix_len * cols;
+            n++;
         }
-        chunks[n++] = (struct chunk){i, 1, s->prefix_start, s->prefix_len, floats};
-        floats += 2 * (size_t)s->prefix_len * cols;
+        if (chunks)
+            chunks[n - 1] = c;
     }
     *partial_floats = floats;
     return n;
@@ -166,25 +170,20 @@ void sl_cpu_attention_back(struct sl_backend *be, const struct sl_attention *a, 
         return;
     struct backward f = {a,   q,   k,    v,    o,    d_o, lse, ldq, ldk, ldv,
                          ldo, ldd, lddq, lddk, lddv, dq,  dk,  dv,  NULL};
-    size_t chunk_floats = (size_t)a->n_seqs * sizeof(struct chunk) / sizeof(float), partial_floats,
-           most = 0;
+    size_t partial_floats, most = 0;
     for (int i = 0; i < a->n_seqs; i++) {
         size_t need = seq_floats(a, &a->host_seqs[i]);
         most = need > most ? need : most;
     }
     if (!sl_cpu_threads_scratch(be, most))
         return;
-    /* The list of chunks comes first in the shared scratch, then the partials; the list is made
-     * again if it moved. */
-    float *shared = sl_cpu_shared(be, chunk_floats);
-    if (!shared)
-        return;
-    int n = cut(a, (struct chunk *)(void *)shared, &partial_floats);
-    shared = sl_cpu_shared(be, chunk_floats + partial_floats);
+    int n = cut(a, NULL, &partial_floats);
+    size_t chunk_floats = (size_t)n * sizeof(struct chunk) / sizeof(float);
+    float *shared = sl_cpu_shared(be, chunk_floats + partial_floats);
     if (!shared)
         return;
     struct chunk *chunks = (struct chunk *)(void *)shared;
-    n = cut(a, chunks, &partial_floats);
+    cut(a, chunks, &partial_floats);
     f.partials = shared + chunk_floats;
     memset(f.partials, 0, partial_floats * sizeof *f.partials);
 

@@ -1,6 +1,7 @@
 /* Opening the backend, its memory and weights, and the table itself. */
 #include "engine/cpu/coretype.h"
 #include "engine/cpu/cpu.h"
+#include "engine/cpu/simd.h"
 #include <cblas.h>
 #include <omp.h>
 #include <stdio.h>
@@ -54,7 +55,7 @@ bool sl_cpu_threads_scratch(struct sl_backend *be, size_t floats)
 
 const char *sl_cpu_level(void)
 {
-#if defined(__x86_64__)
+#if SL_HAVE_CLONES
     __builtin_cpu_init();
     if (__builtin_cpu_supports("x86-64-v4"))
         return "x86-64-v4";

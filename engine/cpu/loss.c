@@ -55,7 +55,7 @@ static void loss_row(float *x, int vocab, int64_t e0, int64_t e1, const int32_t 
     float m = row_max(x, vocab), total = 0.0f;
     for (int64_t e = e0; e < e1; e++) {
         loss[e] = m - x[target[e]];
-        total += weight ? weight[e] : 0.0f;
+        total += gradient ? weight[e] : 0.0f;
     }
     double sum = row_exp(x, vocab, m, gradient);
     for (int64_t e = e0; e < e1; e++)

@@ -55,7 +55,7 @@ static void start_value(const struct product *p, int i0, int m, int j0, int n)
         const float *add = p->add ? p->add + i * p->ld_add + j0 : NULL;
         const float *bias = p->bias ? p->bias + j0 : NULL;
         if (!bias) {
-            if (add != c)
+            if (add && add != c)
                 memcpy(c, add, (size_t)n * sizeof *c);
         } else if (!add) {
             memcpy(c, bias, (size_t)n * sizeof *c);

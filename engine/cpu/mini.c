@@ -74,7 +74,7 @@
         }                                                                                          \
     }
 
-#if defined(__x86_64__)
+#if SL_HAVE_CLONES
 MINI_GEMM(mini_v4, __attribute__((target("arch=x86-64-v4"))), 16)
 MINI_GEMM(mini_v3, __attribute__((target("arch=x86-64-v3"))), 8)
 #endif
@@ -87,7 +87,7 @@ void sl_cpu_mini_gemm(int m, int n, int k, const int *klen, const float *a, int 
                       const float *b, int ldb, bool add, float *c, int ldc)
 {
     mini_fn *fn = mini_any;
-#if defined(__x86_64__)
+#if SL_HAVE_CLONES
     const char *level = sl_cpu_level();
     if (level[0] == 'x')
         fn = level[8] == '4' ? mini_v4 : mini_v3;

@@ -12,9 +12,11 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SL_HAVE_CLONES 1
 #define SL_CLONES                                                                                  \
     __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
 #else
+#define SL_HAVE_CLONES 0
 #define SL_CLONES __attribute__((noinline))
 #endif
 #define SL_INLINE static inline __attribute__((always_inline))
@@ -26,7 +28,7 @@
 SL_INLINE float sl_expf(float x)
 {
     const float round_magic =
-        12582912.0f; /* 1.5 * 2^23: the sum's low bits are the rounded integer */
+        12582912.0f; /* 1.5 * 2^23: a sum's low bits are the rounded integer */
     float c = x < SL_EXP_LOW ? SL_EXP_LOW : x;
     c = c > SL_EXP_HIGH ? SL_EXP_HIGH : c;
     float t = c * 1.44269504088896341f + round_magic;
