@@ -101,15 +101,15 @@ void sl_rundir_remove(struct sl_rundir *dir)
 
 /* ---- plans ------------------------------------------------------------------------------------------------- */
 
-/* Steals json. */
+/* Steals json. Without fsync, which could hold up the agent's loop: after a power cut nobody reads it. */
 static int write_plan(const struct sl_rundir *dir, const char *name, json_t *json, char ret_plan[SL_PATH_MAX],
                       struct sl_err *err)
 {
     char path[SL_PATH_MAX];
     int rc = json ? sl_path(path, err, "%s/%s", dir->path, name) : sl_err_set(err, SL_NOMEM, "out of memory");
 
-    if (!rc)
-        rc = sl_json_write(path, json, err);
+    if (!rc && json_dump_file(json, path, JSON_INDENT(2)))
+        rc = sl_err_errno(err, "writing %s", path);
     json_decref(json);
     if (!rc)
         memcpy(ret_plan, path, strlen(path) + 1);
