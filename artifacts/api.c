@@ -179,8 +179,9 @@ int sl_api_check(const struct sl_api *api, long status, const json_t *reply, str
                                : "set SOFTLAUNCH_TOKEN or give --token-file");
     size_t i;
     json_t *e;
-    json_array_foreach(sl_json_get(reply, "errors"), i, e) sl_buf_addf(
-        &text, "\n  %s: %s", sl_json_str(e, "path", "?"), sl_json_str(e, "detail", "?"));
+    json_array_foreach(sl_json_get(reply, "errors"), i, e)
+        sl_buf_addf(&text, "\n  %s: %s", sl_json_str(e, "path", "?"),
+                    sl_json_str(e, "detail", "?"));
     sl_err_set(err, code, "%s", text.p);
     sl_buf_release(&text);
     return code;
@@ -190,7 +191,7 @@ int sl_api_call(struct sl_api *api, const char *method, const char *path, const 
                 const json_t *body, json_t **ret_reply, struct sl_err *err)
 {
     json_t *reply = NULL;
-    long status;
+    long status = 0;
     int rc = sl_api_request(api, method, path, key, body, &reply, &status, err);
     if (rc)
         return rc;

@@ -65,7 +65,7 @@ int sl_store_create(struct sl_store *store, const char *path, const char *text, 
                     struct sl_err *err)
 {
     char tmp[SL_PATH_MAX];
-    int fd, rc = make_tmp(store, tmp, &fd, err);
+    int fd = -1, rc = make_tmp(store, tmp, &fd, err);
     if (rc)
         return rc;
     rc = sl_write_all(fd, text, strlen(text), err);
@@ -166,9 +166,9 @@ void sl_blob_abort(struct sl_blob_writer *w)
 int sl_blob_put(struct sl_store *store, const void *data, size_t len,
                 char ret_sha256[SL_SHA256_HEX + 1], struct sl_err *err)
 {
-    struct sl_blob_writer *w;
+    struct sl_blob_writer *w = NULL;
     int rc = sl_blob_begin(store, NULL, &w, err);
-    if (rc)
+    if (rc || !w)
         return rc;
     rc = sl_blob_write(w, data, len, err);
     if (rc) {

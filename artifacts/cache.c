@@ -15,7 +15,7 @@
 int sl_cache_open(const char *dir, struct sl_cache *ret_cache, struct sl_err *err)
 {
     static const char *const folders[] = {"sha256", "partial", "urls"};
-    struct sl_cache cache;
+    struct sl_cache cache = {""};
     char path[SL_PATH_MAX];
     int rc = sl_path(cache.dir, err, "%s", dir);
     for (size_t i = 0; rc == 0 && i < sizeof folders / sizeof *folders; i++) {
@@ -174,7 +174,7 @@ int sl_fill_commit(struct sl_fill *fill, const char *expected, char ret_sha256[S
                    char ret_path[SL_PATH_MAX], struct sl_err *err)
 {
     static const struct timespec whole[2] = {{.tv_sec = WHOLE_TIME_S}, {.tv_sec = WHOLE_TIME_S}};
-    char found[SL_SHA256_HEX + 1], path[SL_PATH_MAX], dir[SL_PATH_MAX];
+    char found[SL_SHA256_HEX + 1], path[SL_PATH_MAX] = "", dir[SL_PATH_MAX] = "";
     sl_sha256_hex(&fill->digest, found);
     int rc = 0;
     if (expected && strcmp(expected, found) != 0) {

@@ -193,8 +193,7 @@ static bool allowed(const json_t *roots, const char *path)
 {
     size_t i;
     json_t *root;
-    json_array_foreach(roots, i, root)
-    {
+    json_array_foreach(roots, i, root) {
         char real[SL_PATH_MAX];
         if (!json_is_string(root) || !realpath(json_string_value(root), real))
             continue;
@@ -343,8 +342,7 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
         .server = f.api ? sl_api_server(f.api) : NULL, .token = token, .watch = *watch};
     json_t *resolved = json_array(), *item;
     size_t i;
-    json_array_foreach((json_t *)(uintptr_t)items, i, item)
-    {
+    json_array_foreach((json_t *)(uintptr_t)items, i, item) {
         rc = sl_watch_stop(watch) ? sl_err_set(err, SL_CANCELLED, "stopped")
                                   : fetch_item(&f, item, resolved, err);
         if (rc)

@@ -43,8 +43,7 @@ static size_t check_list(const json_t *list, const char *at, size_t *total, json
 {
     size_t faults = 0, i;
     json_t *item, *seen = json_object();
-    json_array_foreach((json_t *)list, i, item)
-    {
+    json_array_foreach((json_t *)list, i, item) {
         char here[96];
         snprintf(here, sizeof here, "%s/%zu", at, i);
         const json_t *name = json_object_get(item, "path");
@@ -115,8 +114,8 @@ int64_t sl_manifest_bytes(const json_t *manifest)
     int64_t sum = 0;
     size_t i;
     json_t *file;
-    json_array_foreach(json_object_get(manifest, "files"), i, file) sum +=
-        json_integer_value(json_object_get(file, "bytes"));
+    json_array_foreach(json_object_get(manifest, "files"), i, file)
+        sum += json_integer_value(json_object_get(file, "bytes"));
     return sum;
 }
 
@@ -124,7 +123,8 @@ json_t *sl_manifest_file(const json_t *manifest, const char *path)
 {
     size_t i;
     json_t *file;
-    json_array_foreach(json_object_get(manifest, "files"), i,
-                       file) if (strcmp(sl_json_str(file, "path", ""), path) == 0) return file;
+    json_array_foreach(json_object_get(manifest, "files"), i, file)
+        if (strcmp(sl_json_str(file, "path", ""), path) == 0)
+            return file;
     return NULL;
 }

@@ -332,7 +332,7 @@ static const char *kind_of(struct archive_entry *e)
 
 static int unpack_entry(struct in *in, struct archive_entry *e, struct sl_err *err)
 {
-    char path[SL_ENTRY_PATH_MAX + 1], full[SL_PATH_MAX];
+    char path[SL_ENTRY_PATH_MAX + 1] = "", full[SL_PATH_MAX];
     if (++in->n_entries > SL_UNPACK_MAX_ENTRIES)
         return sl_err_set(err, SL_DATA, "the archive has more than %d entries",
                           SL_UNPACK_MAX_ENTRIES);

@@ -58,8 +58,7 @@ int sl_store_manifest(struct sl_store *store, const char *sha256, json_t **ret_m
         rc = sl_manifest_check(manifest, problems, err);
     size_t i, missing = 0;
     json_t *file;
-    json_array_foreach(rc == 0 ? json_object_get(manifest, "files") : NULL, i, file)
-    {
+    json_array_foreach(rc == 0 ? json_object_get(manifest, "files") : NULL, i, file) {
         const char *digest = sl_json_str(file, "sha256", ""), *path = sl_json_str(file, "path", "");
         char at[40];
         int64_t bytes;

@@ -137,8 +137,7 @@ int sl_plan_push(const json_t *plan, const char *token, const struct sl_watch *w
     const struct sl_transfer t = {.server = sl_api_server(api), .token = token, .watch = *watch};
     json_t *manifests = json_array(), *outputs = json_array(), *reply = NULL, *item;
     size_t i;
-    json_array_foreach((json_t *)(uintptr_t)items, i, item)
-    {
+    json_array_foreach((json_t *)(uintptr_t)items, i, item) {
         rc = push_item(&t, run_dir, item, manifests, outputs, err);
         if (rc)
             break;

@@ -56,8 +56,9 @@ static json_t *aliases_of(const json_t *aliases, int number, int newest)
         json_array_append_new(list, json_string("latest"));
     const char *alias;
     json_t *target;
-    json_object_foreach((json_t *)aliases, alias, target) if (json_integer_value(target) == number)
-        json_array_append_new(list, json_string(alias));
+    json_object_foreach((json_t *)aliases, alias, target)
+        if (json_integer_value(target) == number)
+            json_array_append_new(list, json_string(alias));
     return list;
 }
 
@@ -125,8 +126,7 @@ static int overview(struct sl_store *store, const char *name, int newest, json_t
     int rc = sl_store_read_aliases(store, name, &stored, err);
     const char *alias;
     json_t *target;
-    json_object_foreach(stored, alias, target)
-    {
+    json_object_foreach(stored, alias, target) {
         snprintf(version, sizeof version, "v%d", (int)json_integer_value(target));
         json_object_set_new(aliases, alias, json_string(version));
     }
@@ -165,8 +165,7 @@ int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_art
         rc = overview(store, name, newest, &seen, err);
     if (rc == 0)
         rc = sl_store_read_aliases(store, name, &stored, err);
-    json_array_foreach(rc == 0 ? json_object_get(seen, "numbers") : NULL, i, n)
-    {
+    json_array_foreach(rc == 0 ? json_object_get(seen, "numbers") : NULL, i, n) {
         json_t *record = NULL;
         int number = (int)json_integer_value(n);
         rc = sl_store_read_record(store, name, number, &record, err);

@@ -388,7 +388,7 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
                            err);
     if (rc)
         return sl_err_wrap(err, rc, "%s", what);
-    if (there)
+    if (sha256 && there)
         return found_in_cache(t, cache, sha256, ret_got, err);
     if (!sha256)
         rc = read_known(cache, url, url_sha256, &known, err);
@@ -437,8 +437,8 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
                     const char *sha256, struct sl_err *err)
 {
     char url[URL_MAX];
-    struct job j;
-    struct stat st;
+    struct job j = {.fd = -1};
+    struct stat st = {0};
     if (snprintf(url, sizeof url, "%s/api/v1/blobs/%s", t->server, sha256) >= (int)sizeof url)
         return sl_err_set(err, SL_SPEC, "the server's URL is too long");
     int rc = job_init(&j, t, what, url, err);

@@ -72,9 +72,9 @@ int sl_tree_list(const char *dir, bool follow_links, struct sl_tree *ret_tree, s
 {
     struct sl_tree tree = {NULL, 0, 0};
     int rc = walk(dir, "", follow_links, &tree, err);
-    if (rc == 0 && tree.n == 0)
+    if (rc == 0 && !tree.files)
         rc = sl_err_set(err, SL_SPEC, "there is no file in %s", dir);
-    if (rc) {
+    if (rc || !tree.files) {
         sl_tree_release(&tree);
         return sl_err_wrap(err, rc, "folder %s", dir);
     }

@@ -53,9 +53,9 @@ static int choose_number(struct sl_store *store, const char *name, const char *m
     if (is_new) {
         size_t i;
         json_t *taken;
-        json_array_foreach(json_object_get(store->reserved, name), i,
-                           taken) if (json_integer_value(taken) > number) number =
-            (int)json_integer_value(taken);
+        json_array_foreach(json_object_get(store->reserved, name), i, taken)
+            if (json_integer_value(taken) > number)
+                number = (int)json_integer_value(taken);
         if (number >= VERSION_NUMBER_MAX)
             return sl_err_set(err, SL_CONFLICT, "artifact %s has too many versions", name);
         number++;

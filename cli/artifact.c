@@ -96,8 +96,7 @@ static void join(const json_t *names, char *ret_text, size_t size)
     size_t i, at = 0;
     json_t *name;
     ret_text[0] = 0;
-    json_array_foreach((json_t *)(uintptr_t)names, i, name)
-    {
+    json_array_foreach((json_t *)(uintptr_t)names, i, name) {
         int n = snprintf(ret_text + at, size - at, "%s%s", i ? ", " : "", json_string_value(name));
         if (n < 0 || (size_t)n >= size - at)
             break;
@@ -121,8 +120,7 @@ static void print_versions(const json_t *artifact)
     size_t i;
     json_t *v;
     printf("%-8s %10s  %-24s  %-34s  %s\n", "VERSION", "SIZE", "CREATED", "FROM RUN", "ALIASES");
-    json_array_foreach(json_object_get(artifact, "versions"), i, v)
-    {
+    json_array_foreach(json_object_get(artifact, "versions"), i, v) {
         char bytes[24], aliases[256];
         human_bytes(sl_json_int(v, "bytes", 0), bytes);
         join(json_object_get(v, "aliases"), aliases, sizeof aliases);
@@ -136,8 +134,7 @@ static void print_artifacts(const json_t *list)
     size_t i;
     json_t *a;
     printf("%-40s %-8s %8s  %s\n", "NAME", "LATEST", "VERSIONS", "ALIASES");
-    json_array_foreach((json_t *)(uintptr_t)list, i, a)
-    {
+    json_array_foreach((json_t *)(uintptr_t)list, i, a) {
         printf("%-40s %-8s %8lld ", sl_json_str(a, "name", "?"), sl_json_str(a, "latest", "?"),
                (long long)sl_json_int(a, "versions", 0));
         const char *alias;
@@ -199,10 +196,11 @@ static int put_manifest(const struct sl_transfer *t, const json_t *manifest,
 {
     char path[] = "/tmp/softlaunch-manifest-XXXXXX";
     char *text = sl_json_dump(manifest);
-    int rc = 0, fd = text ? mkstemp(path) : -1;
+    if (!text)
+        return sl_err_set(err, SL_NOMEM, "out of memory");
+    int rc = 0, fd = mkstemp(path);
     if (fd < 0)
-        rc = text ? sl_err_errno(err, "creating %s", path)
-                  : sl_err_set(err, SL_NOMEM, "out of memory");
+        rc = sl_err_errno(err, "creating %s", path);
     if (rc == 0)
         rc = sl_write_all(fd, text, strlen(text), err);
     if (rc == 0)
@@ -315,8 +313,7 @@ static int get(struct sl_api *api, const struct options *o, int argc, char **arg
         rc = sl_cache_open(part_dir, &part, err);
     bar.total = rc ? 0 : sl_manifest_bytes(record);
     size_t i;
-    json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file)
-    {
+    json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file) {
         const char *name = sl_json_str(file, "path", "");
         if (ref.file[0] && strcmp(ref.file, name) != 0)
             continue;

@@ -223,7 +223,7 @@ static void first_call(struct sl_http_req *req, const char *url)
         sl_http_reply_problem(req, 401, "token missing or wrong", NULL,
                               "send `Authorization: Bearer TOKEN` with this server's token");
     }
-    if (req->response)
+    if (req->response || !req->route)
         return;
     const char *length = sl_http_header(req, "Content-Length");
     int64_t bytes = length ? strtoll(length, NULL, 10) : 0;
@@ -298,7 +298,7 @@ static enum MHD_Result access_handler(void *cls, struct MHD_Connection *conn, co
         if (!req->path || !req->method)
             return MHD_NO;
         first_call(req, url);
-        return req->response ? send_answer(req) : MHD_YES;
+        return req->response || !req->route ? send_answer(req) : MHD_YES;
     }
     if (*data_len) {
         take_body(req, data, *data_len);

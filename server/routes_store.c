@@ -104,9 +104,9 @@ static void post_version(struct sl_http_req *req, void *arg)
                  *digest = json_object_get(body, "manifest");
     const char *key;
     json_t *value;
-    json_object_foreach(body, key,
-                        value) if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0)
-        sl_problem_add(problems, "/", "there is no key `%.100s` here", key);
+    json_object_foreach(body, key, value)
+        if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0)
+            sl_problem_add(problems, "/", "there is no key `%.100s` here", key);
     if (!json_is_string(digest) || !sl_sha256_valid(json_string_value(digest)))
         sl_problem_add(problems, "/manifest", "must be the sha256 of a manifest that was uploaded");
     if (aliases && !json_is_array(aliases))
