@@ -382,6 +382,23 @@ static void without_etag_it_starts_over(void **state)
     assert_int_equal(server.requests[1].from, -1);
 }
 
+static void wrong_part(struct script *s, int n, const struct request *r, int fd)
+{
+    struct request other = *r;
+    if (n > 0)
+        other.from = 100; /* whatever was asked for */
+    script_file(s, &other, fd, "ETag: \"one\"\r\n", n == 0 ? 5000 : BODY_BYTES);
+}
+
+static void a_part_that_does_not_fit_is_refused(void **state)
+{
+    (void)state;
+    serve(wrong_part);
+    assert_int_equal(get(NULL, -1), SL_DATA);
+    assert_non_null(strstr(err.msg, "byte 100 where 5000"));
+    assert_int_equal(count("sha256"), 0);
+}
+
 /* ---- the token ------------------------------------------------------------------------------- */
 
 static void redirects(struct script *s, int n, const struct request *r, int fd)
@@ -476,6 +493,7 @@ int main(void)
         T(unchanged_etag_means_no_transfer),
         T(a_file_that_changes_meanwhile_is_not_mixed),
         T(without_etag_it_starts_over),
+        T(a_part_that_does_not_fit_is_refused),
         T(the_token_stays_with_its_server),
         T(processes_fetch_a_file_once),
     };
