@@ -37,6 +37,29 @@ static void att_add_seq(struct dev *d, struct att_ref *r, int own, int prefix_st
     a->max_kv_len = keys > a->max_kv_len ? keys : a->max_kv_len;
 }
 
+/* Strides, numbers, and which keys anybody sees, when the sequences are there. */
+static void att_fill(struct dev *d, struct att_ref *r)
+{
+    struct sl_attention *a = &r->a;
+    for (int i = 0; i < a->n_seqs; i++)
+        for (int t = 0; t < r->seq[i].q_len; t++) {
+            for (int j = 0; j < r->seq[i].prefix_len; j++)
+                r->reached[r->seq[i].prefix_start + j] = true;
+            for (int j = 0; j < r->visible[r->seq[i].q_start + t]; j++)
+                r->reached[r->seq[i].kv_start + j] = true;
+        }
+    r->q_cols = (size_t)(a->heads * a->head_dim);
+    r->kv_cols = (size_t)(a->kv_heads * a->head_dim);
+    r->ldq = r->q_cols + (size_t)rnd_int(d, 0, 5);
+    r->ldk = r->kv_cols + (size_t)rnd_int(d, 0, 5);
+    r->ldv = r->kv_cols + (size_t)rnd_int(d, 0, 5);
+    r->ldo = r->q_cols + (size_t)rnd_int(d, 0, 5);
+    r->q = host_random(d, (size_t)a->n_queries * r->q_cols, 3);
+    r->k = host_random(d, (size_t)a->n_keys * r->kv_cols, 3);
+    r->v = host_random(d, (size_t)a->n_keys * r->kv_cols, 1);
+    r->d_o = host_random(d, (size_t)a->n_queries * r->q_cols, 1);
+}
+
 static struct att_ref att_inputs(struct dev *d)
 {
     struct att_ref r = {.a = {.kv_heads = rnd_int(d, 1, 3), .head_dim = rnd_int(d, 3, 70)}};
@@ -56,23 +79,7 @@ static struct att_ref att_inputs(struct dev *d)
         att_add_seq(d, &r, rnd_int(d, 60, 110), 0, 0, false);
     if (a->n_queries == 0)
         att_add_seq(d, &r, 5, 0, 0, false);
-    for (int i = 0; i < a->n_seqs; i++)
-        for (int t = 0; t < r.seq[i].q_len; t++) {
-            for (int j = 0; j < r.seq[i].prefix_len; j++)
-                r.reached[r.seq[i].prefix_start + j] = true;
-            for (int j = 0; j < r.visible[r.seq[i].q_start + t]; j++)
-                r.reached[r.seq[i].kv_start + j] = true;
-        }
-    r.q_cols = (size_t)(a->heads * a->head_dim);
-    r.kv_cols = (size_t)(a->kv_heads * a->head_dim);
-    r.ldq = r.q_cols + (size_t)rnd_int(d, 0, 5);
-    r.ldk = r.kv_cols + (size_t)rnd_int(d, 0, 5);
-    r.ldv = r.kv_cols + (size_t)rnd_int(d, 0, 5);
-    r.ldo = r.q_cols + (size_t)rnd_int(d, 0, 5);
-    r.q = host_random(d, (size_t)a->n_queries * r.q_cols, 3);
-    r.k = host_random(d, (size_t)a->n_keys * r.kv_cols, 3);
-    r.v = host_random(d, (size_t)a->n_keys * r.kv_cols, 1);
-    r.d_o = host_random(d, (size_t)a->n_queries * r.q_cols, 1);
+    att_fill(d, &r);
     return r;
 }
 

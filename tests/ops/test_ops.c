@@ -7,9 +7,10 @@
 #include "engine/cpu/cpu.h"
 #include "tests/ops/cases_attention.h"
 #include "tests/ops/cases_matrix.h"
+#include "tests/ops/cases_model.h"
 #include "tests/ops/cases_train.h"
 
-#define ROUNDS 8    /* random shapes a case */
+#define ROUNDS 8    /* random shapes of most cases */
 #define BIT_RUNS 20 /* runs that must agree to the bit */
 #define PLANTED 1.1 /* the fault every case must notice */
 
@@ -17,30 +18,34 @@ static const struct op_case {
     const char *name;
     case_fn *run;
     double tolerance;
+    uint64_t rounds; /* random shapes */
 } cases[] = {
-    {"copy, zero", case_copy, 1e-7},
-    {"matmul", case_matmul, 2e-6},
-    {"matmul_back", case_matmul_back, 2e-6},
-    {"gemm_f32", case_gemm_f32, 2e-6},
-    {"embed", case_embed, 1e-7},
-    {"embed_back", case_embed_back, 1e-6},
-    {"gather", case_gather, 1e-7},
-    {"scatter", case_scatter, 1e-7},
-    {"norm", case_norm, 1e-6},
-    {"norm_back", case_norm_back, 2e-6},
-    {"rope", case_rope, 5e-7},
-    {"attention", case_attention, 6e-6},
-    {"attention_back", case_attention_back, 8e-6},
-    {"activation", case_activation, 1e-6},
-    {"activation_back", case_activation_back, 2e-6},
-    {"cross_entropy", case_cross_entropy, 3e-6},
-    {"bias_act_f32", case_bias_act, 1e-6},
-    {"bias_act_back_f32", case_bias_act_back, 2e-6},
-    {"lstm, lstm_back", case_lstm, 5e-6},
-    {"dropout_f32", case_dropout, 2e-7},
-    {"sumsq_f32", case_sumsq, 1e-6},
-    {"clip_scale", case_clip, 1e-7},
-    {"adamw", case_adamw, 1e-6},
+    {"copy, zero", case_copy, 1e-7, ROUNDS},
+    {"matmul", case_matmul, 2e-6, ROUNDS},
+    {"matmul_back", case_matmul_back, 2e-6, ROUNDS},
+    {"gemm_f32", case_gemm_f32, 2e-6, ROUNDS},
+    {"embed", case_embed, 1e-7, ROUNDS},
+    {"embed_back", case_embed_back, 1e-6, ROUNDS},
+    {"gather", case_gather, 1e-7, ROUNDS},
+    {"scatter", case_scatter, 1e-7, ROUNDS},
+    {"norm", case_norm, 1e-6, ROUNDS},
+    {"norm_back", case_norm_back, 2e-6, ROUNDS},
+    {"rope", case_rope, 5e-7, ROUNDS},
+    {"attention", case_attention, 6e-6, ROUNDS},
+    {"attention_back", case_attention_back, 8e-6, ROUNDS},
+    {"activation", case_activation, 1e-6, ROUNDS},
+    {"activation_back", case_activation_back, 2e-6, ROUNDS},
+    {"cross_entropy", case_cross_entropy, 3e-6, ROUNDS},
+    {"bias_act_f32", case_bias_act, 1e-6, ROUNDS},
+    {"bias_act_back_f32", case_bias_act_back, 2e-6, ROUNDS},
+    {"lstm, lstm_back", case_lstm, 5e-6, ROUNDS},
+    {"dropout_f32", case_dropout, 2e-7, ROUNDS},
+    {"sumsq_f32", case_sumsq, 1e-6, ROUNDS},
+    {"clip_scale", case_clip, 1e-7, ROUNDS},
+    {"adamw", case_adamw, 1e-6, ROUNDS},
+    {"model matmul", case_model_matmul, 4e-6, 2},
+    {"model attention", case_model_attention, 1e-5, 2},
+    {"model cross_entropy", case_model_cross_entropy, 5e-6, 2},
 };
 #define N_CASES (sizeof cases / sizeof *cases)
 
@@ -83,7 +88,7 @@ static void test_reference(void **state)
     int failed = 0;
     for (size_t i = 0; i < N_CASES; i++) {
         double worst = 0;
-        for (uint64_t seed = 1; seed <= ROUNDS; seed++) {
+        for (uint64_t seed = 1; seed <= cases[i].rounds; seed++) {
             struct vec got, want;
             run_case(&under_test, &cases[i], seed, &got, &want);
             for (int s = 0; s < got.n_segs; s++) {
@@ -152,7 +157,7 @@ static void test_other_backend(void **state)
     int failed = 0;
     under_test.bits_only = under_test.bf16_inputs = true;
     for (size_t i = 0; i < N_CASES; i++)
-        for (uint64_t seed = 1; seed <= ROUNDS; seed++) {
+        for (uint64_t seed = 1; seed <= cases[i].rounds; seed++) {
             struct vec a, b, want;
             run_case(&under_test, &cases[i], seed, &a, &want);
             vec_free(&want);
