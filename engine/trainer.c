@@ -159,9 +159,15 @@ static int validate(struct sl_trainer *t, struct sl_err *err)
     int rc = sl_trainer_validate(t, &loss, err);
     bool first = s->best_step < 0, better;
 
+    if (!rc && !isfinite(loss))
+        rc =
+            sl_err_set(err, SL_DATA,
+                       "val_loss is not a finite number; a lower learning rate (model.optim.lr %g) "
+                       "or trainer.gradient_clip_val may help",
+                       t->run->config.optim.lr);
     if (rc)
-        return rc;
-    better = isfinite(loss) && (first || loss < s->best_val_loss);
+        return sl_err_wrap(err, rc, "validation at step %lld", (long long)s->step);
+    better = first || loss < s->best_val_loss;
     if (s->step == 0)
         s->first_val_loss = loss;
     if (better) {
