@@ -4,6 +4,7 @@
 #   make worker     the worker alone (needs jansson, libcrypto, PCRE2 and OpenBLAS only)
 #   make test       installs what is missing, builds, runs every suite      make demo   the product at work
 #   make asan       everything under $(BUILD)-asan with ASan and UBSan      make bench  side-by-side speeds
+#   make test-long  the slow checks (live peers, sanitizers)
 #   make lint       folder rules, clang-tidy, cppcheck                      make format clang-format
 #
 # Sources are found by folder: a new .c file in a part's folder belongs to that part. BUILD=dir builds elsewhere.
@@ -83,7 +84,7 @@ $(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 
-.PHONY: all worker command deps test test-programs demo asan bench lint format clean fuzz unit
+.PHONY: all worker command deps test test-long test-programs demo asan bench lint format clean fuzz unit
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker
@@ -105,6 +106,10 @@ deps:
 test: deps
 	$(MAKE) --no-print-directory -j2 all unit test-programs
 	tests/run.sh $(BUILD) $(SUITE)
+
+test-long: deps
+	$(MAKE) --no-print-directory -j2 all unit test-programs
+	tests/run.sh $(BUILD) "$(or $(SUITE),.)" tests/LONG
 
 asan:
 	$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \

@@ -165,8 +165,11 @@ static int answer_all(struct sl_trainer *t, struct tested *test, struct sl_err *
                                                       c->inference.tokens_to_generate};
     const char *const *files = (const char *const *)t->run->test.s;
     struct sl_dataset *plain = NULL;
-    int rc = sl_dataset_open(files, t->run->test.n, c, t->tok, &how, &test->ds, err);
+    int rc;
 
+    if (c->data.max_seq_length && c->data.max_seq_length - c->inference.tokens_to_generate < how.max_positions)
+        how.max_positions = c->data.max_seq_length - c->inference.tokens_to_generate;
+    rc = sl_dataset_open(files, t->run->test.n, c, t->tok, &how, &test->ds, err);
     how.no_virtual = true;
     if (!rc)
         rc = sl_dataset_open(files, t->run->test.n, c, t->tok, &how, &plain, err);

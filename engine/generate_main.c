@@ -172,7 +172,10 @@ static int generate(const struct args *a, struct sl_err *err)
     if (!rc)
         rc = sl_weights_tokenizer(weights, &tok, err);
     if (!rc) {
-        how.max_positions = sl_weights_arch(weights)->max_positions - config.inference.tokens_to_generate;
+        how.max_positions = sl_weights_arch(weights)->max_positions;
+        if (config.data.max_seq_length && config.data.max_seq_length < how.max_positions)
+            how.max_positions = config.data.max_seq_length;
+        how.max_positions -= config.inference.tokens_to_generate;
         rc = sl_dataset_open(&file, 1, &config, tok, &how, &ds, err);
     }
     if (!rc)

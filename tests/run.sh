@@ -1,12 +1,12 @@
 #!/bin/bash
-# Runs the suites of tests/BUDGET and ends with the line "N passed, N failed". Exit status 1 when anything failed.
-# usage: tests/run.sh BUILD-DIR [NAME-PATTERN]
+# Runs the suites of a list and ends with the line "N passed, N failed". Exit status 1 when anything failed.
+# usage: tests/run.sh BUILD-DIR [NAME-PATTERN [LIST]]     LIST: tests/BUDGET, or tests/LONG for make test-long
 #
 # What could not run is listed as "not run", never counted as passed. Logs: BUILD-DIR/test-logs/SUITE.log.
 # Environment for suites: SL_BIN (folder of both programs), SL_BUILD, SL_MODEL (the real model), SL_PEER_PYTHON.
 set -u
 build=$(realpath "$1")
-pattern=${2:-.}
+pattern=${2:-.} list=${3:-tests/BUDGET}
 cd "$(dirname "$0")/.."
 logs=$build/test-logs
 rm -rf "$logs"
@@ -31,7 +31,7 @@ export -f run_suite
 export logs
 
 suites() { # lane
-    grep -v '^#' tests/BUDGET | while read -r name seconds lane command; do
+    grep -v '^#' "$list" | while read -r name seconds lane command; do
         [ -n "$name" ] && [ "$lane" = "$1" ] || continue
         if [ "$name" = @units ]; then
             for f in tests/unit/test_*.c tests/ops/test_*.c; do
