@@ -1,4 +1,5 @@
 #include "engine/cpu/coretype.h"
+#include <limits.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,14 @@ int sl_cpu_reexec(char **argv)
     if (setenv("OPENBLAS_CORETYPE", type, 0) || setenv("OMP_NUM_THREADS", threads, 0) ||
         setenv("OMP_WAIT_POLICY", "PASSIVE", 0))
         return -1;
+    /* By its path, so that ps shows the program's name; by the link if the file is gone or
+     * replaced. */
+    char path[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n > 0) {
+        path[n] = 0;
+        execv(path, argv);
+    }
     execv("/proc/self/exe", argv);
     return -1;
 }

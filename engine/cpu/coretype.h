@@ -13,10 +13,10 @@ const char *sl_cpu_coretype(void);
  * least 1. */
 int sl_cpu_usable_cores(void);
 /* Call first in main. Returns 0 when nothing is to be done; otherwise sets OPENBLAS_CORETYPE,
- * OMP_NUM_THREADS and OMP_WAIT_POLICY where they are unset and execs /proc/self/exe with argv,
- * which returns only on failure: -1 with errno. Threads wait passively: that costs about 10 us a
- * parallel region (1 % of a training step), while spinning ones slow a step tenfold when another
- * process wants the same core. */
+ * OMP_NUM_THREADS and OMP_WAIT_POLICY where they are unset and executes this program again with
+ * argv, which returns only on failure: -1 with errno. Threads wait passively: that costs about 10
+ * us a parallel region (1 % of a training step), while spinning ones slow a step several times when
+ * another process wants the same core. */
 int sl_cpu_reexec(char **argv);
 
 #endif
