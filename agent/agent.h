@@ -1,10 +1,12 @@
 /* The agent: claims runs from Redis and has them trained on this machine, one at a time.
  *
- * One event loop; nothing in it waits for the network, a child or a large file. A run's fetch, training and
- * uploads are child processes (agent/supervise.h): `softlaunch transfer` and `softlaunch-worker`. The agent
- * itself only claims, renews the lease, forwards events, and tells the children what to do.
+ * One event loop; nothing in it waits for the network, a child or a large file. A run's fetch,
+ * training and uploads are child processes (agent/supervise.h): `softlaunch transfer` and
+ * `softlaunch-worker`. The agent itself only claims, renews the lease, forwards events, and tells
+ * the children what to do.
  *
- * States of an agent, and what moves it on, are the table in agent.c; a run's state is in the queue. */
+ * States of an agent, and what moves it on, are the table in agent.c; a run's state is in the
+ * queue. */
 #ifndef SL_AGENT_AGENT_H
 #define SL_AGENT_AGENT_H
 #include "base/err.h"
@@ -14,13 +16,19 @@
 #define SL_AGENT_LEASE_MS 30000
 #define SL_AGENT_LEASE_MS_MIN 500
 #define SL_AGENT_LEASE_MS_MAX 3600000
-#define SL_AGENT_WAIT_MS 2000            /* an idle agent looks this often by itself, should a bell be lost */
+#define SL_AGENT_WAIT_MS                                                                           \
+    2000 /* an idle agent looks this often by itself, should a bell be lost                        \
+          */
 #define SL_AGENT_HEARTBEAT_US INT64_C(10000000)
-#define SL_AGENT_CANCEL_GRACE_US INT64_C(5000000) /* a cancelled child that has not ended by then is killed */
-#define SL_AGENT_PREEMPT_US INT64_C(9000000)      /* after SIGTERM: the worker's time to write its checkpoint */
-#define SL_AGENT_RELEASE_US INT64_C(13000000)     /* and when the run is given back, uploaded or not */
-#define SL_AGENT_LEAVE_US INT64_C(15000000)       /* and when the agent ends in any case */
-#define SL_AGENT_PUBLISH_TRIES 20                 /* while the server is away, with growing pauses */
+#define SL_AGENT_CANCEL_GRACE_US                                                                   \
+    INT64_C(5000000) /* a cancelled child that has not ended by then is killed */
+#define SL_AGENT_PREEMPT_US                                                                        \
+    INT64_C(9000000) /* after SIGTERM: the worker's time to write its checkpoint */
+#define SL_AGENT_RELEASE_US                                                                        \
+    INT64_C(13000000)                       /* and when the run is given back, uploaded or not     \
+                                             */
+#define SL_AGENT_LEAVE_US INT64_C(15000000) /* and when the agent ends in any case */
+#define SL_AGENT_PUBLISH_TRIES 20           /* while the server is away, with growing pauses */
 
 struct sl_agent_config {
     const char *redis_url, *server_url, *work_dir;
@@ -34,8 +42,8 @@ struct sl_agent_config {
     const char *worker; /* the worker program; NULL: softlaunch-worker beside this one */
 };
 
-/* Runs until SIGTERM or SIGINT (the run under way is checkpointed and given back), or until max_runs are done.
- * Logs. SL_SPEC, SL_IO, SL_NOMEM: it could not start. config is borrowed. */
+/* Runs until SIGTERM or SIGINT (the run under way is checkpointed and given back), or until
+ * max_runs are done. Logs. SL_SPEC, SL_IO, SL_NOMEM: it could not start. config is borrowed. */
 int sl_agent(const struct sl_agent_config *config, struct sl_err *err);
 
 #endif

@@ -1,5 +1,7 @@
-/* What the agent's C files share: agent.c (Redis, claims, leases, the table), steps.c (what each transition
- * does), children.c (starting children and judging how they ended). Not for other parts. */
+/* What the agent's C files share: agent.c (the table, timers,
+ * connections), calls.c (what is asked of Redis), steps.c (what each
+ * transition does), children.c (starting children and judging how they ended). Not for other parts.
+ */
 #ifndef SL_AGENT_AGENT_INNER_H
 #define SL_AGENT_AGENT_INNER_H
 #include "agent/agent.h"
@@ -14,27 +16,27 @@ enum sl_agent_state {
     ST_TRAINING,   /* the worker runs; uploads of checkpoints beside it */
     ST_PUBLISHING, /* the outputs go up, and the server publishes them */
     ST_RELEASING,  /* preempted: the last checkpoint goes up */
-    ST_PAUSED,     /* the lease could not be renewed: nothing runs until Redis says whose the run is */
-    ST_ENDING,     /* the outcome is on its way to Redis */
-    ST_DROPPING,   /* the run is not ours any more: children are killed, nothing is written */
+    ST_PAUSED, /* the lease could not be renewed: nothing runs until Redis says whose the run is */
+    ST_ENDING, /* the outcome is on its way to Redis */
+    ST_DROPPING, /* the run is not ours any more: children are killed, nothing is written */
     N_STATES
 };
 
 enum sl_agent_event {
-    EV_REDIS,     /* the connection for commands is up */
-    EV_BELL,      /* there may be something in line */
+    EV_REDIS, /* the connection for commands is up */
+    EV_BELL,  /* there may be something in line */
     EV_CLAIMED,
-    EV_NOTHING,   /* nothing was in line */
-    EV_CHILD,     /* the main child has ended; agent->ended tells how */
-    EV_PUSHED,    /* the upload of a checkpoint has ended */
+    EV_NOTHING, /* nothing was in line */
+    EV_CHILD,   /* the main child has ended; agent->ended tells how */
+    EV_PUSHED,  /* the upload of a checkpoint has ended */
     EV_RENEWED,
-    EV_NEAR,      /* the lease ends soon and has not been renewed */
-    EV_CANCEL,    /* somebody asked for the run's end */
-    EV_TERM,      /* this agent must go */
-    EV_LOST,      /* the lease is not ours any more */
-    EV_GRACE,     /* the time given to a child is over */
-    EV_DRAINED,   /* every event is in Redis */
-    EV_RECORDED,  /* the outcome is in Redis */
+    EV_NEAR,     /* the lease ends soon and has not been renewed */
+    EV_CANCEL,   /* somebody asked for the run's end */
+    EV_TERM,     /* this agent must go */
+    EV_LOST,     /* the lease is not ours any more */
+    EV_GRACE,    /* the time given to a child is over */
+    EV_DRAINED,  /* every event is in Redis */
+    EV_RECORDED, /* the outcome is in Redis */
     N_EVENTS
 };
 
@@ -59,7 +61,8 @@ struct sl_slot {
 struct sl_work {
     struct sl_claim claim;
     char lease[SL_ID_HEX + 1];
-    int64_t deadline_us; /* the lease's local end, on the boot clock, counted from before it was asked for */
+    int64_t deadline_us; /* the lease's local end, on the boot clock, counted from before it was
+                            asked for */
     struct sl_rundir dir;
     struct sl_report *report;
     bool renewing;
@@ -67,9 +70,13 @@ struct sl_work {
     bool cancelled, lost, pausing;
     enum sl_agent_state resume; /* where ST_PAUSED goes on */
     int publish_tries;
-    /* checkpoints: the newest that the worker wrote, the one being uploaded, the one to be named in Redis */
+    /* checkpoints: the newest that the worker wrote, the one being uploaded, the one to be named in
+     * Redis */
     char local[256], pending[256];
-    int64_t local_step, pending_step, push_step;
+    int64_t pending_step, push_step, naming_step;
+    /* A checkpoint is named only when everything said before it is in Redis: its successor says it
+     * no more. */
+    int64_t pending_mark, push_mark, manifest_mark;
     char manifest[65];
     int64_t manifest_step;
     bool naming;
@@ -99,16 +106,20 @@ struct sl_agent {
 /* agent.c */
 void sl_agent_handle(struct sl_agent *a, enum sl_agent_event event);
 void sl_agent_enter(struct sl_agent *a, enum sl_agent_state state);
-void sl_agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn); /* sets it anew */
+void sl_agent_timer(struct sl_agent *a, int *timer, int64_t delay_us,
+                    sl_timer_fn *fn); /* sets it anew */
 void sl_agent_grace(struct sl_agent *a, int64_t delay_us);
-void sl_agent_wait(struct sl_agent *a);  /* blocks on the doorbell, unless it does already */
-void sl_agent_claim(struct sl_agent *a); /* sends the claim; under the same lease id until it is answered */
-void sl_agent_renew(struct sl_agent *a);
 void sl_agent_watch_lease(struct sl_agent *a); /* after deadline_us has changed */
-void sl_agent_name_checkpoint(struct sl_agent *a);
-void sl_agent_record(struct sl_agent *a); /* sends the outcome when everything before it is in Redis */
-void sl_agent_heartbeat(struct sl_agent *a);
+const char *sl_agent_state_name(enum sl_agent_state state);
 const char *sl_agent_run(const struct sl_agent *a); /* for the log; NULL without one */
+
+/* calls.c */
+void sl_agent_wait(struct sl_agent *a);  /* blocks on the doorbell, unless it does already */
+void sl_agent_claim(struct sl_agent *a); /* under the same lease id until it is answered */
+void sl_agent_renew(struct sl_agent *a);
+void sl_agent_name_checkpoint(struct sl_agent *a);
+void sl_agent_record(struct sl_agent *a); /* the outcome, when everything before it is in Redis */
+void sl_agent_heartbeat(struct sl_agent *a);
 
 /* children.c: start one in its slot; on failure nothing has started */
 int sl_agent_start_fetch(struct sl_agent *a, struct sl_err *err);
@@ -118,9 +129,10 @@ void sl_agent_start_push(struct sl_agent *a); /* of the newest checkpoint, when 
 
 /* steps.c: what the table in agent.c calls */
 typedef void sl_agent_step(struct sl_agent *a);
-sl_agent_step sl_step_claim, sl_step_wait, sl_step_begin, sl_step_fetched, sl_step_trained, sl_step_publish,
-    sl_step_published, sl_step_pushed, sl_step_pushed_last, sl_step_kill, sl_step_cancel, sl_step_cancelled,
-    sl_step_preempt, sl_step_pause, sl_step_resume, sl_step_release, sl_step_drop, sl_step_note_lost,
-    sl_step_check_done, sl_step_recorded, sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish;
+sl_agent_step sl_step_claim, sl_step_wait, sl_step_begin, sl_step_fetched, sl_step_trained,
+    sl_step_publish, sl_step_published, sl_step_pushed, sl_step_pushed_last, sl_step_kill,
+    sl_step_cancel, sl_step_cancelled, sl_step_preempt, sl_step_pause, sl_step_resume,
+    sl_step_release, sl_step_drop, sl_step_note_lost, sl_step_check_done, sl_step_recorded,
+    sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish;
 
 #endif

@@ -8,7 +8,8 @@
 #include <string.h>
 #include <sys/wait.h>
 
-/* ---- how a child ended ------------------------------------------------------------------------------------- */
+/* ---- how a child ended
+ * ------------------------------------------------------------------------------------- */
 
 static void judge(const struct sl_slot *slot, int status, struct sl_ended *e)
 {
@@ -26,13 +27,15 @@ static void judge(const struct sl_slot *slot, int status, struct sl_ended *e)
         e->ending = END_OK;
     } else if (WIFEXITED(status) && WEXITSTATUS(status) == SL_EXIT_ABANDONED) {
         e->ending = END_ABANDONED;
-    } else if (!strcmp(state, "preempted") || (WIFEXITED(status) && WEXITSTATUS(status) == SL_EXIT_PREEMPTED)) {
+    } else if (!strcmp(state, "preempted") ||
+               (WIFEXITED(status) && WEXITSTATUS(status) == SL_EXIT_PREEMPTED)) {
         e->ending = END_PREEMPTED;
-    } else if (!strcmp(state, "cancelled") || (WIFEXITED(status) && WEXITSTATUS(status) == SL_EXIT_CANCELLED)) {
+    } else if (!strcmp(state, "cancelled") ||
+               (WIFEXITED(status) && WEXITSTATUS(status) == SL_EXIT_CANCELLED)) {
         e->ending = END_CANCELLED;
     } else {
         e->ending = END_FAILED;
-        if (strcmp(state, "failed")) { /* it did not get to say why */
+        if (strcmp(state, "failed") != 0) { /* it did not get to say why */
             snprintf(e->cause, sizeof e->cause, "crash");
             snprintf(e->msg, sizeof e->msg, "the %s ended without a result: %s", who, text);
         }
@@ -55,7 +58,8 @@ static void on_exited(void *arg, struct sl_child *child, int status)
     sl_agent_handle(a, slot == &a->main ? EV_CHILD : EV_PUSHED);
 }
 
-/* ---- what a child says ------------------------------------------------------------------------------------- */
+/* ---- what a child says
+ * ------------------------------------------------------------------------------------- */
 
 static void take_checkpoint(struct sl_agent *a, const json_t *event)
 {
@@ -66,7 +70,8 @@ static void take_checkpoint(struct sl_agent *a, const json_t *event)
         return;
     snprintf(w->local, sizeof w->local, "%s", path);
     snprintf(w->pending, sizeof w->pending, "%s", path);
-    w->local_step = w->pending_step = sl_json_int(event, "step", 0);
+    w->pending_step = sl_json_int(event, "step", 0);
+    w->pending_mark = sl_report_mark(w->report);
     sl_agent_start_push(a);
 }
 
@@ -85,7 +90,8 @@ static void on_event(void *arg, struct sl_child *child, const json_t *event)
         return;
     if (slot->role == ROLE_WORK && !strcmp(what, "checkpoint"))
         take_checkpoint(a, event);
-    /* While results are published the lease may end at any moment: nothing more is written under it. */
+    /* While results are published the lease may end at any moment: nothing more is written under
+     * it. */
     if (slot->role == ROLE_WORK || slot->role == ROLE_FETCH)
         sl_report_event(a->work.report, event);
 }
@@ -101,10 +107,11 @@ static void on_output(void *arg, struct sl_child *child, const char *line)
         sl_log(SL_INFO, sl_agent_run(a), "%s", line);
 }
 
-/* ---- starting ---------------------------------------------------------------------------------------------- */
+/* ---- starting
+ * ---------------------------------------------------------------------------------------------- */
 
-static int start(struct sl_agent *a, struct sl_slot *slot, enum sl_role role, const char *const *argv,
-                 struct sl_err *err)
+static int start(struct sl_agent *a, struct sl_slot *slot, enum sl_role role,
+                 const char *const *argv, struct sl_err *err)
 {
     const struct sl_child_owner owner = {on_event, on_output, on_exited, a};
     char token[1024];
@@ -124,10 +131,11 @@ static int start(struct sl_agent *a, struct sl_slot *slot, enum sl_role role, co
     return 0;
 }
 
-static int start_transfer(struct sl_agent *a, struct sl_slot *slot, enum sl_role role, const char *plan,
-                          struct sl_err *err)
+static int start_transfer(struct sl_agent *a, struct sl_slot *slot, enum sl_role role,
+                          const char *plan, struct sl_err *err)
 {
-    const char *argv[] = {a->self, "transfer", role == ROLE_FETCH ? "fetch" : "push", "--plan", plan, NULL};
+    const char *argv[] = {a->self,  "transfer", role == ROLE_FETCH ? "fetch" : "push",
+                          "--plan", plan,       NULL};
 
     return start(a, slot, role, argv, err);
 }
@@ -153,8 +161,9 @@ int sl_agent_start_work(struct sl_agent *a, struct sl_err *err)
 int sl_agent_start_publish(struct sl_agent *a, struct sl_err *err)
 {
     char plan[SL_PATH_MAX];
-    int rc = sl_rundir_publish_plan(&a->work.dir, &a->work.claim, a->work.lease, a->config->server_url,
-                                    sl_report_metrics(a->work.report), plan, err);
+    int rc =
+        sl_rundir_publish_plan(&a->work.dir, &a->work.claim, a->work.lease, a->config->server_url,
+                               sl_report_metrics(a->work.report), plan, err);
 
     return rc ? rc : start_transfer(a, &a->main, ROLE_PUBLISH, plan, err);
 }
@@ -168,10 +177,12 @@ void sl_agent_start_push(struct sl_agent *a)
 
     if (a->pusher.child || !w->pending[0])
         return;
-    rc = sl_rundir_checkpoint_plan(&w->dir, &w->claim, w->lease, a->config->server_url, w->pending, plan, &err);
+    rc = sl_rundir_checkpoint_plan(&w->dir, &w->claim, w->lease, a->config->server_url, w->pending,
+                                   plan, &err);
     if (!rc)
         rc = start_transfer(a, &a->pusher, ROLE_CHECKPOINT, plan, &err);
     w->push_step = w->pending_step;
+    w->push_mark = w->pending_mark;
     w->pending[0] = 0;
     if (rc)
         sl_report_log(w->report, "warn", "the checkpoint of step %lld was not uploaded: %s",

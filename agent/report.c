@@ -21,9 +21,11 @@ struct sl_report {
     struct sl_report_owner owner;
     char run[SL_ID_HEX + 1], lease[SL_ID_HEX + 1];
     struct entry *first, **last;
-    int n, n_frozen; /* the first n_frozen belong to the batch under way: the same when it is sent again */
+    int n, n_frozen; /* the first n_frozen belong to the batch under way: the same when it is sent
+                        again */
     size_t bytes;
     int64_t dropped, dropped_told, batch;
+    int64_t added, done; /* entries ever; done: in Redis, or dropped */
     bool in_flight, progress_new;
     int timer;
     const char *phase;
@@ -35,8 +37,9 @@ struct sl_report {
 
 static void flush_report(struct sl_report *r);
 
-int sl_report_new(struct sl_loop *loop, struct sl_redis_async *redis, const char *run, const char *lease,
-                  const struct sl_report_owner *owner, struct sl_report **ret_report, struct sl_err *err)
+int sl_report_new(struct sl_loop *loop, struct sl_redis_async *redis, const char *run,
+                  const char *lease, const struct sl_report_owner *owner,
+                  struct sl_report **ret_report, struct sl_err *err)
 {
     struct sl_report *r = calloc(1, sizeof *r);
 
@@ -88,7 +91,9 @@ void sl_report_free(struct sl_report *r)
         really_free(r);
 }
 
-/* ---- in ---------------------------------------------------------------------------------------------------- */
+/* ---- in
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static bool drop_oldest(struct sl_report *r, enum rank rank)
 {
@@ -106,6 +111,7 @@ static bool drop_oldest(struct sl_report *r, enum rank rank)
     r->n--;
     r->bytes -= e->len;
     r->dropped++;
+    r->done++;
     free_entry(e);
     return true;
 }
@@ -144,6 +150,7 @@ static void add(struct sl_report *r, enum rank rank, const char *type, const jso
     *r->last = e;
     r->last = &e->next;
     r->n++;
+    r->added++;
     r->bytes += e->len;
     while (r->n > SL_REPORT_MAX_EVENTS || r->bytes > SL_REPORT_MAX_BYTES)
         if (!drop_oldest(r, METRIC) && !drop_oldest(r, LOG))
@@ -176,7 +183,7 @@ void sl_report_log(struct sl_report *r, const char *level, const char *fmt, ...)
     json_t *d;
 
     va_start(ap, fmt);
-    vsnprintf(msg, sizeof msg, fmt, ap);
+    vsnprintf(msg, sizeof msg, fmt, ap); /* NOLINT(clang-analyzer-valist.Uninitialized) */
     va_end(ap);
     d = json_pack("{s:s, s:s}", "level", level, "msg", msg);
     if (!d) { /* not UTF-8 */
@@ -229,7 +236,9 @@ void sl_report_event(struct sl_report *r, const json_t *event)
     json_decref(d); /* checkpoint and result are told by scripts of their own */
 }
 
-/* ---- out --------------------------------------------------------------------------------------------------- */
+/* ---- out
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static void on_reply(void *arg, const redisReply *reply, const struct sl_err *err)
 {
@@ -242,7 +251,8 @@ static void on_reply(void *arg, const redisReply *reply, const struct sl_err *er
         return;
     }
     if (err && err->code == SL_RETRY) {
-        if (sl_redis_async_up(r->redis)) /* refused for now (loading, out of memory): not at once again */
+        if (sl_redis_async_up(
+                r->redis)) /* refused for now (loading, out of memory): not at once again */
             wake(r);
         return; /* else sl_report_connected */
     }
@@ -251,20 +261,19 @@ static void on_reply(void *arg, const redisReply *reply, const struct sl_err *er
         return;
     }
     /* In Redis; or refused as odd, and then it would be refused again. */
-    for (; r->n_frozen; r->n_frozen--) {
+    for (; r->n_frozen && r->first; r->n_frozen--) {
         struct entry *e = r->first;
         r->first = e->next;
         if (!r->first)
             r->last = &r->first;
         r->n--;
+        r->done++;
         r->bytes -= e->len;
         free_entry(e);
     }
     r->batch++;
-    if (r->n || r->progress_new)
-        flush_report(r);
-    else
-        r->owner.drained(r->owner.arg);
+    flush_report(r);
+    r->owner.taken(r->owner.arg);
 }
 
 static void freeze(struct sl_report *r)
@@ -315,6 +324,16 @@ static void flush_report(struct sl_report *r)
 void sl_report_connected(struct sl_report *r)
 {
     flush_report(r);
+}
+
+int64_t sl_report_mark(const struct sl_report *r)
+{
+    return r->added;
+}
+
+bool sl_report_reached(const struct sl_report *r, int64_t mark)
+{
+    return r->done >= mark;
 }
 
 bool sl_report_drained(const struct sl_report *r)

@@ -13,7 +13,8 @@
 static const char *const kinds[] = {"train", "validation", "test"};
 #define N_KINDS (sizeof kinds / sizeof *kinds)
 
-/* ---- the folder -------------------------------------------------------------------------------------------- */
+/* ---- the folder
+ * -------------------------------------------------------------------------------------------- */
 
 /* 0: locked; 1: somebody holds it; else an error. */
 static int take_lock(const char *dir, int *ret_fd, struct sl_err *err)
@@ -38,10 +39,10 @@ static int take_lock(const char *dir, int *ret_fd, struct sl_err *err)
 
 int sl_rundir_clean(const char *work_dir, struct sl_err *err)
 {
-    char runs[SL_PATH_MAX], path[SL_PATH_MAX];
+    char runs[SL_PATH_MAX], path[SL_PATH_MAX] = "";
     struct dirent *e;
     DIR *d;
-    int fd, rc = sl_path(runs, err, "%s/runs", work_dir);
+    int fd = -1, rc = sl_path(runs, err, "%s/runs", work_dir);
 
     if (!rc)
         rc = sl_mkdirs(runs, err);
@@ -63,8 +64,8 @@ int sl_rundir_clean(const char *work_dir, struct sl_err *err)
     return rc;
 }
 
-int sl_rundir_make(const char *work_dir, const char *run, const char *lease, struct sl_rundir *ret_dir,
-                   struct sl_err *err)
+int sl_rundir_make(const char *work_dir, const char *run, const char *lease,
+                   struct sl_rundir *ret_dir, struct sl_err *err)
 {
     struct sl_rundir dir = {.lock_fd = -1};
     char inputs[SL_PATH_MAX];
@@ -99,14 +100,18 @@ void sl_rundir_remove(struct sl_rundir *dir)
     dir->lock_fd = -1;
 }
 
-/* ---- plans ------------------------------------------------------------------------------------------------- */
+/* ---- plans
+ * -------------------------------------------------------------------------------------------------
+ */
 
-/* Steals json. Without fsync, which could hold up the agent's loop: after a power cut nobody reads it. */
-static int write_plan(const struct sl_rundir *dir, const char *name, json_t *json, char ret_plan[SL_PATH_MAX],
-                      struct sl_err *err)
+/* Steals json. Without fsync, which could hold up the agent's loop: after a power cut nobody reads
+ * it. */
+static int write_plan(const struct sl_rundir *dir, const char *name, json_t *json,
+                      char ret_plan[SL_PATH_MAX], struct sl_err *err)
 {
     char path[SL_PATH_MAX];
-    int rc = json ? sl_path(path, err, "%s/%s", dir->path, name) : sl_err_set(err, SL_NOMEM, "out of memory");
+    int rc = json ? sl_path(path, err, "%s/%s", dir->path, name)
+                  : sl_err_set(err, SL_NOMEM, "out of memory");
 
     if (!rc && json_dump_file(json, path, JSON_INDENT(2)))
         rc = sl_err_errno(err, "writing %s", path);
@@ -131,7 +136,8 @@ static void data_name(char ret_name[64], const char *kind, size_t i)
 }
 
 int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
-                         const struct sl_fetch_plan *plan, char ret_plan[SL_PATH_MAX], struct sl_err *err)
+                         const struct sl_fetch_plan *plan, char ret_plan[SL_PATH_MAX],
+                         struct sl_err *err)
 {
     json_t *items = json_array(), *roots = json_array();
     char dest[64], key[64];
@@ -145,7 +151,8 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
         if (json_array_size(list) > SL_RUNDIR_SOURCES_MAX) {
             json_decref(items);
             json_decref(roots);
-            return sl_err_set(err, SL_SPEC, "%s has more than %d entries", key, SL_RUNDIR_SOURCES_MAX);
+            return sl_err_set(err, SL_SPEC, "%s has more than %d entries", key,
+                              SL_RUNDIR_SOURCES_MAX);
         }
         for (size_t i = 0; i < json_array_size(list); i++) {
             data_name(dest, kinds[k], i);
@@ -156,12 +163,14 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
         json_array_append_new(items, json_pack("{s:s, s:s, s:b}", "manifest", claim->checkpoint,
                                                "dest", "checkpoint", "unpack", 1));
     return write_plan(dir, "fetch.json",
-                      json_pack("{s:s, s:s, s:o, s:s, s:o}", "server", plan->server, "cache", plan->cache,
-                                "allow_paths", roots, "run_dir", dir->path, "items", items),
+                      json_pack("{s:s, s:s, s:o, s:s, s:o}", "server", plan->server, "cache",
+                                plan->cache, "allow_paths", roots, "run_dir", dir->path, "items",
+                                items),
                       ret_plan, err);
 }
 
-int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim, struct sl_err *err)
+int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim,
+                       struct sl_err *err)
 {
     json_t *datasets = json_object(), *config = json_object_get(claim->spec, "config");
     json_t *outputs = json_object_get(claim->spec, "outputs");
@@ -177,28 +186,30 @@ int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim
         json_object_set_new(datasets, kinds[k], files);
     }
     return write_plan(dir, "run.json",
-                      json_pack("{s:s, s:i, s:s, s:s, s:o, s:O*, s:O*}", "run", claim->run, "attempt",
-                                claim->attempt, "name", claim->name, "model", "inputs/model", "datasets",
-                                datasets, "config", config, "outputs", outputs),
+                      json_pack("{s:s, s:i, s:s, s:s, s:o, s:O*, s:O*}", "run", claim->run,
+                                "attempt", claim->attempt, "name", claim->name, "model",
+                                "inputs/model", "datasets", datasets, "config", config, "outputs",
+                                outputs),
                       path, err);
 }
 
-int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim, const char *lease,
-                              const char *server, const char *from, char ret_plan[SL_PATH_MAX],
-                              struct sl_err *err)
+int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
+                              const char *lease, const char *server, const char *from,
+                              char ret_plan[SL_PATH_MAX], struct sl_err *err)
 {
     if (from[0] == '/' || strstr(from, ".."))
-        return sl_err_set(err, SL_DATA, "the worker names a checkpoint outside its folder: %s", from);
+        return sl_err_set(err, SL_DATA, "the worker names a checkpoint outside its folder: %s",
+                          from);
     return write_plan(dir, "push-checkpoint.json",
-                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s}]}", "server", server, "run",
-                                claim->run, "lease", lease, "run_dir", dir->path, "items", "output",
-                                "checkpoint", "tar", "checkpoint.tar.zst", "dir", from),
+                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s}]}", "server", server,
+                                "run", claim->run, "lease", lease, "run_dir", dir->path, "items",
+                                "output", "checkpoint", "tar", "checkpoint.tar.zst", "dir", from),
                       ret_plan, err);
 }
 
-int sl_rundir_publish_plan(const struct sl_rundir *dir, const struct sl_claim *claim, const char *lease,
-                           const char *server, const json_t *metrics, char ret_plan[SL_PATH_MAX],
-                           struct sl_err *err)
+int sl_rundir_publish_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
+                           const char *lease, const char *server, const json_t *metrics,
+                           char ret_plan[SL_PATH_MAX], struct sl_err *err)
 {
     const char *artifact = sl_json_str(claim->spec, "outputs.artifact", claim->name);
     json_t *aliases = json_object_get(json_object_get(claim->spec, "outputs"), "aliases");
@@ -208,10 +219,11 @@ int sl_rundir_publish_plan(const struct sl_rundir *dir, const struct sl_claim *c
     if (rc)
         return rc;
     return write_plan(dir, "push-outputs.json",
-                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:O*}], s:{s:O}}", "server",
-                                server, "run", claim->run, "lease", lease, "run_dir", dir->path, "items",
-                                "output", "prompts", "tar", tar, "dir", "out", "artifact", artifact,
-                                "aliases", aliases, "publish", "metrics", metrics),
+                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:O*}], s:{s:O}}",
+                                "server", server, "run", claim->run, "lease", lease, "run_dir",
+                                dir->path, "items", "output", "prompts", "tar", tar, "dir", "out",
+                                "artifact", artifact, "aliases", aliases, "publish", "metrics",
+                                metrics),
                       ret_plan, err);
 }
 

@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- outcomes ---------------------------------------------------------------------------------------------- */
+/* ---- outcomes
+ * ---------------------------------------------------------------------------------------------- */
 
 /* Which budget an error is paid from: see fail.lua. */
 static const char *kind_of(const char *cause)
@@ -38,8 +39,8 @@ static void end_work(struct sl_agent *a, const char *kind, const char *cause, co
     snprintf(w->msg, sizeof w->msg, "%s", msg);
     if (*msg)
         sl_report_log(w->report, "error", "%s: %s", cause, msg);
-    sl_log(*kind ? SL_WARN : SL_INFO, w->claim.run, "%s: %s%s%s", *kind ? "ended" : "given back", cause,
-           *msg ? ": " : "", msg);
+    sl_log(*kind ? SL_WARN : SL_INFO, w->claim.run, "%s: %s%s%s", *kind ? "ended" : "given back",
+           cause, *msg ? ": " : "", msg);
     sl_child_kill(a->main.child);
     sl_child_kill(a->pusher.child);
     sl_agent_enter(a, ST_ENDING);
@@ -116,7 +117,8 @@ void sl_step_drop(struct sl_agent *a)
     sl_step_check_done(a);
 }
 
-/* A renewal that comes after the server has published is refused too: the upload's result tells which it is. */
+/* A renewal that comes after the server has published is refused too: the upload's result tells
+ * which it is. */
 void sl_step_note_lost(struct sl_agent *a)
 {
     a->work.lost = true;
@@ -124,7 +126,8 @@ void sl_step_note_lost(struct sl_agent *a)
         sl_step_drop(a);
 }
 
-/* ---- claiming and leaving ---------------------------------------------------------------------------------- */
+/* ---- claiming and leaving
+ * ---------------------------------------------------------------------------------- */
 
 void sl_step_claim(struct sl_agent *a)
 {
@@ -165,7 +168,8 @@ void sl_step_leave_if_away(struct sl_agent *a)
         sl_step_leave(a);
 }
 
-/* ---- fetching and training --------------------------------------------------------------------------------- */
+/* ---- fetching and training
+ * --------------------------------------------------------------------------------- */
 
 static void begin_phase(struct sl_agent *a, enum sl_agent_state state, const char *phase,
                         int (*start)(struct sl_agent *, struct sl_err *))
@@ -282,7 +286,8 @@ void sl_step_pause(struct sl_agent *a)
 {
     if (a->work.pausing)
         return;
-    sl_log(SL_WARN, a->work.claim.run, "the lease ends soon and cannot be renewed: the worker writes a checkpoint");
+    sl_log(SL_WARN, a->work.claim.run,
+           "the lease ends soon and cannot be renewed: the worker writes a checkpoint");
     a->work.pausing = true;
     sl_child_command(a->main.child, "preempt");
 }
@@ -307,7 +312,8 @@ void sl_step_resume(struct sl_agent *a)
         begin_phase(a, ST_TRAINING, "training", sl_agent_start_work);
 }
 
-/* ---- checkpoints ------------------------------------------------------------------------------------------- */
+/* ---- checkpoints
+ * ------------------------------------------------------------------------------------------- */
 
 static void take_pushed(struct sl_agent *a)
 {
@@ -318,6 +324,7 @@ static void take_pushed(struct sl_agent *a)
     if (a->ended.ending == END_OK && strlen(manifest) == sizeof w->manifest - 1) {
         memcpy(w->manifest, manifest, sizeof w->manifest);
         w->manifest_step = w->push_step;
+        w->manifest_mark = w->push_mark;
         sl_agent_name_checkpoint(a);
     } else if (w->report) {
         sl_report_log(w->report, "warn", "the checkpoint of step %lld was not uploaded: %s",
@@ -338,7 +345,8 @@ void sl_step_pushed_last(struct sl_agent *a)
         sl_step_release(a);
 }
 
-/* ---- publishing -------------------------------------------------------------------------------------------- */
+/* ---- publishing
+ * -------------------------------------------------------------------------------------------- */
 
 /* Only when every event is in Redis: publishing ends the lease. */
 void sl_step_publish(struct sl_agent *a)
@@ -379,7 +387,8 @@ void sl_step_published(struct sl_agent *a)
     } else if (code == SL_RETRY && w->publish_tries < SL_AGENT_PUBLISH_TRIES) {
         int64_t pause_us = INT64_C(500000) << (w->publish_tries < 6 ? w->publish_tries : 6);
         w->publish_tries++;
-        sl_log(SL_WARN, w->claim.run, "publishing again in %.1f s: %s", (double)pause_us / 1e6, a->ended.msg);
+        sl_log(SL_WARN, w->claim.run, "publishing again in %.1f s: %s", (double)pause_us / 1e6,
+               a->ended.msg);
         sl_agent_timer(a, &a->retry_timer, pause_us, publish_again);
     } else {
         end_with_child(a);

@@ -16,7 +16,7 @@
 struct sl_child {
     struct sl_loop *loop;
     struct sl_child_owner owner;
-    pid_t pid; /* 0: reaped */
+    pid_t pid;                            /* 0: reaped */
     int events_fd, output_fd, control_fd; /* -1: closed */
     struct sl_buf events, output;
 };
@@ -136,19 +136,21 @@ static int watch(struct sl_child *c, struct sl_err *err)
     return rc;
 }
 
-int sl_child_start(struct sl_loop *loop, const char *const *argv, const char *const *envp, const char *cwd,
-                   const struct sl_child_owner *owner, struct sl_child **ret_child, struct sl_err *err)
+int sl_child_start(struct sl_loop *loop, const char *const *argv, const char *const *envp,
+                   const char *cwd, const struct sl_child_owner *owner, struct sl_child **ret_child,
+                   struct sl_err *err)
 {
     const char *args[MAX_ARGS + 5];
     int pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}}, n = 0, rc = 0;
     enum { EVENTS, OUTPUT, CONTROL };
     struct sl_child *c;
 
-    while (argv[n] && n < MAX_ARGS) {
+    while (n < MAX_ARGS && argv[n]) {
         args[n] = argv[n];
         n++;
     }
-    memcpy(args + n, (const char *[]){"--events-fd", "3", "--control-fd", "4", NULL}, 5 * sizeof *args);
+    memcpy(args + n, (const char *[]){"--events-fd", "3", "--control-fd", "4", NULL},
+           5 * sizeof *args);
     c = calloc(1, sizeof *c);
     if (!c)
         return sl_err_set(err, SL_NOMEM, "out of memory");
@@ -163,9 +165,12 @@ int sl_child_start(struct sl_loop *loop, const char *const *argv, const char *co
     c->output_fd = pipes[OUTPUT][0];
     c->control_fd = pipes[CONTROL][1];
     if (!rc) {
-        struct sl_spawn s = {.argv = args, .envp = envp, .cwd = cwd, .n_fds = 5,
-                             .fds = {-1, pipes[OUTPUT][1], pipes[OUTPUT][1], pipes[EVENTS][1],
-                                     pipes[CONTROL][0]}};
+        struct sl_spawn s = {
+            .argv = args,
+            .envp = envp,
+            .cwd = cwd,
+            .n_fds = 5,
+            .fds = {-1, pipes[OUTPUT][1], pipes[OUTPUT][1], pipes[EVENTS][1], pipes[CONTROL][0]}};
         fcntl(c->events_fd, F_SETFL, O_NONBLOCK);
         fcntl(c->output_fd, F_SETFL, O_NONBLOCK);
         fcntl(c->control_fd, F_SETFL, O_NONBLOCK);
@@ -195,9 +200,10 @@ static void send_command(struct sl_child *c, json_t *cmd_stolen)
         struct sl_buf line;
 
         sl_buf_init(&line, 4096);
-        /* One write of less than PIPE_BUF: whole or not at all. A full pipe means that nobody reads. */
-        if (text && !sl_buf_addf(&line, "%s\n", text) && write(c->control_fd, line.p, line.len) < 0 &&
-            errno == EPIPE) {
+        /* One write of less than PIPE_BUF: whole or not at all. A full pipe means that nobody
+         * reads. */
+        if (text && !sl_buf_addf(&line, "%s\n", text) &&
+            write(c->control_fd, line.p, line.len) < 0 && errno == EPIPE) {
             close(c->control_fd);
             c->control_fd = -1;
         }

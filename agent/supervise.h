@@ -1,8 +1,8 @@
-/* One child process of the agent: a worker, a fetch or an upload. Spawned with pipes for events and control
- * (base/wire.h), its output read as log lines, reaped through the loop.
+/* One child process of the agent: a worker, a fetch or an upload. Spawned with pipes for events and
+ * control (base/wire.h), its output read as log lines, reaped through the loop.
  *
- * The child has a session of its own: killing it kills what it started too. When the agent dies, the control
- * pipe closes and the child ends by itself. Nothing here blocks. */
+ * The child has a session of its own: killing it kills what it started too. When the agent dies,
+ * the control pipe closes and the child ends by itself. Nothing here blocks. */
 #ifndef SL_AGENT_SUPERVISE_H
 #define SL_AGENT_SUPERVISE_H
 #include "base/err.h"
@@ -24,16 +24,19 @@ struct sl_child_owner {
     void *arg;
 };
 
-/* argv[0] is the program. The child gets --events-fd 3 --control-fd 4 behind argv. envp as in sl_spawn. */
-int sl_child_start(struct sl_loop *loop, const char *const *argv, const char *const *envp, const char *cwd,
-                   const struct sl_child_owner *owner, struct sl_child **ret_child, struct sl_err *err);
-/* Sends a command of the wire; NULL-safe. A child that is gone or does not read is no error: it will be reaped. */
+/* argv[0] is the program. The child gets --events-fd 3 --control-fd 4 behind argv. envp as in
+ * sl_spawn. */
+int sl_child_start(struct sl_loop *loop, const char *const *argv, const char *const *envp,
+                   const char *cwd, const struct sl_child_owner *owner, struct sl_child **ret_child,
+                   struct sl_err *err);
+/* Sends a command of the wire; NULL-safe. A child that is gone or does not read is no error: it
+ * will be reaped. */
 void sl_child_deadline(struct sl_child *child, int64_t boot_us);
 void sl_child_command(struct sl_child *child, const char *cmd);
 /* SIGKILL to it and all that it started; exited follows. NULL-safe. */
 void sl_child_kill(struct sl_child *child);
-/* Kills and reaps it without a word to the owner, for the agent's own end: the loop must not run again.
- * NULL-safe. */
+/* Kills and reaps it without a word to the owner, for the agent's own end: the loop must not run
+ * again. NULL-safe. */
 void sl_child_free(struct sl_child *child);
 
 #endif

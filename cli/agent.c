@@ -10,9 +10,12 @@
 #include <unistd.h>
 
 static const char usage[] =
-    "usage: softlaunch agent --redis URL --server URL --work-dir DIR [--queue NAME ...] [--allow-path DIR ...]\n"
-    "                        [--token-file FILE] [--lease-ms 30000] [--once | --max-runs N] [--worker PATH]\n\n"
-    "  --redis URL       redis://[USER:PASSWORD@]HOST:PORT/DB or unix:///PATH (env SOFTLAUNCH_REDIS)\n"
+    "usage: softlaunch agent --redis URL --server URL --work-dir DIR [--queue NAME ...] "
+    "[--allow-path DIR ...]\n"
+    "                        [--token-file FILE] [--lease-ms 30000] [--once | --max-runs N] "
+    "[--worker PATH]\n\n"
+    "  --redis URL       redis://[USER:PASSWORD@]HOST:PORT/DB or unix:///PATH (env "
+    "SOFTLAUNCH_REDIS)\n"
     "  --server URL      where artifacts come from and go to (env SOFTLAUNCH_SERVER)\n"
     "  --token-file FILE the server's token (env SOFTLAUNCH_TOKEN)\n"
     "  --work-dir DIR    cache and run folders; agents of one machine may share it\n"
@@ -20,7 +23,8 @@ static const char usage[] =
     "  --allow-path DIR  a folder below which a spec may name files\n"
     "  --lease-ms N      how long a run stays ours without a word from us\n"
     "  --once            ends after one run\n\n"
-    "SIGTERM: the run under way is checkpointed and given back. Logs JSON lines on standard error.\n";
+    "SIGTERM: the run under way is checkpointed and given back. Logs JSON lines on standard "
+    "error.\n";
 
 static const char *from_env(const char *name)
 {
@@ -42,12 +46,18 @@ static int work_dir(const char *given, char ret_path[SL_PATH_MAX], struct sl_err
 int cmd_agent(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"redis", required_argument, NULL, 'r'},      {"server", required_argument, NULL, 's'},
-        {"work-dir", required_argument, NULL, 'd'},   {"queue", required_argument, NULL, 'q'},
-        {"allow-path", required_argument, NULL, 'a'}, {"token-file", required_argument, NULL, 't'},
-        {"lease-ms", required_argument, NULL, 'l'},   {"once", no_argument, NULL, 'o'},
-        {"max-runs", required_argument, NULL, 'm'},   {"worker", required_argument, NULL, 'w'},
-        {"verbose", no_argument, NULL, 'v'},          {"help", no_argument, NULL, 'h'},
+        {"redis", required_argument, NULL, 'r'},
+        {"server", required_argument, NULL, 's'},
+        {"work-dir", required_argument, NULL, 'd'},
+        {"queue", required_argument, NULL, 'q'},
+        {"allow-path", required_argument, NULL, 'a'},
+        {"token-file", required_argument, NULL, 't'},
+        {"lease-ms", required_argument, NULL, 'l'},
+        {"once", no_argument, NULL, 'o'},
+        {"max-runs", required_argument, NULL, 'm'},
+        {"worker", required_argument, NULL, 'w'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     struct sl_agent_config config = {.redis_url = from_env("SOFTLAUNCH_REDIS"),
@@ -61,13 +71,20 @@ int cmd_agent(int argc, char **argv)
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
-        case 'r': config.redis_url = optarg; break;
-        case 's': config.server_url = optarg; break;
-        case 'd': dir = optarg; break;
+        case 'r':
+            config.redis_url = optarg;
+            break;
+        case 's':
+            config.server_url = optarg;
+            break;
+        case 'd':
+            dir = optarg;
+            break;
         case 'q':
-            if (config.n_queues == SL_QUEUE_NAMES_MAX || !*optarg || strlen(optarg) > SL_QUEUE_NAME_MAX)
-                rc = sl_err_set(&err, SL_SPEC, "--queue: at most %d names of at most %d bytes", SL_QUEUE_NAMES_MAX,
-                                SL_QUEUE_NAME_MAX);
+            if (config.n_queues == SL_QUEUE_NAMES_MAX || !*optarg ||
+                strlen(optarg) > SL_QUEUE_NAME_MAX)
+                rc = sl_err_set(&err, SL_SPEC, "--queue: at most %d names of at most %d bytes",
+                                SL_QUEUE_NAMES_MAX, SL_QUEUE_NAME_MAX);
             else
                 config.queues[config.n_queues++] = optarg;
             break;
@@ -78,14 +95,30 @@ int cmd_agent(int argc, char **argv)
             else
                 config.allow_paths[config.n_allow_paths++] = optarg;
             break;
-        case 't': token_file = optarg; break;
-        case 'l': config.lease_ms = atoll(optarg); break;
-        case 'o': config.max_runs = 1; break;
-        case 'm': config.max_runs = atoi(optarg); break;
-        case 'w': config.worker = optarg; break;
-        case 'v': least = SL_DEBUG; break;
-        case 'h': fputs(usage, stdout); return 0;
-        default: fputs(usage, stderr); return 2;
+        case 't':
+            token_file = optarg;
+            break;
+        case 'l':
+            config.lease_ms = atoll(optarg);
+            break;
+        case 'o':
+            config.max_runs = 1;
+            break;
+        case 'm':
+            config.max_runs = atoi(optarg);
+            break;
+        case 'w':
+            config.worker = optarg;
+            break;
+        case 'v':
+            least = SL_DEBUG;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 2;
         }
     if (optind != argc || !config.redis_url || !config.server_url || !dir) {
         fputs(usage, stderr);

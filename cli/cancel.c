@@ -13,8 +13,10 @@ static const char usage[] =
 int cmd_cancel(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'},         {"server", required_argument, NULL, 's'},
-        {"token-file", required_argument, NULL, 't'}, {"help", no_argument, NULL, 'h'},
+        {"json", no_argument, NULL, 'j'},
+        {"server", required_argument, NULL, 's'},
+        {"token-file", required_argument, NULL, 't'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     const char *server = NULL, *token_file = NULL;
@@ -27,11 +29,21 @@ int cmd_cancel(int argc, char **argv)
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
-        case 'j': json = true; break;
-        case 's': server = optarg; break;
-        case 't': token_file = optarg; break;
-        case 'h': fputs(usage, stdout); return 0;
-        default: fputs(usage, stderr); return 2;
+        case 'j':
+            json = true;
+            break;
+        case 's':
+            server = optarg;
+            break;
+        case 't':
+            token_file = optarg;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 2;
         }
     if (optind != argc - 1) {
         fputs(usage, stderr);

@@ -11,7 +11,8 @@
 static const char usage[] =
     "usage: softlaunch enqueue SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json]\n"
     "                          [--server URL] [--token-file FILE]\n\n"
-    "  KEY=VALUE        changes the spec: priority=high, model.optim.lr=3e-4, datasets.train.0=...\n"
+    "  KEY=VALUE        changes the spec: priority=high, model.optim.lr=3e-4, "
+    "datasets.train.0=...\n"
     "  --wait           waits for the run's end; exit status 0 only when it succeeded\n"
     "  --follow         the same, showing its progress\n"
     "  --key KEY        enqueueing again with the same key and spec gives the same run\n"
@@ -20,7 +21,8 @@ static const char usage[] =
     "  --token-file F   default: the token in SOFTLAUNCH_TOKEN\n";
 
 /* Reads the spec, applies the overrides, and prints everything that is wrong with it. */
-static int read_spec(const char *path, int n, char **overrides, json_t **ret_spec, struct sl_err *err)
+static int read_spec(const char *path, int n, char **overrides, json_t **ret_spec,
+                     struct sl_err *err)
 {
     json_t *spec = NULL, *errors = NULL;
     struct sl_buf text;
@@ -36,8 +38,8 @@ static int read_spec(const char *path, int n, char **overrides, json_t **ret_spe
         sl_spec_errors_text(errors, &text);
         fputs(text.p, stderr);
         sl_buf_release(&text);
-        rc = sl_err_set(err, SL_SPEC, "%s: %zu error%s in the job spec; nothing was enqueued", path, count,
-                        count == 1 ? "" : "s");
+        rc = sl_err_set(err, SL_SPEC, "%s: %zu error%s in the job spec; nothing was enqueued", path,
+                        count, count == 1 ? "" : "s");
     }
     json_decref(errors);
     if (rc)
@@ -55,8 +57,9 @@ static int finish(struct sl_api *api, const char *run, bool quiet, struct sl_err
 
     if (rc)
         return rc;
-    if (strcmp(state, "succeeded"))
-        return sl_err_set(err, SL_DATA, "run %s: %s; `softlaunch runs show %.12s` tells why", run, state, run);
+    if (strcmp(state, "succeeded") != 0)
+        return sl_err_set(err, SL_DATA, "run %s: %s; `softlaunch runs show %.12s` tells why", run,
+                          state, run);
     return 0;
 }
 
@@ -78,14 +81,30 @@ int cmd_enqueue(int argc, char **argv)
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
-        case 'w': wait = true; break;
-        case 'f': follow = true; break;
-        case 'k': key = optarg; break;
-        case 'j': json = true; break;
-        case 's': server = optarg; break;
-        case 't': token_file = optarg; break;
-        case 'h': fputs(usage, stdout); return 0;
-        default: fputs(usage, stderr); return 2;
+        case 'w':
+            wait = true;
+            break;
+        case 'f':
+            follow = true;
+            break;
+        case 'k':
+            key = optarg;
+            break;
+        case 'j':
+            json = true;
+            break;
+        case 's':
+            server = optarg;
+            break;
+        case 't':
+            token_file = optarg;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 2;
         }
     if (optind >= argc) {
         fputs(usage, stderr);

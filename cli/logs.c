@@ -14,9 +14,12 @@ static const char usage[] =
 int cmd_logs(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"follow", no_argument, NULL, 'f'},       {"all", no_argument, NULL, 'a'},
-        {"json", no_argument, NULL, 'j'},         {"server", required_argument, NULL, 's'},
-        {"token-file", required_argument, NULL, 't'}, {"help", no_argument, NULL, 'h'},
+        {"follow", no_argument, NULL, 'f'},
+        {"all", no_argument, NULL, 'a'},
+        {"json", no_argument, NULL, 'j'},
+        {"server", required_argument, NULL, 's'},
+        {"token-file", required_argument, NULL, 't'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     struct cli_follow how = {.logs = true};
@@ -28,13 +31,27 @@ int cmd_logs(int argc, char **argv)
 
     while ((c = getopt_long(argc, argv, "f", options, NULL)) != -1)
         switch (c) {
-        case 'f': how.follow = true; break;
-        case 'a': how.logs = false; break;
-        case 'j': how.json = true; break;
-        case 's': server = optarg; break;
-        case 't': token_file = optarg; break;
-        case 'h': fputs(usage, stdout); return 0;
-        default: fputs(usage, stderr); return 2;
+        case 'f':
+            how.follow = true;
+            break;
+        case 'a':
+            how.logs = false;
+            break;
+        case 'j':
+            how.json = true;
+            break;
+        case 's':
+            server = optarg;
+            break;
+        case 't':
+            token_file = optarg;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 2;
         }
     if (optind != argc - 1) {
         fputs(usage, stderr);

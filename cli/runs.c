@@ -37,8 +37,8 @@ static void print_list(const json_t *page)
     json_t *r;
     size_t i;
 
-    printf("%-12s %-24s %-10s %-9s %-10s %7s %13s %9s %6s\n", "RUN", "NAME", "QUEUE", "PRIORITY", "STATE",
-           "ATTEMPT", "STEP", "VAL_LOSS", "AGE");
+    printf("%-12s %-24s %-10s %-9s %-10s %7s %13s %9s %6s\n", "RUN", "NAME", "QUEUE", "PRIORITY",
+           "STATE", "ATTEMPT", "STEP", "VAL_LOSS", "AGE");
     json_array_foreach(json_object_get(page, "runs"), i, r) {
         const char *phase = sl_json_str(r, "phase", "");
         char step[32] = "-", loss[24] = "-";
@@ -48,8 +48,9 @@ static void print_list(const json_t *page)
         if (json_is_number(sl_json_get(r, "metrics.val_loss")))
             snprintf(loss, sizeof loss, "%.4f", sl_json_num(r, "metrics.val_loss", 0));
         printf("%-12.12s %-24.24s %-10.10s %-9s %-10s %7lld %13s %9s", sl_json_str(r, "run", ""),
-               sl_json_str(r, "name", ""), sl_json_str(r, "queue", ""), sl_json_str(r, "priority", ""),
-               *phase ? phase : sl_json_str(r, "state", ""), (long long)sl_json_int(r, "attempt", 0), step, loss);
+               sl_json_str(r, "name", ""), sl_json_str(r, "queue", ""),
+               sl_json_str(r, "priority", ""), *phase ? phase : sl_json_str(r, "state", ""),
+               (long long)sl_json_int(r, "attempt", 0), step, loss);
         print_age(sl_json_int(r, "created_ms", 0));
         putchar('\n');
     }
@@ -67,8 +68,8 @@ static void print_time(const char *what, int64_t ms)
 
 static void print_run(const json_t *r)
 {
-    static const char *const texts[] = {"run", "name", "project", "queue", "priority", "state", "phase",
-                                        "cause", "msg", "agent", "checkpoint"};
+    static const char *const texts[] = {"run",   "name",  "project", "queue", "priority",  "state",
+                                        "phase", "cause", "msg",     "agent", "checkpoint"};
     const char *key;
     json_t *value;
     size_t i;
@@ -78,8 +79,8 @@ static void print_run(const json_t *r)
             printf("%-12s %s\n", texts[i], sl_json_str(r, texts[i], ""));
     printf("%-12s %lld (failures %lld of %lld, preemptions %lld, lost %lld)\n", "attempt",
            (long long)sl_json_int(r, "attempt", 0), (long long)sl_json_int(r, "failures", 0),
-           (long long)sl_json_int(r, "max_attempts", 0), (long long)sl_json_int(r, "preemptions", 0),
-           (long long)sl_json_int(r, "lost", 0));
+           (long long)sl_json_int(r, "max_attempts", 0),
+           (long long)sl_json_int(r, "preemptions", 0), (long long)sl_json_int(r, "lost", 0));
     if (sl_json_int(r, "step", -1) >= 0)
         printf("%-12s %lld of %lld\n", "step", (long long)sl_json_int(r, "step", 0),
                (long long)sl_json_int(r, "steps", 0));
@@ -91,8 +92,8 @@ static void print_run(const json_t *r)
         if (json_is_number(value))
             printf("%-12s %-24s %.6g\n", "metric", key, json_number_value(value));
     json_array_foreach(json_object_get(r, "outputs"), i, value)
-        printf("%-12s %s:%s\n", sl_json_str(value, "output", "output"), sl_json_str(value, "artifact", "?"),
-               sl_json_str(value, "version", "?"));
+        printf("%-12s %s:%s\n", sl_json_str(value, "output", "output"),
+               sl_json_str(value, "artifact", "?"), sl_json_str(value, "version", "?"));
     json_array_foreach(json_object_get(r, "log_tail"), i, value)
         printf("%s%s\n", i ? "" : "last lines of its log:\n", json_string_value(value));
 }
@@ -104,7 +105,8 @@ static int list(struct sl_api *api, int limit, const char *state, const char *qu
     json_t *page;
     int rc;
 
-    snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%s&queue=%s", limit, s ? s : "", q ? q : "");
+    snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%s&queue=%s", limit, s ? s : "",
+             q ? q : "");
     free(s);
     free(q);
     rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
@@ -141,10 +143,14 @@ static int show(struct sl_api *api, const char *text, bool json, struct sl_err *
 int cmd_runs(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'},         {"table", no_argument, NULL, 'T'},
-        {"state", required_argument, NULL, 'S'},  {"queue", required_argument, NULL, 'q'},
-        {"limit", required_argument, NULL, 'l'},  {"server", required_argument, NULL, 's'},
-        {"token-file", required_argument, NULL, 't'}, {"help", no_argument, NULL, 'h'},
+        {"json", no_argument, NULL, 'j'},
+        {"table", no_argument, NULL, 'T'},
+        {"state", required_argument, NULL, 'S'},
+        {"queue", required_argument, NULL, 'q'},
+        {"limit", required_argument, NULL, 'l'},
+        {"server", required_argument, NULL, 's'},
+        {"token-file", required_argument, NULL, 't'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     const char *server = NULL, *token_file = NULL, *state = "", *queue = "";
@@ -155,24 +161,43 @@ int cmd_runs(int argc, char **argv)
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
-        case 'j': json = true; break;
-        case 'T': json = false; break;
-        case 'S': state = optarg; break;
-        case 'q': queue = optarg; break;
-        case 'l': limit = atoi(optarg); break;
-        case 's': server = optarg; break;
-        case 't': token_file = optarg; break;
-        case 'h': fputs(usage, stdout); return 0;
-        default: fputs(usage, stderr); return 2;
+        case 'j':
+            json = true;
+            break;
+        case 'T':
+            json = false;
+            break;
+        case 'S':
+            state = optarg;
+            break;
+        case 'q':
+            queue = optarg;
+            break;
+        case 'l':
+            limit = atoi(optarg);
+            break;
+        case 's':
+            server = optarg;
+            break;
+        case 't':
+            token_file = optarg;
+            break;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 2;
         }
     left = argc - optind;
-    if ((left && strcmp(argv[optind], "show")) || left > 2 || left == 1) {
+    if ((left && strcmp(argv[optind], "show") != 0) || left > 2 || left == 1) {
         fputs(usage, stderr);
         return 2;
     }
     rc = sl_api_open(server, token_file, &api, &err);
     if (!rc)
-        rc = left ? show(api, argv[optind + 1], json, &err) : list(api, limit, state, queue, json, &err);
+        rc = left ? show(api, argv[optind + 1], json, &err)
+                  : list(api, limit, state, queue, json, &err);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;
 }

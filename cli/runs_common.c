@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #define FIND_PAGE 200 /* runs looked through for a name or the beginning of an id */
+#define BAR_CELLS 24
 #define METRIC_PERIOD_US INT64_C(5000000) /* between lines of numbers when there is no terminal */
 
 bool cli_is_final(const char *state)
@@ -24,7 +25,8 @@ void cli_print_json(const json_t *json)
     putchar('\n');
 }
 
-int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 1], struct sl_err *err)
+int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 1],
+                 struct sl_err *err)
 {
     size_t len = strlen(text), i;
     const char *found = NULL;
@@ -46,24 +48,27 @@ int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 
             found = found ? found : id;
         } else if (len >= 4 && !strncmp(id, text, len)) {
             if (found && strncmp(found, text, len) == 0)
-                rc = sl_err_set(err, SL_CONFLICT, "several runs begin with %s: give more of the id", text);
+                rc = sl_err_set(err, SL_CONFLICT, "several runs begin with %s: give more of the id",
+                                text);
             found = id;
         }
     }
     if (!rc && !found)
-        rc = sl_err_set(err, SL_NOTFOUND, "no run has the id or name %s among the newest %d", text, FIND_PAGE);
+        rc = sl_err_set(err, SL_NOTFOUND, "no run has the id or name %s among the newest %d", text,
+                        FIND_PAGE);
     if (!rc)
         snprintf(ret_run, SL_ID_HEX + 1, "%s", found);
     json_decref(page);
     return rc;
 }
 
-/* ---- printing events --------------------------------------------------------------------------------------- */
+/* ---- printing events
+ * --------------------------------------------------------------------------------------- */
 
 struct view {
     const struct cli_follow *how;
     bool terminal, line_open; /* a line of numbers that is being rewritten */
-    int64_t steps, metric_us;
+    int64_t steps, first_step, start_ms, metric_us;
 };
 
 static void close_line(struct view *v)
@@ -83,28 +88,56 @@ static void print_state(struct view *v, const json_t *e)
            *cause ? " (" : "", cause, *cause ? ")" : "", *msg ? ": " : "", msg);
 }
 
+/* A training step: on a terminal one line that is rewritten, else a line now and then. */
+static void print_step(struct view *v, const json_t *e)
+{
+    const json_t *d = json_object_get(e, "data");
+    int64_t step = sl_json_int(d, "step", 0), done = step - v->first_step;
+    char bar[BAR_CELLS + 1];
+    int cells = v->steps > 0 ? (int)(step * BAR_CELLS / v->steps) : 0;
+
+    if (!v->terminal && sl_boot_us() - v->metric_us < METRIC_PERIOD_US)
+        return;
+    v->metric_us = sl_boot_us();
+    memset(bar, '.', BAR_CELLS);
+    memset(bar, '#', (size_t)(cells < 0 ? 0 : cells > BAR_CELLS ? BAR_CELLS : cells));
+    bar[BAR_CELLS] = 0;
+    if (v->terminal)
+        printf("\r\033[K[%s] ", bar);
+    printf("step %lld/%lld  loss %.4f", (long long)step, (long long)v->steps,
+           sl_json_num(d, "loss", 0));
+    if (json_object_get(d, "tokens_per_s"))
+        printf("  %.0f tokens/s", sl_json_num(d, "tokens_per_s", 0));
+    if (done > 0 && v->steps > step && v->start_ms) {
+        int64_t left_s =
+            (sl_json_int(e, "time_ms", 0) - v->start_ms) * (v->steps - step) / done / 1000;
+        printf("  %lldm%02llds left", (long long)left_s / 60, (long long)left_s % 60);
+    }
+    v->line_open = v->terminal;
+    if (!v->line_open)
+        putchar('\n');
+}
+
 static void print_metric(struct view *v, const json_t *e)
 {
     const json_t *d = json_object_get(e, "data");
-    bool validation = json_object_get(d, "val_loss") != NULL;
-    int64_t step = sl_json_int(d, "step", -1);
     const char *key;
     json_t *value;
 
-    if (!v->terminal && !validation && sl_boot_us() - v->metric_us < METRIC_PERIOD_US)
+    if (json_object_get(d, "loss")) {
+        print_step(v, e);
         return;
-    v->metric_us = sl_boot_us();
-    if (v->terminal)
-        printf("\r\033[K");
-    printf("step %lld", (long long)step);
-    if (v->steps > 0)
-        printf("/%lld", (long long)v->steps);
+    }
+    close_line(v);
+    if (json_object_get(d, "val_loss")) {
+        printf("step %lld/%lld  val_loss %.4f%s\n", (long long)sl_json_int(d, "step", 0),
+               (long long)v->steps, sl_json_num(d, "val_loss", 0),
+               sl_json_bool(d, "best", false) ? ", the best so far" : "");
+        return;
+    }
     json_object_foreach((json_t *)(uintptr_t)d, key, value)
-        if (json_is_number(value) && strcmp(key, "step"))
-            printf("  %s %.4g", key, json_number_value(value));
-    v->line_open = v->terminal && !validation;
-    if (!v->line_open)
-        putchar('\n');
+        if (json_is_number(value) && strcmp(key, "step") != 0)
+            printf("   %-44s %.4f\n", key, json_number_value(value));
 }
 
 static void print_event(struct view *v, const json_t *e)
@@ -114,7 +147,7 @@ static void print_event(struct view *v, const json_t *e)
     if (v->how->quiet)
         return;
     if (v->how->json) {
-        if (v->how->logs && strcmp(type, "log"))
+        if (v->how->logs && strcmp(type, "log") != 0)
             return;
         char *text = sl_json_dump(e);
         puts(text ? text : "{}");
@@ -133,6 +166,8 @@ static void print_event(struct view *v, const json_t *e)
         printf("-- %s\n", sl_json_str(e, "data.phase", "?"));
     } else if (!strcmp(type, "start")) {
         v->steps = sl_json_int(e, "data.steps", 0);
+        v->first_step = sl_json_int(e, "data.step", 0);
+        v->start_ms = sl_json_int(e, "time_ms", 0);
     } else if (!strcmp(type, "metric")) {
         print_metric(v, e);
     } else if (!strcmp(type, "checkpoint")) {
@@ -142,7 +177,8 @@ static void print_event(struct view *v, const json_t *e)
     fflush(stdout);
 }
 
-/* ---- following --------------------------------------------------------------------------------------------- */
+/* ---- following
+ * --------------------------------------------------------------------------------------------- */
 
 static int get_state(struct sl_api *api, const char *run, char *ret_state, struct sl_err *err)
 {
@@ -160,15 +196,16 @@ static int get_state(struct sl_api *api, const char *run, char *ret_state, struc
 }
 
 /* One read of events; *ret_n how many there were. */
-static int read_events(struct sl_api *api, const char *run, struct view *v, char last[64], int *ret_n,
-                       char *state, struct sl_err *err)
+static int read_events(struct sl_api *api, const char *run, struct view *v, char last[64],
+                       int *ret_n, char *state, struct sl_err *err)
 {
     char path[256];
     json_t *page, *e;
     size_t i;
     int rc;
 
-    snprintf(path, sizeof path, "/api/v1/runs/%s/events?after=%s&wait_ms=%d", run, last, v->how->follow ? 1000 : 0);
+    snprintf(path, sizeof path, "/api/v1/runs/%s/events?after=%s&wait_ms=%d", run, last,
+             v->how->follow ? 1000 : 0);
     rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
     if (rc)
         return rc;
@@ -183,8 +220,8 @@ static int read_events(struct sl_api *api, const char *run, struct view *v, char
     return 0;
 }
 
-int cli_follow_run(struct sl_api *api, const char *run, const struct cli_follow *how, char *ret_state,
-                   struct sl_err *err)
+int cli_follow_run(struct sl_api *api, const char *run, const struct cli_follow *how,
+                   char *ret_state, struct sl_err *err)
 {
     struct view v = {.how = how, .terminal = isatty(STDOUT_FILENO)};
     char last[64] = "0", state[32] = "";

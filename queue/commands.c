@@ -1,7 +1,7 @@
-#include "queue/queue.h"
-#include "queue/inner.h"
-#include "queue/scripts.h"
 #include "base/json.h"
+#include "queue/inner.h"
+#include "queue/queue.h"
+#include "queue/scripts.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,8 +64,8 @@ void sl_queue_cmd_append_event(struct sl_cmd *c, const char *type, const char *j
     sl_cmd_add(c, json);
 }
 
-void sl_queue_cmd_checkpoint(struct sl_cmd *c, const char *run, const char *lease, const char *manifest,
-                             int64_t step)
+void sl_queue_cmd_checkpoint(struct sl_cmd *c, const char *run, const char *lease,
+                             const char *manifest, int64_t step)
 {
     sl_queue_cmd(c, SL_SCRIPT_CHECKPOINT);
     sl_cmd_add(c, run);
@@ -152,7 +152,8 @@ int sl_queue_claim_reply(const redisReply *reply, struct sl_claim *ret_claim, st
     c.attempt = atoi(reply->element[1]->str);
     memcpy(c.checkpoint, reply->element[4]->str, (size_t)reply->element[4]->len);
     c.checkpoint_step = atoll(reply->element[5]->str);
-    rc = sl_json_parse(reply->element[3]->str, (size_t)reply->element[3]->len, "the run's spec", &c.spec, err);
+    rc = sl_json_parse(reply->element[3]->str, (size_t)reply->element[3]->len, "the run's spec",
+                       &c.spec, err);
     if (rc)
         return rc;
     c.name = strdup(reply->element[2]->str);
@@ -177,7 +178,8 @@ int sl_queue_renew_reply(const redisReply *reply, bool *ret_cancelled, bool *ret
                          struct sl_err *err)
 {
     if (reply->type != REDIS_REPLY_ARRAY || reply->elements < 3 ||
-        reply->element[1]->type != REDIS_REPLY_STRING || reply->element[2]->type != REDIS_REPLY_STRING)
+        reply->element[1]->type != REDIS_REPLY_STRING ||
+        reply->element[2]->type != REDIS_REPLY_STRING)
         return sl_err_set(err, SL_DATA, "the renewal's reply has an unknown form");
     *ret_cancelled = !strcmp(reply->element[1]->str, "1");
     *ret_revived = !strcmp(reply->element[2]->str, "1");

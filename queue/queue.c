@@ -1,7 +1,7 @@
 #include "queue/queue.h"
-#include "queue/inner.h"
 #include "base/digest.h"
 #include "base/json.h"
+#include "queue/inner.h"
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +22,8 @@ const char *sl_queue_priority(int rank)
     return rank >= 0 && rank < 4 ? priorities[rank] : "medium";
 }
 
-/* ---- a pool of connections -------------------------------------------------------------------------------- */
+/* ---- a pool of connections
+ * -------------------------------------------------------------------------------- */
 
 struct sl_queue {
     struct sl_redis *idle[SL_QUEUE_CONNECTIONS];
@@ -107,7 +108,8 @@ static json_t *parsed(const char *text)
     return j ? j : json_null();
 }
 
-/* ---- runs as JSON ------------------------------------------------------------------------------------------ */
+/* ---- runs as JSON
+ * ------------------------------------------------------------------------------------------ */
 
 enum kind { TEXT, INTEGER, FLAG, JSON, RANK };
 
@@ -216,8 +218,8 @@ int sl_queue_show(struct sl_queue *q, const char *run, json_t **ret_run, struct 
     return 0;
 }
 
-int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *state, const char *queue,
-                  json_t **ret_page, struct sl_err *err)
+int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *state,
+                  const char *queue, json_t **ret_page, struct sl_err *err)
 {
     struct sl_cmd c;
     redisReply *reply;
@@ -243,14 +245,17 @@ int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *s
         return sl_queue_odd_reply("list", reply, err);
     runs = json_array();
     for (size_t i = 1; i < reply->elements; i += N_LIST_FIELDS + 1)
-        json_array_append_new(runs, run_json(reply->element[i]->str, reply->element + i + 1, N_LIST_FIELDS));
-    *ret_page = json_pack("{s:o, s:o}", "runs", runs, "next",
-                          reply->element[0]->len ? json_string(reply->element[0]->str) : json_null());
+        json_array_append_new(
+            runs, run_json(reply->element[i]->str, reply->element + i + 1, N_LIST_FIELDS));
+    *ret_page =
+        json_pack("{s:o, s:o}", "runs", runs, "next",
+                  reply->element[0]->len ? json_string(reply->element[0]->str) : json_null());
     freeReplyObject(reply);
     return 0;
 }
 
-/* ---- enqueue and cancel ------------------------------------------------------------------------------------ */
+/* ---- enqueue and cancel
+ * ------------------------------------------------------------------------------------ */
 
 int sl_queue_enqueue(struct sl_queue *q, const json_t *spec, const char *client,
                      char ret_run[SL_ID_HEX + 1], bool *ret_new, struct sl_err *err)
@@ -266,7 +271,8 @@ int sl_queue_enqueue(struct sl_queue *q, const json_t *spec, const char *client,
     if (rank < 0 || !*queue || strlen(queue) > SL_QUEUE_NAME_MAX)
         return sl_err_set(err, SL_SPEC, "the spec's priority or queue is not valid");
     if (client && strlen(client) > SL_QUEUE_TOKEN_MAX)
-        return sl_err_set(err, SL_SPEC, "an idempotency key has at most %d bytes", SL_QUEUE_TOKEN_MAX);
+        return sl_err_set(err, SL_SPEC, "an idempotency key has at most %d bytes",
+                          SL_QUEUE_TOKEN_MAX);
     text = sl_json_dump(spec);
     if (!text)
         return sl_err_set(err, SL_NOMEM, "out of memory");
@@ -278,7 +284,8 @@ int sl_queue_enqueue(struct sl_queue *q, const json_t *spec, const char *client,
     sl_random_id(run);
     sl_queue_cmd(&c, SL_SCRIPT_ENQUEUE);
     sl_cmd_add(&c, run);
-    /* Even without a key of the caller's, a retry of ours after a lost reply must find its own run. */
+    /* Even without a key of the caller's, a retry of ours after a lost reply must find its own run.
+     */
     sl_cmd_add(&c, client && *client ? client : run);
     sl_cmd_add(&c, queue);
     sl_cmd_add_int(&c, rank);
@@ -291,8 +298,9 @@ int sl_queue_enqueue(struct sl_queue *q, const json_t *spec, const char *client,
     rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 || !sl_queue_is_text(reply->element[0]) ||
-        reply->element[0]->len != SL_ID_HEX || !sl_queue_is_text(reply->element[1]))
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 ||
+        !sl_queue_is_text(reply->element[0]) || reply->element[0]->len != SL_ID_HEX ||
+        !sl_queue_is_text(reply->element[1]))
         return sl_queue_odd_reply("enqueue", reply, err);
     memcpy(ret_run, reply->element[0]->str, SL_ID_HEX + 1);
     if (ret_new)
@@ -321,7 +329,9 @@ int sl_queue_cancel(struct sl_queue *q, const char *run, const char **ret_state,
     return 0;
 }
 
-/* ---- events ------------------------------------------------------------------------------------------------ */
+/* ---- events
+ * ------------------------------------------------------------------------------------------------
+ */
 
 static bool event_id_valid(const char *id)
 {
@@ -340,8 +350,8 @@ static json_t *event_json(const redisReply *entry)
     const redisReply *kv;
     json_t *e;
 
-    if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2 || !sl_queue_is_text(entry->element[0]) ||
-        entry->element[1]->type != REDIS_REPLY_ARRAY)
+    if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2 ||
+        !sl_queue_is_text(entry->element[0]) || entry->element[1]->type != REDIS_REPLY_ARRAY)
         return NULL;
     kv = entry->element[1];
     e = json_pack("{s:s, s:I}", "id", entry->element[0]->str, "time_ms",
@@ -360,8 +370,8 @@ static json_t *event_json(const redisReply *entry)
     return e;
 }
 
-int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int most, int64_t wait_ms,
-                    json_t **ret_events, struct sl_err *err)
+int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int most,
+                    int64_t wait_ms, json_t **ret_events, struct sl_err *err)
 {
     char key[SL_QUEUE_KEY_MAX];
     const char *last = after && *after ? after : "0";

@@ -12,7 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* ---- addresses ----------------------------------------------------------------------------------------- */
+/* ---- addresses
+ * ----------------------------------------------------------------------------------------- */
 
 static int percent_decode(const char *text, size_t len, char *out, size_t size)
 {
@@ -57,9 +58,11 @@ static int parse_unix(const char *rest, struct sl_redis_url *u, struct sl_err *e
     size_t len = query ? (size_t)(query - rest) : strlen(rest);
 
     if (rest[0] != '/' || percent_decode(rest, len, u->path, sizeof u->path))
-        return sl_err_set(err, SL_SPEC, "Redis URL: unix:// needs an absolute path of at most %zu bytes",
+        return sl_err_set(err, SL_SPEC,
+                          "Redis URL: unix:// needs an absolute path of at most %zu bytes",
                           sizeof u->path - 1);
-    if (query && (strncmp(query, "?db=", 4) || parse_small_int(query + 4, strlen(query + 4), 65535, &u->db)))
+    if (query && (strncmp(query, "?db=", 4) != 0 ||
+                  parse_small_int(query + 4, strlen(query + 4), 65535, &u->db)))
         return sl_err_set(err, SL_SPEC, "Redis URL: after the path only ?db=N may follow");
     return 0;
 }
@@ -73,8 +76,7 @@ static int parse_tcp(const char *rest, struct sl_redis_url *u, struct sl_err *er
 
     if (at) {
         const char *colon = memchr(rest, ':', (size_t)(at - rest));
-        if (!colon ||
-            percent_decode(rest, (size_t)(colon - rest), u->user, sizeof u->user) ||
+        if (!colon || percent_decode(rest, (size_t)(colon - rest), u->user, sizeof u->user) ||
             percent_decode(colon + 1, (size_t)(at - colon - 1), u->password, sizeof u->password))
             return sl_err_set(err, SL_SPEC, "Redis URL: expected user:password before the @");
         host = at + 1;
@@ -96,12 +98,14 @@ static int parse_tcp(const char *rest, struct sl_redis_url *u, struct sl_err *er
         }
     }
     u->port = 6379;
-    if (host_end == host || percent_decode(host, (size_t)(host_end - host), u->host, sizeof u->host))
+    if (host_end == host ||
+        percent_decode(host, (size_t)(host_end - host), u->host, sizeof u->host))
         return sl_err_set(err, SL_SPEC, "Redis URL: no host name in it");
     if (port && (parse_small_int(port, (size_t)(end - port), 65535, &u->port) || u->port == 0))
         return sl_err_set(err, SL_SPEC, "Redis URL: the port is not a number from 1 to 65535");
     if (slash && slash[1] && parse_small_int(slash + 1, strlen(slash + 1), 65535, &u->db))
-        return sl_err_set(err, SL_SPEC, "Redis URL: behind the host only /DB (a number) may follow");
+        return sl_err_set(err, SL_SPEC,
+                          "Redis URL: behind the host only /DB (a number) may follow");
     return 0;
 }
 
@@ -118,7 +122,8 @@ int sl_redis_url_parse(const char *text, struct sl_redis_url *ret_url, struct sl
     else if (!strncmp(text, "redis://", 8))
         rc = parse_tcp(text + 8, &u, err);
     else
-        return sl_err_set(err, SL_SPEC, "Redis URL: it must begin with redis:// or unix:// "
+        return sl_err_set(err, SL_SPEC,
+                          "Redis URL: it must begin with redis:// or unix:// "
                           "(TLS, rediss://, is not supported yet)");
     if (!rc)
         *ret_url = u;
@@ -133,7 +138,8 @@ void sl_redis_where(const struct sl_redis_url *u, char *ret_text, size_t size)
         snprintf(ret_text, size, "Redis at %s", u->path);
 }
 
-/* ---- commands ------------------------------------------------------------------------------------------ */
+/* ---- commands
+ * ------------------------------------------------------------------------------------------ */
 
 void sl_cmd_init(struct sl_cmd *c)
 {
@@ -212,7 +218,8 @@ int sl_redis_format(const struct sl_cmd *c, bool whole_script, char **ret_bytes,
     if (c->failed || c->argc == 0)
         return sl_err_set(err, SL_NOMEM, "out of memory for a Redis command");
     if (c->argc > SL_REDIS_MAX_ARGS)
-        return sl_err_set(err, SL_SPEC, "a Redis command of more than %d arguments", SL_REDIS_MAX_ARGS);
+        return sl_err_set(err, SL_SPEC, "a Redis command of more than %d arguments",
+                          SL_REDIS_MAX_ARGS);
     const char *argv[SL_REDIS_MAX_ARGS];
     size_t lens[SL_REDIS_MAX_ARGS];
     for (int i = 0; i < c->argc; i++) {
@@ -247,13 +254,20 @@ bool sl_redis_is_noscript(const redisReply *reply)
 
 int sl_redis_error(const redisReply *reply, struct sl_err *err)
 {
-    static const struct { const char *word; int code; bool ours; } table[] = {
-        {"LEASE", SL_LEASE, true}, {"NOTFOUND", SL_NOTFOUND, true}, {"CONFLICT", SL_CONFLICT, true},
-        {"CANCELLED", SL_CANCELLED, true}, {"SPEC", SL_SPEC, true}, {"NOAUTH", SL_DENIED, false},
-        {"WRONGPASS", SL_DENIED, false}, {"NOPERM", SL_DENIED, false}, {"LOADING", SL_RETRY, false},
-        {"BUSY", SL_RETRY, false}, {"READONLY", SL_RETRY, false}, {"OOM", SL_RETRY, false},
-        {"MASTERDOWN", SL_RETRY, false}, {"TRYAGAIN", SL_RETRY, false}, {"MISCONF", SL_RETRY, false},
-        {"CLUSTERDOWN", SL_RETRY, false}, {"NOREPLICAS", SL_RETRY, false}, {"MOVED", SL_RETRY, false},
+    static const struct {
+        const char *word;
+        int code;
+        bool ours;
+    } table[] = {
+        {"LEASE", SL_LEASE, true},       {"NOTFOUND", SL_NOTFOUND, true},
+        {"CONFLICT", SL_CONFLICT, true}, {"CANCELLED", SL_CANCELLED, true},
+        {"SPEC", SL_SPEC, true},         {"NOAUTH", SL_DENIED, false},
+        {"WRONGPASS", SL_DENIED, false}, {"NOPERM", SL_DENIED, false},
+        {"LOADING", SL_RETRY, false},    {"BUSY", SL_RETRY, false},
+        {"READONLY", SL_RETRY, false},   {"OOM", SL_RETRY, false},
+        {"MASTERDOWN", SL_RETRY, false}, {"TRYAGAIN", SL_RETRY, false},
+        {"MISCONF", SL_RETRY, false},    {"CLUSTERDOWN", SL_RETRY, false},
+        {"NOREPLICAS", SL_RETRY, false}, {"MOVED", SL_RETRY, false},
     };
 
     if (reply->type != REDIS_REPLY_ERROR)
@@ -269,7 +283,8 @@ int sl_redis_error(const redisReply *reply, struct sl_err *err)
     return sl_err_set(err, SL_DATA, "Redis answered: %s", reply->str);
 }
 
-/* ---- sockets ------------------------------------------------------------------------------------------- */
+/* ---- sockets
+ * ------------------------------------------------------------------------------------------- */
 
 static int open_unix(const struct sl_redis_url *u, struct sl_err *err)
 {
@@ -287,19 +302,20 @@ static int open_unix(const struct sl_redis_url *u, struct sl_err *err)
     return fd;
 }
 
-/* One address per call, the next one each time, so that the caller's retries go through all of them. */
+/* One address per call, the next one each time, so that the caller's retries go through all of
+ * them. */
 static int open_tcp(const struct sl_redis_url *u, unsigned turn, struct sl_err *err)
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list = NULL, *a;
     char port[16];
-    unsigned n = 0;
+    unsigned n = 1;
     int one = 1, rc, fd;
 
     snprintf(port, sizeof port, "%d", u->port);
     rc = getaddrinfo(u->host, port, &hints, &list);
-    if (rc)
+    if (rc || !list)
         return sl_err_set(err, SL_RETRY, "Redis host %s: %s", u->host, gai_strerror(rc));
-    for (a = list; a; a = a->ai_next)
+    for (a = list->ai_next; a; a = a->ai_next)
         n++;
     for (a = list, turn %= n; turn; turn--)
         a = a->ai_next;

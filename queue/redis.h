@@ -1,11 +1,13 @@
-/* Redis over unix and TCP sockets: our own small transport. hiredis only formats requests and parses replies.
+/* Redis over unix and TCP sockets: our own small transport. hiredis only formats requests and
+ * parses replies.
  *
- * Two forms of it. `sl_redis` blocks, and belongs to one thread at a time (the server keeps a pool of them).
- * `sl_redis_async` lives on an event loop, pipelines, and connects again by itself with growing, jittered
- * pauses; it never blocks except for the name lookup of a TCP host.
+ * Two forms of it. `sl_redis` blocks, and belongs to one thread at a time (the server keeps a pool
+ * of them). `sl_redis_async` lives on an event loop, pipelines, and connects again by itself with
+ * growing, jittered pauses; it never blocks except for the name lookup of a TCP host.
  *
- * A script is called by its digest (EVALSHA) and sent whole once when the server does not know it. Replies are
- * hiredis's redisReply. An error reply becomes an sl_err: the first word tells the code, see sl_redis_error. */
+ * A script is called by its digest (EVALSHA) and sent whole once when the server does not know it.
+ * Replies are hiredis's redisReply. An error reply becomes an sl_err: the first word tells the
+ * code, see sl_redis_error. */
 #ifndef SL_QUEUE_REDIS_H
 #define SL_QUEUE_REDIS_H
 #include "base/err.h"
@@ -14,12 +16,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define SL_REDIS_TIMEOUT_US INT64_C(5000000) /* connecting, and a reply to a command that does not wait */
+#define SL_REDIS_TIMEOUT_US                                                                        \
+    INT64_C(5000000) /* connecting, and a reply to a command that does not wait */
 #define SL_REDIS_BACKOFF_MIN_US INT64_C(50000)
 #define SL_REDIS_BACKOFF_MAX_US INT64_C(2000000)
 #define SL_REDIS_MAX_ARGS 1024
-#define SL_REDIS_OUT_MAX (64u << 20)  /* bytes waiting to be sent on one connection */
-#define SL_REDIS_MAX_PENDING 1024     /* replies awaited on one connection */
+#define SL_REDIS_OUT_MAX (64u << 20) /* bytes waiting to be sent on one connection */
+#define SL_REDIS_MAX_PENDING 1024    /* replies awaited on one connection */
 
 /* unix:///path?db=1, redis://[user:password@]host[:port][/db]. */
 struct sl_redis_url {
@@ -56,27 +59,31 @@ void sl_cmd_add_data(struct sl_cmd *c, const void *data, size_t len);
 void sl_cmd_add_int(struct sl_cmd *c, int64_t v);
 void sl_cmd_release(struct sl_cmd *c); /* NULL-safe */
 
-/* 0 when reply is no error; else the code for its first word: LEASE, NOTFOUND, CONFLICT, CANCELLED (ours),
- * NOAUTH, WRONGPASS, NOPERM (denied), LOADING, READONLY, OOM, MISCONF, ... (retry), anything else SL_DATA. */
+/* 0 when reply is no error; else the code for its first word: LEASE, NOTFOUND, CONFLICT, CANCELLED
+ * (ours), NOAUTH, WRONGPASS, NOPERM (denied), LOADING, READONLY, OOM, MISCONF, ... (retry),
+ * anything else SL_DATA. */
 int sl_redis_error(const redisReply *reply, struct sl_err *err);
 
-/* ---- blocking ------------------------------------------------------------------------------------------ */
+/* ---- blocking
+ * ------------------------------------------------------------------------------------------ */
 
 struct sl_redis;
 /* Does not connect yet. */
 int sl_redis_new(const struct sl_redis_url *url, struct sl_redis **ret_redis, struct sl_err *err);
 void sl_redis_free(struct sl_redis *r); /* NULL-safe */
-/* Sends c and waits for its reply, wait_us longer than usual for a command that waits itself. Connects when
- * needed; a connection that breaks is tried once more, so c must be one that may run twice. The caller frees
- * *ret_reply with freeReplyObject; an error reply is an error here. */
-int sl_redis_call(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us, redisReply **ret_reply,
-                  struct sl_err *err);
+/* Sends c and waits for its reply, wait_us longer than usual for a command that waits itself.
+ * Connects when needed; a connection that breaks is tried once more, so c must be one that may run
+ * twice. The caller frees *ret_reply with freeReplyObject; an error reply is an error here. */
+int sl_redis_call(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us,
+                  redisReply **ret_reply, struct sl_err *err);
 
-/* ---- on an event loop ---------------------------------------------------------------------------------- */
+/* ---- on an event loop
+ * ---------------------------------------------------------------------------------- */
 
 struct sl_redis_async;
-/* Called once per command. reply is NULL when the connection broke (err: SL_RETRY; the command may or may not
- * have run) or for an error reply (err tells). sl_redis_async_free breaks the connection. */
+/* Called once per command. reply is NULL when the connection broke (err: SL_RETRY; the command may
+ * or may not have run) or for an error reply (err tells). sl_redis_async_free breaks the
+ * connection. */
 typedef void sl_redis_reply_fn(void *arg, const redisReply *reply, const struct sl_err *err);
 /* up: ready for commands. Down: err tells why; every pending command has had its callback. */
 typedef void sl_redis_state_fn(void *arg, bool up, const struct sl_err *err);

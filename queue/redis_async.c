@@ -1,7 +1,7 @@
-#include "queue/redis.h"
-#include "queue/redis_wire.h"
 #include "base/buf.h"
 #include "base/clock.h"
+#include "queue/redis.h"
+#include "queue/redis_wire.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,8 @@ struct pending {
     sl_redis_reply_fn *fn; /* NULL: a greeting's reply */
     void *arg;
     int64_t deadline_us;
-    char *whole; /* for a script: the command with its text, should the server not know the digest */
+    char
+        *whole; /* for a script: the command with its text, should the server not know the digest */
     size_t whole_len;
     int64_t wait_us;
 };
@@ -81,8 +82,8 @@ static void fail_pending(struct sl_redis_async *r, const struct sl_err *why)
     }
 }
 
-/* Everything that waited hears of it, then the owner, then a pause before the next try: between half and all
- * of the backoff, so that many agents do not return in step. */
+/* Everything that waited hears of it, then the owner, then a pause before the next try: between
+ * half and all of the backoff, so that many agents do not return in step. */
 static void go_down(struct sl_redis_async *r, const struct sl_err *why)
 {
     int64_t pause_us = r->backoff_us / 2 + (int64_t)(random() % (r->backoff_us / 2 + 1));
@@ -90,12 +91,14 @@ static void go_down(struct sl_redis_async *r, const struct sl_err *why)
     close_link(r);
     r->state = WAITING;
     fail_pending(r, why);
-    r->backoff_us = r->backoff_us * 2 < SL_REDIS_BACKOFF_MAX_US ? r->backoff_us * 2 : SL_REDIS_BACKOFF_MAX_US;
+    r->backoff_us =
+        r->backoff_us * 2 < SL_REDIS_BACKOFF_MAX_US ? r->backoff_us * 2 : SL_REDIS_BACKOFF_MAX_US;
     r->retry_timer = sl_loop_timer(r->loop, pause_us, retry_due, r, NULL);
     r->state_fn(r->arg, false, why);
 }
 
-/* ---- time limits: one timer, set for the reply that is due first ---------------------------------------- */
+/* ---- time limits: one timer, set for the reply that is due first
+ * ---------------------------------------- */
 
 static void watch_due(void *arg);
 
@@ -108,7 +111,8 @@ static void arm_watch(struct sl_redis_async *r)
     else if (r->n_pending)
         due_us = pending_at(r, 0)->deadline_us;
     else
-        return; /* a timer that is set may fire for nothing: cheaper than setting one for each command */
+        return; /* a timer that is set may fire for nothing: cheaper than setting one for each
+                   command */
     if (r->watch_timer >= 0 && r->watch_us <= due_us)
         return;
     sl_loop_timer_cancel(r->loop, r->watch_timer);
@@ -122,8 +126,8 @@ static void watch_due(void *arg)
     struct sl_redis_async *r = arg;
     struct sl_err err = SL_ERR_INIT;
     char where[400];
-    bool late = r->state == CONNECTING ||
-                (r->n_pending && pending_at(r, 0)->deadline_us <= sl_boot_us());
+    bool late =
+        r->state == CONNECTING || (r->n_pending && pending_at(r, 0)->deadline_us <= sl_boot_us());
 
     r->watch_timer = -1;
     if (!late) {
@@ -135,7 +139,8 @@ static void watch_due(void *arg)
     go_down(r, &err);
 }
 
-/* ---- bytes out and in ------------------------------------------------------------------------------------ */
+/* ---- bytes out and in
+ * ------------------------------------------------------------------------------------ */
 
 static void want_out(struct sl_redis_async *r, bool on)
 {
@@ -162,8 +167,8 @@ static int flush_out(struct sl_redis_async *r, struct sl_err *err)
     return 0;
 }
 
-static int push(struct sl_redis_async *r, const struct sl_cmd *c, int64_t wait_us, sl_redis_reply_fn *fn,
-                void *arg, struct sl_err *err)
+static int push(struct sl_redis_async *r, const struct sl_cmd *c, int64_t wait_us,
+                sl_redis_reply_fn *fn, void *arg, struct sl_err *err)
 {
     struct pending *p;
     char *bytes, *whole = NULL;
@@ -171,7 +176,8 @@ static int push(struct sl_redis_async *r, const struct sl_cmd *c, int64_t wait_u
     int rc;
 
     if (r->n_pending == SL_REDIS_MAX_PENDING)
-        return sl_err_set(err, SL_RETRY, "%d Redis replies are awaited already", SL_REDIS_MAX_PENDING);
+        return sl_err_set(err, SL_RETRY, "%d Redis replies are awaited already",
+                          SL_REDIS_MAX_PENDING);
     rc = sl_redis_format(c, false, &bytes, &len, err);
     if (rc)
         return rc;
@@ -185,7 +191,11 @@ static int push(struct sl_redis_async *r, const struct sl_cmd *c, int64_t wait_u
         return rc;
     }
     p = pending_at(r, r->n_pending++);
-    *p = (struct pending){.fn = fn, .arg = arg, .whole = whole, .whole_len = whole_len, .wait_us = wait_us,
+    *p = (struct pending){.fn = fn,
+                          .arg = arg,
+                          .whole = whole,
+                          .whole_len = whole_len,
+                          .wait_us = wait_us,
                           .deadline_us = sl_boot_us() + SL_REDIS_TIMEOUT_US + wait_us};
     return 0;
 }
@@ -238,14 +248,16 @@ static int read_replies(struct sl_redis_async *r, struct sl_err *err)
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
         return 0;
     if (n <= 0)
-        return sl_err_set(err, SL_RETRY, n ? "the connection to Redis broke: %s" : "Redis closed the connection",
+        return sl_err_set(err, SL_RETRY,
+                          n ? "the connection to Redis broke: %s" : "Redis closed the connection",
                           strerror(errno));
     if (redisReaderFeed(r->reader, data, (size_t)n) != REDIS_OK)
         return sl_err_set(err, SL_NOMEM, "out of memory for a Redis reply");
     for (;;) {
         void *reply = NULL;
         if (redisReaderGetReply(r->reader, &reply) != REDIS_OK)
-            return sl_err_set(err, SL_RETRY, "Redis sent what is not its protocol: %s", r->reader->errstr);
+            return sl_err_set(err, SL_RETRY, "Redis sent what is not its protocol: %s",
+                              r->reader->errstr);
         if (!reply)
             return 0;
         int rc = handle_reply(r, reply, err);
@@ -255,7 +267,8 @@ static int read_replies(struct sl_redis_async *r, struct sl_err *err)
     }
 }
 
-/* ---- connecting ------------------------------------------------------------------------------------------ */
+/* ---- connecting
+ * ------------------------------------------------------------------------------------------ */
 
 static int greet(struct sl_redis_async *r, struct sl_err *err)
 {
@@ -376,7 +389,8 @@ int sl_redis_async_call(struct sl_redis_async *r, const struct sl_cmd *c, int64_
     rc = push(r, c, wait_us, fn, arg, err);
     if (rc)
         return rc;
-    /* A send that fails shows up on the socket as well: the loop takes the connection down, from its own stack. */
+    /* A send that fails shows up on the socket as well: the loop takes the connection down, from
+     * its own stack. */
     flush_out(r, NULL);
     arm_watch(r);
     return 0;

@@ -1,6 +1,6 @@
+#include "base/clock.h"
 #include "queue/redis.h"
 #include "queue/redis_wire.h"
-#include "base/clock.h"
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -93,7 +93,8 @@ static int read_reply(struct sl_redis *r, int64_t deadline_us, redisReply **ret_
     for (;;) {
         void *reply = NULL;
         if (redisReaderGetReply(r->reader, &reply) != REDIS_OK)
-            return sl_err_set(err, SL_RETRY, "Redis sent what is not its protocol: %s", r->reader->errstr);
+            return sl_err_set(err, SL_RETRY, "Redis sent what is not its protocol: %s",
+                              r->reader->errstr);
         if (reply) {
             *ret_reply = reply;
             return 0;
@@ -114,8 +115,8 @@ static int read_reply(struct sl_redis *r, int64_t deadline_us, redisReply **ret_
     }
 }
 
-static int exchange(struct sl_redis *r, const struct sl_cmd *c, bool whole_script, int64_t deadline_us,
-                    redisReply **ret_reply, struct sl_err *err)
+static int exchange(struct sl_redis *r, const struct sl_cmd *c, bool whole_script,
+                    int64_t deadline_us, redisReply **ret_reply, struct sl_err *err)
 {
     char *bytes;
     size_t len;
@@ -161,8 +162,8 @@ static int hook_up(struct sl_redis *r, struct sl_err *err)
     return rc;
 }
 
-static int call_once(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us, redisReply **ret_reply,
-                     struct sl_err *err)
+static int call_once(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us,
+                     redisReply **ret_reply, struct sl_err *err)
 {
     redisReply *reply = NULL;
     int64_t deadline_us;
@@ -189,14 +190,15 @@ static int call_once(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us
     return rc;
 }
 
-int sl_redis_call(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us, redisReply **ret_reply,
-                  struct sl_err *err)
+int sl_redis_call(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us,
+                  redisReply **ret_reply, struct sl_err *err)
 {
     struct sl_err first = SL_ERR_INIT;
     bool was_up = r->fd >= 0;
     int rc = call_once(r, c, wait_us, ret_reply, &first);
 
-    /* Only a connection that has served before is tried again: it may just have been closed while idle. */
+    /* Only a connection that has served before is tried again: it may just have been closed while
+     * idle. */
     if (rc == SL_RETRY && was_up && r->fd < 0)
         return call_once(r, c, wait_us, ret_reply, err);
     return rc ? sl_err_set(err, rc, "%s", first.msg) : 0;

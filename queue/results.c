@@ -1,12 +1,13 @@
-#include "queue/inner.h"
 #include "base/json.h"
+#include "queue/inner.h"
 #include <stdlib.h>
 #include <string.h>
 
 int sl_queue_finish(struct sl_queue *q, const char *run, const char *lease, const json_t *outputs,
                     const json_t *metrics, json_t **ret_outputs, bool *ret_new, struct sl_err *err)
 {
-    char *outputs_text = sl_json_dump(outputs), *metrics_text = metrics ? sl_json_dump(metrics) : NULL;
+    char *outputs_text = sl_json_dump(outputs),
+         *metrics_text = metrics ? sl_json_dump(metrics) : NULL;
     struct sl_cmd c;
     redisReply *reply;
     json_t *hold;
@@ -23,10 +24,11 @@ int sl_queue_finish(struct sl_queue *q, const char *run, const char *lease, cons
     rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 || !sl_queue_is_text(reply->element[0]) ||
-        !sl_queue_is_text(reply->element[1]))
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 ||
+        !sl_queue_is_text(reply->element[0]) || !sl_queue_is_text(reply->element[1]))
         return sl_queue_odd_reply("finish", reply, err);
-    rc = sl_json_parse(reply->element[0]->str, (size_t)reply->element[0]->len, "the run's outputs", &hold, err);
+    rc = sl_json_parse(reply->element[0]->str, (size_t)reply->element[0]->len, "the run's outputs",
+                       &hold, err);
     if (!rc) {
         *ret_outputs = hold;
         *ret_new = !strcmp(reply->element[1]->str, "new");

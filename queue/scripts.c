@@ -5,14 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EMBEDDED(name)                                        \
-    extern const unsigned char sl_embed_queue_scripts_##name##_lua[]; \
+#define EMBEDDED(name)                                                                             \
+    extern const unsigned char sl_embed_queue_scripts_##name##_lua[];                              \
     extern const unsigned long sl_embed_queue_scripts_##name##_lua_len;
-#define EACH_SCRIPT(X)                                                              \
-    X(ENQUEUE, enqueue) X(CLAIM, claim) X(RENEW, renew) X(APPEND, append)           \
-    X(CHECKPOINT, checkpoint) X(RELEASE, release) X(FAIL, fail) X(FINISH, finish)   \
-    X(ACK, ack) X(CANCEL, cancel) X(REAP, reap) X(HEARTBEAT, heartbeat)             \
-    X(AGENTS, agents) X(LIST, list)
+#define EACH_SCRIPT(X)                                                                             \
+    X(ENQUEUE, enqueue)                                                                            \
+    X(CLAIM, claim)                                                                                \
+    X(RENEW, renew) X(APPEND, append) X(CHECKPOINT, checkpoint) X(RELEASE, release) X(FAIL, fail)  \
+        X(FINISH, finish) X(ACK, ack) X(CANCEL, cancel) X(REAP, reap) X(HEARTBEAT, heartbeat)      \
+            X(AGENTS, agents) X(LIST, list)
 
 EMBEDDED(common)
 #define DECLARE(id, name) EMBEDDED(name)
@@ -58,8 +59,8 @@ static void make(struct sl_script *s, const char *name, const unsigned char *tex
 
 static void make_all(void)
 {
-#define MAKE(id, name)                                                                    \
-    make(&scripts[SL_SCRIPT_##id], #name, sl_embed_queue_scripts_##name##_lua,            \
+#define MAKE(id, name)                                                                             \
+    make(&scripts[SL_SCRIPT_##id], #name, sl_embed_queue_scripts_##name##_lua,                     \
          sl_embed_queue_scripts_##name##_lua_len);
     EACH_SCRIPT(MAKE)
 }

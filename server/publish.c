@@ -3,14 +3,16 @@
  *   1. the agent has uploaded blobs and manifests (invisible so far) and sends
  *      {"lease", "metrics", "outputs": [{"output", "artifact", "manifest", "aliases"}]}
  *   2. manifests are verified and pinned, version numbers reserved
- *   3. one script in Redis: lease held and not cancelled -> the run has succeeded with these outputs, outbox entry
+ *   3. one script in Redis: lease held and not cancelled -> the run has succeeded with these
+ * outputs, outbox entry
  *   4. the store commits each version under its (run, output) marker, durably
  *   5. the outbox entry is closed with what the versions became; then the answer
  *
- * After a crash between 3 and 5 the outbox is replayed from 4; a repeated request gets the first one's outputs. */
-#include "server/runs.h"
+ * After a crash between 3 and 5 the outbox is replayed from 4; a repeated request gets the first
+ * one's outputs. */
 #include "artifacts/names.h"
 #include "base/json.h"
+#include "server/runs.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -27,27 +29,32 @@ static int check_request(const json_t *body, struct sl_err *err)
 
     if (strlen(lease) != SL_ID_HEX)
         return sl_err_set(err, SL_SPEC, "lease: expected the lease id, %d hex digits", SL_ID_HEX);
-    if (!json_is_array(outputs) || !json_array_size(outputs) || json_array_size(outputs) > SL_PUBLISH_OUTPUTS_MAX)
-        return sl_err_set(err, SL_SPEC, "outputs: expected a list of 1 to %d", SL_PUBLISH_OUTPUTS_MAX);
+    if (!json_is_array(outputs) || !json_array_size(outputs) ||
+        json_array_size(outputs) > SL_PUBLISH_OUTPUTS_MAX)
+        return sl_err_set(err, SL_SPEC, "outputs: expected a list of 1 to %d",
+                          SL_PUBLISH_OUTPUTS_MAX);
     json_array_foreach(outputs, i, o) {
         const json_t *aliases = json_object_get(o, "aliases"), *alias;
         size_t k;
         if (!sl_name_valid(text_of(o, "output")) || !sl_name_valid(text_of(o, "artifact")) ||
             !sl_sha256_valid(text_of(o, "manifest")))
-            return sl_err_set(err, SL_SPEC, "outputs[%zu]: expected output, artifact (names) and manifest (sha256)",
-                              i);
+            return sl_err_set(
+                err, SL_SPEC,
+                "outputs[%zu]: expected output, artifact (names) and manifest (sha256)", i);
         if (aliases && !json_is_array(aliases))
             return sl_err_set(err, SL_SPEC, "outputs[%zu].aliases: expected a list of names", i);
         json_array_foreach(aliases, k, alias)
             if (!sl_alias_valid(json_string_value(alias)))
-                return sl_err_set(err, SL_SPEC, "outputs[%zu].aliases[%zu]: not the name of an alias", i, k);
+                return sl_err_set(err, SL_SPEC,
+                                  "outputs[%zu].aliases[%zu]: not the name of an alias", i, k);
     }
     return 0;
 }
 
 /* Step 2. `reserved` gets the outputs with their numbers, as far as it came. */
-static int reserve(struct sl_store *store, const char *run, const char *lease, const json_t *outputs,
-                   json_t *reserved, json_t **ret_problems, struct sl_err *err)
+static int reserve(struct sl_store *store, const char *run, const char *lease,
+                   const json_t *outputs, json_t *reserved, json_t **ret_problems,
+                   struct sl_err *err)
 {
     const json_t *o;
     size_t i;
@@ -62,15 +69,16 @@ static int reserve(struct sl_store *store, const char *run, const char *lease, c
             rc = sl_store_manifest(store, manifest, &found, ret_problems, err);
         json_decref(found);
         if (!rc)
-            rc = sl_store_allocate(store, text_of(o, "artifact"), manifest, run, text_of(o, "output"), &number, err);
+            rc = sl_store_allocate(store, text_of(o, "artifact"), manifest, run,
+                                   text_of(o, "output"), &number, err);
         if (rc)
             return sl_err_wrap(err, rc, "outputs[%zu]", i);
         snprintf(version, sizeof version, "v%d", number);
-        if (json_array_append_new(reserved,
-                                  json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:o}", "pin", lease, "output",
-                                            text_of(o, "output"), "artifact", text_of(o, "artifact"),
-                                            "version", version, "number", number, "manifest", manifest, "aliases",
-                                            aliases ? json_incref(aliases) : json_array())))
+        if (json_array_append_new(
+                reserved, json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:o}", "pin", lease, "output",
+                                    text_of(o, "output"), "artifact", text_of(o, "artifact"),
+                                    "version", version, "number", number, "manifest", manifest,
+                                    "aliases", aliases ? json_incref(aliases) : json_array())))
             return sl_err_set(err, SL_NOMEM, "out of memory");
     }
     return 0;
@@ -85,7 +93,8 @@ static void unreserve(struct sl_store *store, const json_t *reserved)
         sl_store_release(store, text_of(o, "artifact"), (int)sl_json_int(o, "number", -1));
 }
 
-/* Pins belong to a lease: a refused owner must not take away those of the one that publishes the same bytes. */
+/* Pins belong to a lease: a refused owner must not take away those of the one that publishes the
+ * same bytes. */
 static void unpin(struct sl_store *store, const json_t *outputs)
 {
     const json_t *o;
@@ -96,8 +105,8 @@ static void unpin(struct sl_store *store, const json_t *outputs)
 }
 
 /* Steps 4 and 5. *ret_outputs: the outputs with the versions that they became. */
-static int settle(struct sl_runs *runs, const char *run, const json_t *outputs, json_t **ret_outputs,
-                  struct sl_err *err)
+static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
+                  json_t **ret_outputs, struct sl_err *err)
 {
     struct sl_store *store = runs->server->store;
     json_t *final = json_array(), *record, *o;
@@ -105,9 +114,12 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs, 
     int rc = 0;
 
     json_array_foreach((json_t *)(uintptr_t)outputs, i, o) {
-        const struct sl_commit c = {.name = text_of(o, "artifact"), .manifest = text_of(o, "manifest"),
-                                    .number = (int)sl_json_int(o, "number", -1), .run = run,
-                                    .output = text_of(o, "output"), .aliases = json_object_get(o, "aliases")};
+        const struct sl_commit c = {.name = text_of(o, "artifact"),
+                                    .manifest = text_of(o, "manifest"),
+                                    .number = (int)sl_json_int(o, "number", -1),
+                                    .run = run,
+                                    .output = text_of(o, "output"),
+                                    .aliases = json_object_get(o, "aliases")};
         json_t *became = json_copy(o);
         json_object_del(became, "pin");
         rc = sl_store_commit(store, &c, &record, NULL, err);
@@ -145,12 +157,14 @@ void sl_publish_handler(struct sl_http_req *req, void *arg)
     int rc = check_request(body, &err);
 
     if (!rc)
-        rc = reserve(store, run, lease, json_object_get(body, "outputs"), reserved, &problems, &err);
+        rc =
+            reserve(store, run, lease, json_object_get(body, "outputs"), reserved, &problems, &err);
     if (!rc)
         rc = sl_queue_finish(runs->queue, run, lease, reserved, metrics, &hold, &is_new, &err);
     if (rc || !is_new)
         unreserve(store, reserved);
-    /* After SL_RETRY the script may have run: the pins stay until the next request or the replay knows. */
+    /* After SL_RETRY the script may have run: the pins stay until the next request or the replay
+     * knows. */
     if (rc && rc != SL_RETRY)
         unpin(store, reserved);
     if (!rc)
@@ -158,7 +172,9 @@ void sl_publish_handler(struct sl_http_req *req, void *arg)
     if (rc)
         sl_http_reply_err(req, &err, problems);
     else
-        sl_http_reply_json(req, 200, json_pack("{s:s, s:s, s:O}", "run", run, "state", "succeeded", "outputs", final));
+        sl_http_reply_json(
+            req, 200,
+            json_pack("{s:s, s:s, s:O}", "run", run, "state", "succeeded", "outputs", final));
     json_decref(reserved);
     json_decref(hold);
     json_decref(final);
@@ -173,7 +189,8 @@ int sl_publish_replay(struct sl_runs *runs, int *ret_replayed, struct sl_err *er
     if (rc)
         return rc;
     json_object_foreach(outbox, run, outputs) {
-        int one = settle(runs, run, outputs, &final, err); /* the first error is told, the others still tried */
+        int one = settle(runs, run, outputs, &final,
+                         err); /* the first error is told, the others still tried */
         if (!one) {
             json_decref(final);
             n++;

@@ -1,11 +1,12 @@
-#include "server/runs.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "server/runs.h"
 #include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
 
-#define REPLAY_PERIOD_US INT64_C(30000000) /* results cut short by a fault that may pass, as a full disk */
+#define REPLAY_PERIOD_US                                                                           \
+    INT64_C(30000000) /* results cut short by a fault that may pass, as a full disk */
 
 struct sl_reaper {
     struct sl_runs *runs;

@@ -18,21 +18,24 @@ static void enqueue(struct sl_http_req *req, void *arg)
 
     for (const char *p = key; p && *p; p++)
         if (!isgraph((unsigned char)*p) || p - key >= SL_QUEUE_TOKEN_MAX) {
-            sl_http_reply_problem(req, 422, "bad Idempotency-Key", NULL,
-                                  "the header must be at most %d printable characters without blanks",
-                                  SL_QUEUE_TOKEN_MAX);
+            sl_http_reply_problem(
+                req, 422, "bad Idempotency-Key", NULL,
+                "the header must be at most %d printable characters without blanks",
+                SL_QUEUE_TOKEN_MAX);
             return;
         }
     rc = sl_spec_validate(sl_http_json(req), &errors, &err);
     if (!rc && json_array_size(errors)) {
         problems = json_array();
         json_array_foreach(errors, i, e)
-            json_array_append_new(problems, json_pack("{s:s, s:s, s:s, s:s}", "path", sl_json_str(e, "path", ""),
-                                                      "detail", sl_json_str(e, "message", ""), "expected",
+            json_array_append_new(problems, json_pack("{s:s, s:s, s:s, s:s}", "path",
+                                                      sl_json_str(e, "path", ""), "detail",
+                                                      sl_json_str(e, "message", ""), "expected",
                                                       sl_json_str(e, "expected", ""), "found",
                                                       sl_json_str(e, "found", "")));
-        sl_http_reply_problem(req, 422, "the job spec is not valid", problems, "%zu error%s in the job spec",
-                              json_array_size(errors), json_array_size(errors) == 1 ? "" : "s");
+        sl_http_reply_problem(req, 422, "the job spec is not valid", problems,
+                              "%zu error%s in the job spec", json_array_size(errors),
+                              json_array_size(errors) == 1 ? "" : "s");
         json_decref(errors);
         return;
     }
@@ -45,8 +48,9 @@ static void enqueue(struct sl_http_req *req, void *arg)
     if (rc)
         sl_http_reply_err(req, &err, NULL);
     else
-        sl_http_reply_json(req, is_new ? 201 : 200,
-                           json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : "known"));
+        sl_http_reply_json(
+            req, is_new ? 201 : 200,
+            json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : "known"));
 }
 
 static void list(struct sl_http_req *req, void *arg)
@@ -56,8 +60,8 @@ static void list(struct sl_http_req *req, void *arg)
     json_t *page;
 
     if (sl_queue_list(runs->queue, sl_http_query(req, "below"),
-                      (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX), sl_http_query(req, "state"),
-                      sl_http_query(req, "queue"), &page, &err))
+                      (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX),
+                      sl_http_query(req, "state"), sl_http_query(req, "queue"), &page, &err))
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_json(req, 200, page);
@@ -86,9 +90,10 @@ static void events(struct sl_http_req *req, void *arg)
 
     if (sl_http_stopping(req))
         wait_ms = 0;
-    rc = sl_queue_events(runs->queue, run, after,
-                         (int)sl_http_query_int(req, "limit", SL_QUEUE_EVENTS_MAX, 1, SL_QUEUE_EVENTS_MAX),
-                         wait_ms, &found, &err);
+    rc = sl_queue_events(
+        runs->queue, run, after,
+        (int)sl_http_query_int(req, "limit", SL_QUEUE_EVENTS_MAX, 1, SL_QUEUE_EVENTS_MAX), wait_ms,
+        &found, &err);
     if (!rc && !json_array_size(json_object_get(found, "events"))) {
         /* Every run has events: with none at all it may not exist. */
         rc = sl_queue_show(runs->queue, run, &known, &err);
@@ -131,7 +136,9 @@ static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/runs/{run}", .handle = show},
     {.method = "GET", .pattern = "/api/v1/runs/{run}/events", .waits = true, .handle = events},
     {.method = "POST", .pattern = "/api/v1/runs/{run}/cancel", .handle = cancel},
-    {.method = "POST", .pattern = "/api/v1/runs/{run}/publish", .body = SL_BODY_JSON,
+    {.method = "POST",
+     .pattern = "/api/v1/runs/{run}/publish",
+     .body = SL_BODY_JSON,
      .handle = sl_publish_handler},
     {.method = "GET", .pattern = "/api/v1/agents", .handle = agents},
 };
@@ -145,8 +152,9 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
         return sl_err_set(err, SL_NOMEM, "out of memory");
     runs->server = server;
     rc = sl_queue_new(server->config->redis_url, &runs->queue, err);
-    /* Before the port answers, so that no new version takes a number that a cut-off publishing holds. When
-     * Redis is away the reaper's thread does it later, and the store finds another number if it must. */
+    /* Before the port answers, so that no new version takes a number that a cut-off publishing
+     * holds. When Redis is away the reaper's thread does it later, and the store finds another
+     * number if it must. */
     if (!rc)
         sl_publish_replay(runs, NULL, NULL);
     if (!rc)

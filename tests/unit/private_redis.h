@@ -1,4 +1,5 @@
-/* A Redis of the test's own on a unix socket in a temporary folder, appendonly on; stopped by its pid. */
+/* A Redis of the test's own on a unix socket in a temporary folder, appendonly on; stopped by its
+ * pid. */
 #ifndef SL_TESTS_UNIT_PRIVATE_REDIS_H
 #define SL_TESTS_UNIT_PRIVATE_REDIS_H
 #include "base/file.h"
@@ -40,8 +41,9 @@ static inline int private_redis_launch(struct private_redis *p)
 {
     char sock[80];
     snprintf(sock, sizeof sock, "%s/redis.sock", p->dir);
-    const char *argv[] = {"redis-server", "--port", "0", "--unixsocket", sock, "--dir", p->dir,
-                          "--appendonly", "yes", "--save", "", "--logfile", "redis.log", NULL};
+    const char *argv[] = {
+        "redis-server", "--port", "0", "--unixsocket", sock,        "--dir", p->dir, "--appendonly",
+        "yes",          "--save", "",  "--logfile",    "redis.log", NULL};
     struct sl_spawn s = {.argv = argv, .fds = {-1, -1, -1}, .n_fds = 3};
 
     if (sl_spawn(&s, &p->pid, NULL))

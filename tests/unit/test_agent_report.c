@@ -1,11 +1,13 @@
-/* A run's events on their way to Redis: in order, once, bounded while Redis is away, refused when stale. */
-#include "tests/unit/private_redis.h"
+/* A run's events on their way to Redis: in order, once, bounded while Redis is away, refused when
+ * stale. */
 #include "agent/report.h"
 #include "base/json.h"
+#include "tests/unit/private_redis.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 static struct private_redis server;
@@ -39,10 +41,11 @@ static void on_lost(void *arg)
     sl_loop_stop(loop);
 }
 
-static void on_drained(void *arg)
+static void on_taken(void *arg)
 {
     (void)arg;
-    sl_loop_stop(loop);
+    if (sl_report_drained(report))
+        sl_loop_stop(loop);
 }
 
 static void on_timeout(void *arg)
@@ -65,8 +68,9 @@ static void spin(void)
 static int start(void **state)
 {
     static const char *const queues[] = {"default"};
-    const struct sl_report_owner owner = {on_lost, on_drained, NULL};
-    json_t *spec = json_pack("{s:s, s:s, s:s}", "name", "x", "queue", "default", "priority", "medium");
+    const struct sl_report_owner owner = {on_lost, on_taken, NULL};
+    json_t *spec =
+        json_pack("{s:s, s:s, s:s}", "name", "x", "queue", "default", "priority", "medium");
     struct sl_redis_url url;
     struct sl_redis *r;
     redisReply *reply;
@@ -76,8 +80,8 @@ static int start(void **state)
     lost = false;
     ups = 0;
     if (private_redis_start(&server) || sl_queue_new(server.url, &q, NULL) ||
-        sl_queue_enqueue(q, spec, NULL, run, NULL, NULL) || sl_redis_url_parse(server.url, &url, NULL) ||
-        sl_redis_new(&url, &r, NULL))
+        sl_queue_enqueue(q, spec, NULL, run, NULL, NULL) ||
+        sl_redis_url_parse(server.url, &url, NULL) || sl_redis_new(&url, &r, NULL))
         return -1;
     json_decref(spec);
     sl_queue_cmd_claim(&c, lease, "a1", 60000, queues, 1);
@@ -108,7 +112,8 @@ static int stop(void **state)
 
 static void metric(int step)
 {
-    json_t *e = json_pack("{s:s, s:i, s:f}", "ev", "metric", "step", step, "loss", 1.0 / (step + 1));
+    json_t *e =
+        json_pack("{s:s, s:i, s:f}", "ev", "metric", "step", step, "loss", 1.0 / (step + 1));
 
     sl_report_event(report, e);
     json_decref(e);
@@ -139,8 +144,11 @@ static void events_come_once_and_in_order(void **state)
     (void)state;
     for (int i = 0; i < 1000; i++)
         metric(i);
+    int64_t mark = sl_report_mark(report);
+    assert_false(sl_report_reached(report, mark));
     spin();
     assert_true(sl_report_drained(report));
+    assert_true(sl_report_reached(report, mark));
     json_t *got = events_of("metric");
     assert_int_equal(json_array_size(got), 1000);
     for (int i = 0; i < 1000; i++)
@@ -167,7 +175,8 @@ static void a_restart_in_the_middle_loses_and_doubles_nothing(void **state)
     for (int i = 0; i < 3000; i++)
         metric(i);
     /* While batches are under way: some reply will be lost. */
-    assert_true(sl_loop_timer(loop, SL_REPORT_DELAY_US + 2000, redis_is_killed_and_started, NULL, NULL) >= 0);
+    assert_true(sl_loop_timer(loop, SL_REPORT_DELAY_US + 2000, redis_is_killed_and_started, NULL,
+                              NULL) >= 0);
     while (!sl_report_drained(report) || ups < 2)
         spin();
     json_t *got = events_of("metric");
@@ -191,13 +200,15 @@ static void away_the_oldest_metrics_go_and_are_counted(void **state)
     assert_int_equal(private_redis_launch(&server), 0);
     while (!sl_report_drained(report))
         spin();
-    json_t *metrics = events_of("metric"), *predictions = events_of("prediction"), *logs = events_of("log");
+    json_t *metrics = events_of("metric"), *predictions = events_of("prediction"),
+           *logs = events_of("log");
     assert_int_equal(json_array_size(predictions), 1);
     assert_string_equal(sl_json_str(json_array_get(logs, 0), "data.msg", ""), "a log line");
     /* The stream's own limit cuts the far end; what counts here is that the newest are there. */
     size_t n = json_array_size(metrics);
     assert_in_range(n, SL_REPORT_MAX_EVENTS - 200, SL_REPORT_MAX_EVENTS);
-    assert_int_equal(sl_json_int(json_array_get(metrics, n - 1), "data.step", -1), SL_REPORT_MAX_EVENTS + 499);
+    assert_int_equal(sl_json_int(json_array_get(metrics, n - 1), "data.step", -1),
+                     SL_REPORT_MAX_EVENTS + 499);
     bool told = false;
     for (size_t i = 0; i < json_array_size(logs); i++)
         if (sl_json_int(json_array_get(logs, i), "data.dropped", 0) >= 500)
@@ -210,11 +221,13 @@ static void away_the_oldest_metrics_go_and_are_counted(void **state)
 
 static void a_stale_lease_is_told_and_writes_nothing(void **state)
 {
-    const struct sl_report_owner owner = {on_lost, on_drained, NULL};
+    const struct sl_report_owner owner = {on_lost, on_taken, NULL};
 
     (void)state;
     sl_report_free(report);
-    assert_int_equal(sl_report_new(loop, redis, run, "22222222222222222222222222222222", &owner, &report, NULL), 0);
+    assert_int_equal(
+        sl_report_new(loop, redis, run, "22222222222222222222222222222222", &owner, &report, NULL),
+        0);
     metric(1);
     spin();
     assert_true(lost);
@@ -233,7 +246,8 @@ static void a_log_tail_holds_the_last_lines(void **state)
     json_t *list = json_loads(text, 0, NULL);
     assert_int_equal(json_array_size(list), SL_REPORT_LOG_TAIL);
     assert_string_equal(json_string_value(json_array_get(list, 0)), "line 51");
-    assert_string_equal(json_string_value(json_array_get(list, SL_REPORT_LOG_TAIL - 1)), "bad ? bytes");
+    assert_string_equal(json_string_value(json_array_get(list, SL_REPORT_LOG_TAIL - 1)),
+                        "bad ? bytes");
     json_decref(list);
     free(text);
     spin(); /* and Redis takes them */
@@ -246,8 +260,10 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, start, stop)
     const struct CMUnitTest tests[] = {
-        T(events_come_once_and_in_order), T(a_restart_in_the_middle_loses_and_doubles_nothing),
-        T(away_the_oldest_metrics_go_and_are_counted), T(a_stale_lease_is_told_and_writes_nothing),
+        T(events_come_once_and_in_order),
+        T(a_restart_in_the_middle_loses_and_doubles_nothing),
+        T(away_the_oldest_metrics_go_and_are_counted),
+        T(a_stale_lease_is_told_and_writes_nothing),
         T(a_log_tail_holds_the_last_lines),
     };
 

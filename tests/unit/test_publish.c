@@ -1,11 +1,13 @@
-/* Publishing cut off between the queue's script and the store's commit: replayed once, to one version. */
-#include "tests/unit/private_redis.h"
+/* Publishing cut off between the queue's script and the store's commit: replayed once, to one
+ * version. */
 #include "base/json.h"
 #include "server/runs.h"
+#include "tests/unit/private_redis.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 static struct private_redis redis;
@@ -73,7 +75,9 @@ static void put_manifest(const char *content, char ret_manifest[SL_SHA256_HEX + 
 static void finish_only(const char *name, const char *content, char run[SL_ID_HEX + 1], int number)
 {
     char manifest[SL_SHA256_HEX + 1], version[16];
-    json_t *spec = json_pack("{s:s, s:s, s:s}", "name", name, "queue", "default", "priority", "medium"), *hold;
+    json_t *spec =
+               json_pack("{s:s, s:s, s:s}", "name", name, "queue", "default", "priority", "medium"),
+           *hold;
     bool is_new;
 
     assert_int_equal(sl_queue_enqueue(runs.queue, spec, NULL, run, NULL, NULL), 0);
@@ -82,10 +86,11 @@ static void finish_only(const char *name, const char *content, char run[SL_ID_HE
     put_manifest(content, manifest);
     assert_int_equal(sl_store_pin(store, manifest, lease, NULL), 0);
     snprintf(version, sizeof version, "v%d", number);
-    json_t *outputs = json_pack("[{s:s, s:s, s:s, s:s, s:i, s:s, s:[s]}]", "pin", lease, "output", "prompts",
-                                "artifact", "a", "version", version, "number", number, "manifest", manifest,
-                                "aliases", "candidate");
-    assert_int_equal(sl_queue_finish(runs.queue, run, lease, outputs, NULL, &hold, &is_new, NULL), 0);
+    json_t *outputs = json_pack("[{s:s, s:s, s:s, s:s, s:i, s:s, s:[s]}]", "pin", lease, "output",
+                                "prompts", "artifact", "a", "version", version, "number", number,
+                                "manifest", manifest, "aliases", "candidate");
+    assert_int_equal(sl_queue_finish(runs.queue, run, lease, outputs, NULL, &hold, &is_new, NULL),
+                     0);
     assert_true(is_new);
     json_decref(outputs);
     json_decref(hold);
@@ -138,7 +143,8 @@ static void a_cut_publishing_is_replayed_once(void **state)
     assert_int_equal(versions(), 1);
 }
 
-/* Killed between the commit and the acknowledgement: the marker is found, no second version appears. */
+/* Killed between the commit and the acknowledgement: the marker is found, no second version
+ * appears. */
 static void a_commit_without_acknowledgement_is_adopted(void **state)
 {
     char run[SL_ID_HEX + 1], manifest[SL_SHA256_HEX + 1];
@@ -149,7 +155,8 @@ static void a_commit_without_acknowledgement_is_adopted(void **state)
     (void)state;
     finish_only("two", "second", run, 1);
     put_manifest("second", manifest);
-    const struct sl_commit c = {.name = "a", .manifest = manifest, .number = 1, .run = run, .output = "prompts"};
+    const struct sl_commit c = {
+        .name = "a", .manifest = manifest, .number = 1, .run = run, .output = "prompts"};
     assert_int_equal(sl_store_commit(store, &c, &record, &created, NULL), 0);
     assert_true(created);
     json_decref(record);
@@ -160,8 +167,8 @@ static void a_commit_without_acknowledgement_is_adopted(void **state)
     check_output(run, "v1");
 }
 
-/* A reservation is lost in a crash and its number taken by somebody else: nothing is overwritten, and the run says
- * which version its result became. */
+/* A reservation is lost in a crash and its number taken by somebody else: nothing is overwritten,
+ * and the run says which version its result became. */
 static void a_taken_number_gives_another_version(void **state)
 {
     char run[SL_ID_HEX + 1], other[SL_SHA256_HEX + 1];

@@ -1,11 +1,13 @@
-/* What the queue's scripts promise, against a real Redis: fencing, order, budgets, idempotence, publishing. */
-#include "tests/unit/private_redis.h"
+/* What the queue's scripts promise, against a real Redis: fencing, order, budgets, idempotence,
+ * publishing. Long because every script's promises stand side by side, with one set of helpers. */
 #include "base/json.h"
 #include "queue/queue.h"
+#include "tests/unit/private_redis.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 static struct private_redis server;
@@ -70,8 +72,8 @@ static int fresh(void **state)
 
 static json_t *spec(const char *name, const char *priority)
 {
-    return json_pack("{s:s, s:s, s:s, s:s, s:{s:i}}", "name", name, "project", "p", "queue", "default",
-                     "priority", priority, "retry", "max_attempts", 2);
+    return json_pack("{s:s, s:s, s:s, s:s, s:{s:i}}", "name", name, "project", "p", "queue",
+                     "default", "priority", priority, "retry", "max_attempts", 2);
 }
 
 static void enqueue(const char *name, const char *priority, char run[SL_ID_HEX + 1])
@@ -82,8 +84,10 @@ static void enqueue(const char *name, const char *priority, char run[SL_ID_HEX +
     json_decref(s);
 }
 
-/* Claims under `lease`; returns the run's name in a static buffer, or "" when nothing was in line. */
-static const char *claim_for(const char *lease, const char *name, int64_t lease_ms, struct sl_claim *ret)
+/* Claims under `lease`; returns the run's name in a static buffer, or "" when nothing was in line.
+ */
+static const char *claim_for(const char *lease, const char *name, int64_t lease_ms,
+                             struct sl_claim *ret)
 {
     static char found[64];
     struct sl_claim c;
@@ -238,10 +242,13 @@ static void make_due(const char *run)
     assert_int_equal(send_cmd(&c, NULL), 0);
 }
 
-static const char L1[] = "11111111111111111111111111111111", L2[] = "22222222222222222222222222222222",
+static const char L1[] = "11111111111111111111111111111111",
+                  L2[] = "22222222222222222222222222222222",
                   L3[] = "33333333333333333333333333333333";
 
-/* ---- tests ------------------------------------------------------------------------------------------------- */
+/* ---- tests
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static void claims_by_priority_then_age(void **state)
 {
@@ -311,8 +318,8 @@ static void a_claim_repeated_gives_the_same_run(void **state)
     assert_string_equal(claim(L2), "two");
 }
 
-/* Every write under a lease that is not the run's current one is refused and leaves no trace, whether the lease
- * was never any, is another's, or was the run's own before. */
+/* Every write under a lease that is not the run's current one is refused and leaves no trace,
+ * whether the lease was never any, is another's, or was the run's own before. */
 static void a_stale_lease_writes_nothing(void **state)
 {
     char run[SL_ID_HEX + 1];
@@ -343,7 +350,8 @@ static void a_stale_lease_writes_nothing(void **state)
     assert_int_equal(append(run, L2, 1, "{}"), 0); /* and the owner can still write */
 }
 
-/* A run in line has no lease: neither the empty one nor any other may write, and only its last one revives it. */
+/* A run in line has no lease: neither the empty one nor any other may write, and only its last one
+ * revives it. */
 static void a_run_in_line_takes_no_writes(void **state)
 {
     char run[SL_ID_HEX + 1];
@@ -491,7 +499,8 @@ static void crashes_back_off_then_die(void **state)
     check_field(run, "msg", "it broke");
     json_t *r;
     assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
-    assert_string_equal(json_string_value(json_array_get(json_object_get(r, "log_tail"), 0)), "last line");
+    assert_string_equal(json_string_value(json_array_get(json_object_get(r, "log_tail"), 0)),
+                        "last line");
     json_decref(r);
 }
 
@@ -601,7 +610,8 @@ static void publishing_happens_once(void **state)
     assert_int_equal(finish(run, L1, 7, &number, &is_new), 0);
     assert_true(is_new);
     assert_int_equal(number, 7);
-    /* The reply was lost; the agent asks again, and the server meanwhile would reserve another number. */
+    /* The reply was lost; the agent asks again, and the server meanwhile would reserve another
+     * number. */
     assert_int_equal(finish(run, L1, 8, &number, &is_new), 0);
     assert_false(is_new);
     assert_int_equal(number, 7);
@@ -631,7 +641,8 @@ static void cancel_in_each_state(void **state)
     redisReply *reply;
 
     (void)state;
-    assert_int_equal(sl_queue_cancel(q, "00000000000000000000000000000000", &now, NULL), SL_NOTFOUND);
+    assert_int_equal(sl_queue_cancel(q, "00000000000000000000000000000000", &now, NULL),
+                     SL_NOTFOUND);
     assert_int_equal(sl_queue_cancel(q, "../../etc", &now, NULL), SL_NOTFOUND);
 
     enqueue("queued", "medium", run);
@@ -753,7 +764,8 @@ static void agents_come_and_go(void **state)
     json_decref(agents);
 }
 
-/* Renew, release, fail and finish must work when memory is full, enqueue must be refused as a whole. */
+/* Renew, release, fail and finish must work when memory is full, enqueue must be refused as a
+ * whole. */
 static void full_memory_ends_runs_but_takes_none(void **state)
 {
     char run[SL_ID_HEX + 1], more[SL_ID_HEX + 1], st[16];
@@ -818,8 +830,15 @@ static void urls(void **state)
     assert_int_equal(sl_redis_url_parse("unix:///a/b.sock?db=2", &u, NULL), 0);
     assert_string_equal(u.path, "/a/b.sock");
     assert_int_equal(u.db, 2);
-    const char *bad[] = {"", "http://x", "redis://", "redis://h:0", "redis://h:70000", "redis://h/x",
-                         "unix://relative", "rediss://h", "redis://secret@h"};
+    const char *bad[] = {"",
+                         "http://x",
+                         "redis://",
+                         "redis://h:0",
+                         "redis://h:70000",
+                         "redis://h/x",
+                         "unix://relative",
+                         "rediss://h",
+                         "redis://secret@h"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct sl_err err = SL_ERR_INIT;
         assert_int_equal(sl_redis_url_parse(bad[i], &u, &err), SL_SPEC);
@@ -831,17 +850,29 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup(f, fresh)
     const struct CMUnitTest tests[] = {
-        T(claims_by_priority_then_age), T(a_run_given_back_keeps_its_place),
-        T(enqueue_is_idempotent_by_client_key), T(a_claim_repeated_gives_the_same_run),
-        T(a_stale_lease_writes_nothing), T(an_ended_run_takes_no_more_writes),
-        T(a_run_in_line_takes_no_writes), T(one_agent_serves_several_queues_by_priority),
-        T(a_lost_lease_can_be_revived_until_claimed), T(reaping_has_its_own_budget),
-        T(crashes_back_off_then_die), T(wrong_specs_are_not_retried_and_outages_spend_no_attempt),
-        T(events_are_not_doubled_and_keep_progress), T(events_stay_bounded),
-        T(checkpoints_only_go_forward_and_reach_the_next_owner), T(publishing_happens_once),
-        T(cancel_in_each_state), T(lists_pages_newest_first), T(a_bell_wakes_one_and_goes_on_ringing),
-        T(agents_come_and_go), T(full_memory_ends_runs_but_takes_none),
-        T(survives_a_kill_and_a_script_flush), T(urls),
+        T(claims_by_priority_then_age),
+        T(a_run_given_back_keeps_its_place),
+        T(enqueue_is_idempotent_by_client_key),
+        T(a_claim_repeated_gives_the_same_run),
+        T(a_stale_lease_writes_nothing),
+        T(an_ended_run_takes_no_more_writes),
+        T(a_run_in_line_takes_no_writes),
+        T(one_agent_serves_several_queues_by_priority),
+        T(a_lost_lease_can_be_revived_until_claimed),
+        T(reaping_has_its_own_budget),
+        T(crashes_back_off_then_die),
+        T(wrong_specs_are_not_retried_and_outages_spend_no_attempt),
+        T(events_are_not_doubled_and_keep_progress),
+        T(events_stay_bounded),
+        T(checkpoints_only_go_forward_and_reach_the_next_owner),
+        T(publishing_happens_once),
+        T(cancel_in_each_state),
+        T(lists_pages_newest_first),
+        T(a_bell_wakes_one_and_goes_on_ringing),
+        T(agents_come_and_go),
+        T(full_memory_ends_runs_but_takes_none),
+        T(survives_a_kill_and_a_script_flush),
+        T(urls),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
