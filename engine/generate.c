@@ -3,6 +3,7 @@
 #include "base/json.h"
 #include "engine/decode.h"
 #include "engine/sample.h"
+#include "engine/utf8.h"
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,11 +65,12 @@ static int take_tokens(const struct sl_generator *g, struct sl_sampler *sampler,
 static int text_of(const struct sl_generator *g, const struct row_state *r, char **ret_text,
                    struct sl_err *err)
 {
-    struct sl_buf buf;
-    char *start, *end, *text;
+    struct sl_buf buf, valid;
+    char *start, *end, *text = NULL;
     int rc;
 
     sl_buf_init(&buf, SL_TOKENIZER_TEXT_MAX);
+    sl_buf_init(&valid, 3 * (size_t)SL_TOKENIZER_TEXT_MAX + 1);
     rc = sl_detokenize(g->tok, r->context.id + r->n_prompt, r->context.n - r->n_prompt, false, &buf,
                        err);
     start = buf.p;
@@ -77,13 +79,16 @@ static int text_of(const struct sl_generator *g, const struct row_state *r, char
         start++;
     while (end > start && isspace((unsigned char)end[-1]))
         end--;
-    text = rc ? NULL : strndup(start, (size_t)(end - start));
+    if (!rc) /* the model may stop inside a character; JSON knows only whole ones */
+        rc = sl_utf8_repair(start, (size_t)(end - start), &valid);
+    if (!rc && !(text = strndup(valid.p, valid.len)))
+        rc = SL_NOMEM;
     sl_buf_release(&buf);
-    if (!rc && !text)
-        rc = sl_err_set(err, SL_NOMEM, "no memory for a generated text");
-    if (!rc)
-        *ret_text = text;
-    return rc;
+    sl_buf_release(&valid);
+    if (rc)
+        return sl_err_set(err, rc, "no memory for a generated text");
+    *ret_text = text;
+    return 0;
 }
 
 /* Rows row0 .. row0+n of the data set, decoded together. */
