@@ -57,7 +57,17 @@ static int archive_failed(struct archive *a, const char *what, struct sl_err *er
     return sl_err_set(err, code, "%s: %s", what, why ? why : "unknown fault");
 }
 
-static int open_writer(struct archive *a, const char *path, struct out *o, struct sl_err *err)
+static bool all_ascii(const struct sl_tree *tree)
+{
+    for (size_t i = 0; i < tree->n; i++)
+        for (const char *p = tree->files[i].path; *p; p++)
+            if ((unsigned char)*p >= 0x80)
+                return false;
+    return true;
+}
+
+static int open_writer(struct archive *a, const char *path, bool ascii, struct out *o,
+                       struct sl_err *err)
 {
     int ok = ARCHIVE_OK;
     if (ends_with(path, ".tar.zst"))
@@ -69,8 +79,9 @@ static int open_writer(struct archive *a, const char *path, struct out *o, struc
                           path);
     if (ok == ARCHIVE_OK)
         ok = archive_write_set_format_pax_restricted(a);
-    /* Paths are UTF-8 already; without this the C locale cannot write them. */
-    if (ok == ARCHIVE_OK)
+    /* Paths are UTF-8 already; without this the C locale cannot write them. With it GNU tar warns of
+     * a keyword it does not know, once a file. */
+    if (ok == ARCHIVE_OK && !ascii)
         ok = archive_write_set_options(a, "hdrcharset=BINARY");
     /* gzip stores the time of day otherwise. */
     if (ok == ARCHIVE_OK && ends_with(path, ".tar.gz"))
@@ -157,7 +168,7 @@ int sl_pack(const char *dir, const char *path, const struct sl_watch *watch,
         rc = sl_sha256_init(&o.digest, err);
     struct sl_err fault = SL_ERR_INIT;
     if (rc == 0)
-        rc = open_writer(a, path, &o, &fault);
+        rc = open_writer(a, path, all_ascii(&tree), &o, &fault);
     for (size_t i = 0; rc == 0 && i < tree.n; i++)
         rc = pack_file(a, dir, &tree.files[i], chunk, watch, entries, &fault);
     if (rc == 0 && archive_write_close(a) != ARCHIVE_OK)
