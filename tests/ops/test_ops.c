@@ -178,6 +178,45 @@ static void test_other_backend(void **state)
     assert_int_equal(failed, 0);
 }
 
+/* Where a buffer lies does not change its sums: an arena laid out otherwise after a resume gives
+ * the same bits. */
+static void test_any_address(void **state)
+{
+    (void)state;
+    enum { N = 601, ROWS = 7, SHIFTS = 16 };
+    struct dev *d = &under_test;
+    d->rng = 5;
+    double *x = host_random(d, ROWS * N, 1);
+    const float *a = dev_f32(d, x, ROWS * N);
+    float *b = dev_bytes(d, NULL, (ROWS * N + SHIFTS) * sizeof *b);
+    float *out = dev_bytes(d, NULL, (4 * ROWS * N + SHIFTS) * sizeof *out);
+    const int32_t rows[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    const int32_t *row = dev_bytes(d, rows, sizeof rows), *target = row + 1;
+    struct sl_weight *w = dev_weight(d, x, 1, N), *square = dev_weight(d, x, ROWS, N);
+    struct vec first = {0};
+    for (int shift = 0; shift < SHIFTS; shift++) {
+        float *in = b + shift, *y = out + shift;
+        struct vec got = {0};
+        d->ops->copy(d->be, in, a, ROWS * N * sizeof *in);
+        d->ops->sumsq_f32(d->be, ROWS * N, in, false, y);
+        d->ops->norm(d->be, in, ROWS, N, w, NULL, 1e-5f, false, y + N, y + 1, y + 1 + ROWS);
+        d->ops->matmul(d->be, in, N, 1, square, NULL, NULL, 0, y + 1 + 2 * ROWS, ROWS);
+        d->ops->matmul(d->be, in, N, ROWS, square, NULL, NULL, 0, y + N + ROWS * N, ROWS);
+        d->ops->cross_entropy(d->be, in, ROWS, N, ROWS, row, target, a, true, y + 1 + 3 * ROWS);
+        get_f32(d, y, 1 + 4 * ROWS, &got);
+        get_f32(d, y + N, ROWS * N + ROWS * ROWS, &got);
+        get_f32(d, in, ROWS * N, &got);
+        if (!shift)
+            first = got;
+        else if (memcmp(first.v, got.v, got.n * sizeof *got.v))
+            fail_msg("moved by %d floats: other bits", shift);
+        if (shift)
+            vec_free(&got);
+    }
+    vec_free(&first);
+    dev_reset(d);
+}
+
 static int read_fails(void *ctx, int64_t row0, int64_t n, float *out, struct sl_err *err)
 {
     (void)ctx;
@@ -221,9 +260,9 @@ int main(int argc, char **argv)
     if (sl_cpu_reexec(argv))
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference), cmocka_unit_test(test_planted_fault),
-        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_other_backend),
-        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_reference),     cmocka_unit_test(test_planted_fault),
+        cmocka_unit_test(test_same_bits),     cmocka_unit_test(test_any_address),
+        cmocka_unit_test(test_other_backend), cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests_name("operations", tests, setup, teardown);
 }
