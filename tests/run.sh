@@ -12,6 +12,11 @@ logs=$build/test-logs
 rm -rf "$logs"
 mkdir -p "$logs"
 export SL_BUILD=$build SL_BIN=$build/bin CMOCKA_MESSAGE_OUTPUT=TAP OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+# What the worker sets for itself (engine/cpu/coretype.h), for the test programs that link the engine.
+if [ -z "${OPENBLAS_CORETYPE:-}" ]; then
+    if grep -qw avx512bw /proc/cpuinfo; then export OPENBLAS_CORETYPE=SkylakeX
+    elif grep -qw avx2 /proc/cpuinfo; then export OPENBLAS_CORETYPE=Haswell; fi
+fi
 export OPENBLAS_NUM_THREADS=$OMP_NUM_THREADS OMP_WAIT_POLICY=PASSIVE
 SL_MODEL=${SL_MODEL:-$(deploy/fetch-model.sh)} || { echo "the model could not be fetched" >&2; exit 1; }
 SL_PEER_PYTHON=$(tests/peer-python.sh) || { echo "the reference packages could not be installed" >&2; exit 1; }
