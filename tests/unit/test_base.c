@@ -192,7 +192,7 @@ static void on_child(void *arg, pid_t pid, int status)
 static void loop_serves_all_kinds(void **state)
 {
     struct seen s = {0};
-    const char *argv[] = {"sh", "-c", "test \"$A\" = 1 && exit 7", NULL};
+    const char *argv[] = {"sh", "-c", "sleep 0.1; test \"$A\" = 1 && exit 7", NULL};
     const char *envp[] = {"A=1", NULL};
     struct sl_spawn spawn = {.argv = argv, .envp = envp, .fds = {-1, 1, 2}, .n_fds = 3};
     int p[2], cancelled;
