@@ -53,6 +53,7 @@ static void on_exited(void *arg, struct sl_child *child, int status)
     sl_log(SL_DEBUG, sl_agent_run(a), "child ended: %s", text);
     json_decref(a->ended.result);
     judge(slot, status, &a->ended);
+    sl_rundir_name_sources(&a->work.dir, &a->work.claim, a->ended.msg, sizeof a->ended.msg);
     json_decref(slot->result);
     slot->result = NULL;
     sl_agent_handle(a, slot == &a->main ? EV_CHILD : EV_PUSHED);

@@ -4,11 +4,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
 
 #define LEASE_PART 12 /* hex digits of the lease id in the folder's name */
+
+#define INPUTS "inputs/" /* where the fetch puts what the spec names */
 
 static const char *const kinds[] = {"train", "validation", "test"};
 #define N_KINDS (sizeof kinds / sizeof *kinds)
@@ -132,7 +135,7 @@ static json_t *fetch_item(const json_t *source, const char *dest)
 
 static void data_name(char ret_name[64], const char *kind, size_t i)
 {
-    snprintf(ret_name, 64, "inputs/%s-%zu.jsonl", kind, i);
+    snprintf(ret_name, 64, INPUTS "%s-%zu.jsonl", kind, i);
 }
 
 int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
@@ -191,6 +194,51 @@ int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim
                                 "inputs/model", "datasets", datasets, "config", config, "outputs",
                                 outputs),
                       path, err);
+}
+
+/* What a name below inputs/ stands for, and how much of it that takes; NULL: nothing of ours. */
+static const char *source_of(const struct sl_claim *claim, const char *name, size_t *ret_len)
+{
+    const json_t *source = NULL;
+    char key[64], own[64];
+
+    if (!strncmp(name, "model", 5)) {
+        source = sl_json_get(claim->spec, "model");
+        *ret_len = 5;
+    }
+    for (size_t k = 0; k < N_KINDS && !source; k++) {
+        snprintf(key, sizeof key, "datasets.%s", kinds[k]);
+        const json_t *list = sl_json_get(claim->spec, key);
+        for (size_t i = 0; i < json_array_size(list) && !source; i++) {
+            data_name(own, kinds[k], i);
+            *ret_len = strlen(own + strlen(INPUTS));
+            if (!strncmp(name, own + strlen(INPUTS), *ret_len))
+                source = json_array_get(list, i);
+        }
+    }
+    return json_is_string(source) ? json_string_value(source) : sl_json_str(source, "ref", NULL);
+}
+
+void sl_rundir_name_sources(const struct sl_rundir *dir, const struct sl_claim *claim, char *text,
+                            size_t size)
+{
+    char prefix[SL_PATH_MAX], *old = strdup(text);
+    const char *from = old, *at;
+    struct sl_buf out;
+    int rc = !old || sl_path(prefix, NULL, "%s/" INPUTS, dir->path);
+
+    sl_buf_init(&out, size - 1);
+    while (!rc && (at = strstr(from, prefix)) != NULL) {
+        size_t len = 0;
+        const char *name = at + strlen(prefix), *source = source_of(claim, name, &len);
+        rc = sl_buf_add(&out, from, (size_t)(at - from)) ||
+             sl_buf_adds(&out, source ? source : prefix);
+        from = name + (source ? len : 0);
+    }
+    if (!rc && !sl_buf_adds(&out, from))
+        snprintf(text, size, "%s", out.p);
+    sl_buf_release(&out);
+    free(old);
 }
 
 int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim,

@@ -42,6 +42,10 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
 /* Writes run.json. */
 int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim,
                        struct sl_err *err);
+/* Names inputs in a worker's message as the spec does: "DIR/inputs/train-0.jsonl:417" becomes
+ * "words:latest/train.jsonl:417". Left as it is when there is no room (size) for that. */
+void sl_rundir_name_sources(const struct sl_rundir *dir, const struct sl_claim *claim, char *text,
+                            size_t size);
 /* Writes push-checkpoint.json for the folder `from` (relative). */
 int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
                               const char *lease, const char *server, const char *from,

@@ -6,6 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+static int no_artifact(const char *name, struct sl_err *err)
+{
+    return sl_err_set(err, SL_NOTFOUND,
+                      "there is no artifact %s; `softlaunch artifact ls` lists what there is",
+                      name);
+}
+
 int sl_store_newest(struct sl_store *store, const char *name, int *ret_number, struct sl_err *err)
 {
     const json_t *known = json_object_get(store->newest, name);
@@ -45,7 +52,9 @@ int sl_store_read_record(const struct sl_store *store, const char *name, int num
     if (rc)
         return rc;
     if (!sl_file_exists(path))
-        return sl_err_set(err, SL_NOTFOUND, "artifact %s has no version v%d", name, number);
+        return sl_err_set(err, SL_NOTFOUND,
+                          "artifact %s has no version v%d; `softlaunch artifact ls %s` lists them",
+                          name, number, name);
     return sl_json_read(path, SL_RECORD_MAX_BYTES, ret_record, err);
 }
 
@@ -96,7 +105,7 @@ int sl_store_resolve(struct sl_store *store, const char *name, const char *versi
     pthread_mutex_lock(&store->mutex);
     rc = sl_store_newest(store, name, &newest, err);
     if (rc == 0 && newest < 0)
-        rc = sl_err_set(err, SL_NOTFOUND, "there is no artifact %s", name);
+        rc = no_artifact(name, err);
     if (rc == 0 && number < 0) {
         if (strcmp(version, "latest") == 0) {
             number = newest;
@@ -160,7 +169,7 @@ int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_art
     if (rc == 0)
         rc = sl_store_newest(store, name, &newest, err);
     if (rc == 0 && newest < 0)
-        rc = sl_err_set(err, SL_NOTFOUND, "there is no artifact %s", name);
+        rc = no_artifact(name, err);
     if (rc == 0)
         rc = overview(store, name, newest, &seen, err);
     if (rc == 0)

@@ -302,7 +302,7 @@ static int parse_tensors(struct cursor *c, struct sl_gguf *g, uint64_t n)
     if (rc == 0 && n > 0 && (data > c->len || furthest > c->len - data))
         rc = sl_err_set(c->err, SL_DATA,
                         "truncated: its tensors end at byte %llu, the file at byte %zu (expected "
-                        "%llu bytes, found %zu)",
+                        "%llu bytes, found %zu); copy it again",
                         (unsigned long long)(data + furthest), c->len,
                         (unsigned long long)(data + furthest), c->len);
     for (uint64_t i = 0; rc == 0 && i < n; i++)
