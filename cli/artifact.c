@@ -1,6 +1,7 @@
 /* `softlaunch artifact put|get|ls|alias`. */
 #include "artifacts/api.h"
 #include "artifacts/manifest.h"
+#include "artifacts/pack.h"
 #include "artifacts/names.h"
 #include "artifacts/transfer.h"
 #include "artifacts/tree.h"
@@ -23,12 +24,13 @@
 
 static const char usage[] =
     "usage: softlaunch artifact put NAME FILE|DIR ... [--alias A ...]\n"
-    "       softlaunch artifact get NAME[:VERSION|:ALIAS][/FILE] [DIR]\n"
+    "       softlaunch artifact get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]\n"
     "       softlaunch artifact ls [NAME]\n"
     "       softlaunch artifact alias NAME:VERSION ALIAS\n\n"
     "  put    uploads files (a folder's with their paths in it) as a new version; equal content "
     "makes none\n"
-    "  get    downloads a version's files into DIR (default: here), each checked by its sha256\n"
+    "  get    downloads a version's files into DIR (default: here), each checked by its sha256;\n"
+    "         with --unpack a tarball x.tar.zst also becomes the folder x\n"
     "  alias  points a name such as `production` at a version\n\n"
     "  --server URL       default: SOFTLAUNCH_SERVER, else " SL_SERVER_DEFAULT "\n"
     "  --token-file FILE  default: the token in SOFTLAUNCH_TOKEN\n"
@@ -37,7 +39,7 @@ static const char usage[] =
 struct options {
     const char *server, *token_file;
     json_t *aliases;
-    bool json;
+    bool json, unpack;
 };
 
 /* ---- progress -------------------------------------------------------------------------------- */
@@ -285,6 +287,26 @@ static int get_file(const struct sl_transfer *t, const struct sl_cache *part, co
     return rc;
 }
 
+/* x.tar.zst beside itself as the folder x; other files stay as they are. */
+static int unpack_beside(const char *path, struct sl_err *err)
+{
+    static const char *const endings[] = {".tar", ".tar.gz", ".tar.zst"};
+    char dest[SL_PATH_MAX];
+    size_t len = strlen(path);
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+        size_t n = strlen(endings[i]);
+        if (len <= n || strcmp(path + len - n, endings[i]) != 0)
+            continue;
+        int rc = sl_path(dest, err, "%.*s", (int)(len - n), path);
+        if (rc == 0 && sl_file_exists(dest))
+            return sl_err_set(err, SL_CONFLICT, "%s is there already: move it away first", dest);
+        if (rc == 0)
+            rc = sl_unpack(path, dest, NULL, NULL, err);
+        return rc;
+    }
+    return 0;
+}
+
 static int get(struct sl_api *api, const struct options *o, int argc, char **argv,
                struct sl_err *err)
 {
@@ -320,6 +342,8 @@ static int get(struct sl_api *api, const struct options *o, int argc, char **arg
         rc = sl_path(dest, err, "%s/%s", dir, name);
         if (rc == 0)
             rc = get_file(&t, &part, file, dest, err);
+        if (rc == 0 && o->unpack)
+            rc = unpack_beside(dest, err);
         if (rc)
             break;
         bar_end(&bar);
@@ -398,7 +422,7 @@ int cmd_artifact(int argc, char **argv)
 {
     static const struct option options[] = {
         {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
-        {"alias", required_argument, NULL, 'a'},  {"json", no_argument, NULL, 'j'},
+        {"alias", required_argument, NULL, 'a'},  {"json", no_argument, NULL, 'j'},           {"unpack", no_argument, NULL, 'u'},
         {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
     struct options o = {.aliases = json_array()};
@@ -418,6 +442,9 @@ int cmd_artifact(int argc, char **argv)
             break;
         case 'j':
             o.json = true;
+            break;
+        case 'u':
+            o.unpack = true;
             break;
         case 'h':
             fputs(usage, stdout);

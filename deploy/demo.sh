@@ -84,7 +84,7 @@ say "one run, two tasks: softlaunch enqueue $spec"
 
 say "what it learned"
 "$bin/softlaunch" runs show demo --json >"$work/run.json"
-"$bin/softlaunch" artifact get wordnet-prompts:candidate "$work/result" >/dev/null
+"$bin/softlaunch" artifact get --unpack wordnet-prompts:candidate "$work/result" >/dev/null
 seconds=$(($(date +%s) - started))
 commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
-python3 tests/system/demo_report.py "$work/run.json" "$work/result/metrics.json" "$report" "$seconds" "$cached" "$commit"
+python3 tests/system/demo_report.py "$work/run.json" "$work/result/wordnet-prompts/metrics.json" "$report" "$seconds" "$cached" "$commit"
