@@ -139,6 +139,46 @@ def prompt_tuning_agent_killed_and_told_to_leave():
     told_to_leave("prompt", killed_and_taken_over("prompt"))
 
 
+def told_to_leave_while_answering():
+    """After training, while the test rows are answered: another agent answers them, and trains nothing again."""
+    w.write("long-test.jsonl", rows(3000, 5))
+    w.artifact("questions", w.dir + "/long-test.jsonl")
+    spec = make_job("answers", inference__tokens_to_generate=24)
+    spec["datasets"]["test"] = ["questions:latest"]
+    a = w.agent("answering")
+    run = w.submit(spec)
+    w.until(run, lambda r: any(e["data"]["phase"].startswith("answering") for e in w.events(run, "progress")), 60)
+    start = time.monotonic()
+    assert w.end(a) == 0
+    took = time.monotonic() - start
+    assert took < 15, took
+    r = w.run(run)
+    assert r["state"] == "queued" and r["checkpoint_step"] == 40 and r["preemptions"] == 1, r
+    b = w.agent("answers-on")
+    r = w.ended(run, 120)
+    assert r["state"] == "succeeded" and r["failures"] == 0, r
+    assert resumed(run) == 40
+    steps = [e["data"]["step"] for e in w.events(run, "metric") if "loss" in e["data"]]
+    assert steps == list(range(1, 41)), steps
+    assert len(open(w.result(run) + "/predictions.jsonl").readlines()) == 3000
+    print(f"# the agent left after {took:.2f} s")
+    w.end(b)
+
+
+def cancelled_by_command():
+    a = w.agent("cancelled")
+    run = w.submit(job("mlp"), "trainer.max_steps=100000")
+    w.until(run, lambda r: (r["step"] or 0) > 20)
+    pid, = workers(a)
+    r = w.command("cancel", run)
+    assert r.returncode == 0, r.stderr
+    seconds_until(lambda: gone(pid), 2)
+    r = w.ended(run, 5)
+    assert r["state"] == "cancelled" and not r["outputs"], r
+    assert a.poll() is None
+    w.end(a)
+
+
 def another_seed_gives_other_bits():
     """The comparison can fail."""
     a = w.agent("seed")
@@ -188,5 +228,5 @@ def stopped_worker_is_not_in_the_way_of_leaving():
 
 
 tap(w, [mlp_agent_killed_and_told_to_leave, lstm_with_dropout_agent_killed_and_told_to_leave,
-        prompt_tuning_agent_killed_and_told_to_leave, another_seed_gives_other_bits, stopped_agent_keeps_no_worker,
-        stopped_worker_is_not_in_the_way_of_leaving])
+        prompt_tuning_agent_killed_and_told_to_leave, another_seed_gives_other_bits, told_to_leave_while_answering,
+        cancelled_by_command, stopped_agent_keeps_no_worker, stopped_worker_is_not_in_the_way_of_leaving])

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A two-task run on a tiny model from enqueue to its artifact, by the commands and programs that a person uses."""
-import hashlib, shutil, time
+import hashlib, shutil, signal
 from job_fixture import *
 
 w = Jobs()
@@ -160,6 +160,47 @@ def by_hand_it_is_the_same():
         assert open(f"{w.dir}/by-hand/out/{name}", "rb").read() == open(f"{first['dir']}/{name}", "rb").read(), name
 
 
+def existing_tasks_keep_their_bytes():
+    """A new task of another length beside tasks that are there already: their rows come out as they went in."""
+    spec = dict(JOB, model=MODEL, datasets={s: [f"{w.dir}/{s}.jsonl"] for s in ("train", "validation", "test")})
+    spec["config"] = json.loads(json.dumps(spec["config"]))
+    model = spec["config"]["model"]
+    model["task_templates"][1] = dict(model["task_templates"][1], total_virtual_tokens=9)
+    model.update(new_tasks=["first"], existing_tasks=["colour"], restore_path=first["dir"] + "/prompt_table.safetensors")
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+    args = [BIN, "train", "--run-dir", w.dir + "/more", "--spec", w.write("more.json", json.dumps(spec))]
+    r = subprocess.run(args, capture_output=True, text=True, env=env)
+    assert r.returncode == 0, r.stderr
+    old, _ = tensors(first["dir"] + "/prompt_table.safetensors")
+    new, _ = tensors(w.dir + "/more/out/prompt_table.safetensors")
+    assert new["colour"] == old["colour"] and new["first"][0] == [9, 64], new.keys()
+    tasks = [{t["name"]: t for t in json.load(open(d + "/metrics.json"))["tasks"]} for d in (first["dir"], w.dir + "/more/out")]
+    assert tasks[0]["colour"] == tasks[1]["colour"], tasks    # and answers as before
+    model["task_templates"][0] = dict(model["task_templates"][0], total_virtual_tokens=7)
+    w.write("more.json", json.dumps(spec))
+    r = subprocess.run(args[:3] + [w.dir + "/other"] + args[4:], capture_output=True, text=True, env=env)
+    assert r.returncode == 1 and "'colour' is [6, 64]" in r.stderr and "[7, 64]" in r.stderr, r.stderr
+
+
+def interrupted_by_hand_it_goes_on():
+    spec = dict(JOB, model=MODEL, datasets={s: [f"{w.dir}/{s}.jsonl"] for s in ("train", "validation", "test")})
+    spec["config"] = dict(spec["config"], trainer={"max_epochs": -1, "max_steps": 1500, "val_check_interval": 500})
+    w.write("long.json", json.dumps(spec))
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+    args = [BIN, "train", "--spec", w.dir + "/long.json", "--run-dir"]
+    assert subprocess.run(args + [w.dir + "/whole"], capture_output=True, env=env).returncode == 0
+    p = w.spawn("interrupted", args + [w.dir + "/parts"], env=env)
+    wait(lambda: os.path.exists(w.dir + "/parts/checkpoint/checkpoint.safetensors"), 60, "a checkpoint")
+    p.send_signal(signal.SIGINT)
+    assert p.wait(20) == 75, p.returncode
+    log = open(p.log).read()
+    assert "preempted" in log and "asked to stop at step" in log, log
+    r = subprocess.run(args + [w.dir + "/parts"], capture_output=True, text=True, env=env)
+    assert r.returncode == 0 and "resumed at step" in r.stderr, r.stderr
+    for name in ("prompt_table.safetensors", "predictions.jsonl", "metrics.json"):
+        assert open(f"{w.dir}/parts/out/{name}", "rb").read() == open(f"{w.dir}/whole/out/{name}", "rb").read(), name
+
+
 def another_setting_makes_another_version():
     agent()
     r = w.ended(w.submit(JOB, "model.optim.lr=0.01", "outputs.aliases=[\"candidate\",\"slow\"]"))
@@ -173,4 +214,5 @@ def another_setting_makes_another_version():
 
 tap(w, [a_run_is_followed_to_its_end, metrics_of_every_step, runs_and_logs, the_artifact_and_its_alias, exports_agree,
         a_table_of_predictions, the_published_table_generates_the_same, an_equal_run_is_fetched_from_the_cache,
-        by_hand_it_is_the_same, another_setting_makes_another_version])
+        by_hand_it_is_the_same, existing_tasks_keep_their_bytes, interrupted_by_hand_it_goes_on,
+        another_setting_makes_another_version])

@@ -1,5 +1,6 @@
 /* The trainer: the same bits after a stop, a kill or a resume; batches, validation, early stopping,
  * the best table. */
+#include "engine/cpu/coretype.h"
 #include "tests/unit/train_run.h"
 
 static const struct fate undisturbed;
@@ -122,6 +123,34 @@ static void test_resume_prompt_tuning(void **state)
     (void)state;
     same_bits(random_prompt);
     same_bits(text_prompt);
+}
+
+static void test_resume_on_two_threads(void **state)
+{
+    (void)state;
+    train_threads = 2;
+    same_bits(tpmlp);
+    same_bits(lstm);
+    train_threads = 1;
+}
+
+static void test_resume_elsewhere_warns(void **state)
+{
+    struct outcome o;
+    char dir[SL_PATH_MAX];
+
+    (void)state;
+    train_dir(dir, NULL);
+    train_in(dir, (struct fate){.what = PREEMPTED, .step = 5}, &o);
+    outcome_release(&o);
+    train_threads = 2;
+    train_in(dir, undisturbed, &o);
+    train_threads = 1;
+    assert_int_equal(o.rc, 0);
+    assert_non_null(event_like(&o, "log", "threads"));
+    assert_string_equal(sl_json_str(event_like(&o, "log", "threads"), "level", ""), "warn");
+    outcome_release(&o);
+    sl_rmtree(dir, NULL);
 }
 
 /* The comparison above can fail: it finds a resume that forgets a part of the state. */
@@ -445,7 +474,7 @@ static void test_what_is_no_number_is_said(void **state)
            "val_loss is not a finite number");
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resume_tpmlp),
@@ -453,6 +482,8 @@ int main(void)
         cmocka_unit_test(test_resume_lstm_with_dropout),
         cmocka_unit_test(test_resume_embedding),
         cmocka_unit_test(test_resume_prompt_tuning),
+        cmocka_unit_test(test_resume_on_two_threads),
+        cmocka_unit_test(test_resume_elsewhere_warns),
         cmocka_unit_test(test_forgetful_resumes_are_caught),
         cmocka_unit_test(test_checkpoint_of_another_config_is_refused),
         cmocka_unit_test(test_accumulated_batches_are_one_large_batch),
@@ -463,5 +494,8 @@ int main(void)
         cmocka_unit_test(
             test_micro_batches_do_not_change_the_loss), /* the one that computes in this process */
     };
+    (void)argc;
+    if (sl_cpu_reexec(argv)) /* as the worker does: threads that wait passively */
+        return 2;
     return cmocka_run_group_tests_name("trainer", tests, NULL, NULL);
 }

@@ -127,6 +127,7 @@ struct outcome {
     int n_tables, n_encoded; /* floats */
 };
 
+static int train_threads = 1;
 static struct sl_trainer *fated;
 static struct fate fate;
 static struct sl_ops fated_ops;
@@ -215,7 +216,7 @@ static inline void leave(const char *dir, struct sl_trainer *t, int rc, const st
 
 static inline void train_child(const char *dir)
 {
-    const struct sl_trainer_options options = {.threads = 1};
+    const struct sl_trainer_options options = {.threads = train_threads};
     struct sl_err err = SL_ERR_INIT;
     struct sl_run run = {0};
     struct sl_trainer t = {0};
