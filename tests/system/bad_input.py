@@ -106,6 +106,45 @@ def template_with_a_field_no_row_has():
     fails(spec, "words:latest/train.jsonl", "colour", "{quesiton}", "none of its 32 rows", "question", cause="spec")
 
 
+def by_hand():
+    """The same mistakes with `train` and `generate` on files: exit status 1, one message, no crash, no output."""
+    agent()
+    run = w.submit(make_job("a-table"))
+    assert w.ended(run, 60)["state"] == "succeeded"
+    table = w.result(run)
+    damaged = bytearray(open(table + "/prompt_table.safetensors", "rb").read())
+    damaged[-5] ^= 1
+    os.mkdir(w.dir + "/damaged")
+    w.write("damaged/prompt_table.safetensors", bytes(damaged))
+    w.write("cut.gguf", open(MODEL, "rb").read()[:5000])
+    lines = rows(500).splitlines(True)
+    w.write("line-417.jsonl", "".join(lines[:416] + ["{]\n"] + lines[417:]))
+    given = {"--model": MODEL, "--prompts": table, "--input": w.dir + "/test.jsonl", "--output": w.dir + "/never.jsonl"}
+    for change, parts in (({"--model": w.dir + "/none.gguf"}, ["none.gguf", "no such file"]),
+                          ({"--model": w.dir + "/cut.gguf"}, ["cut.gguf", "truncated"]),
+                          ({"--prompts": w.dir + "/none"}, ["/none", "no such file"]),
+                          ({"--prompts": w.dir + "/damaged"}, ["damaged/prompt_table.safetensors"]),
+                          ({"--prompts": MODEL}, ["tiny_llama.gguf"]),
+                          ({"--input": w.dir + "/none.jsonl"}, ["none.jsonl", "no such file"]),
+                          ({"--input": w.dir + "/line-417.jsonl"}, ["line-417.jsonl:417", "JSON"]),
+                          ({"--input": w.dir + "/line-417.jsonl", "--task": "colour"}, ["line-417.jsonl:417", "JSON"]),
+                          ({"--task": "shape"}, ["no task 'shape'"]),
+                          ({"--output": w.dir + "/none/out.jsonl"}, ["none/out.jsonl"])):
+        args = [x for pair in {**given, **change}.items() for x in pair]
+        r = subprocess.run([BIN, "generate", *args], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        assert r.returncode == 1, (change, r)
+        says(r.stderr.lower(), *(p.lower() for p in parts))
+        assert len(r.stderr.splitlines()) <= 2 and not os.path.exists(w.dir + "/never.jsonl"), r.stderr
+    spec = dict(make_job("x"), model=w.dir + "/cut.gguf", datasets={"train": [w.dir + "/line-417.jsonl"]})
+    train = [BIN, "train", "--run-dir", w.dir + "/by-hand", "--spec"]
+    for spec, parts in ((spec, ["cut.gguf", "truncated"]), (dict(spec, model=MODEL), ["line-417.jsonl:417", "JSON"]),
+                        (dict(spec, model="tiny:latest"), ["tiny:latest", "no such file", "need an agent"]),
+                        (dict(spec, modell=3), ["modell", 'nearest known key is "model"'])):
+        r = subprocess.run([*train, w.write("by-hand.json", json.dumps(spec))], capture_output=True, text=True)
+        assert r.returncode == 1, r
+        says(r.stderr, *parts)
+
+
 # ---- disks
 
 class SmallDisk:
@@ -242,5 +281,5 @@ def redis_restarted_in_the_middle():
 
 
 tap(w, [unknown_keys, missing_artifact, wrong_sha256, truncated_model, bad_line_417, template_with_a_field_no_row_has,
-        full_disk_of_an_agent, disk_of_an_agent_fills_up_while_training, full_disk_of_the_server, server_down,
+        by_hand, full_disk_of_an_agent, disk_of_an_agent_fills_up_while_training, full_disk_of_the_server, server_down,
         redis_down_at_start, redis_restarted_in_the_middle])

@@ -71,12 +71,10 @@ class Jobs(World):
         out = self.run(run)["outputs"][0]
         dest = f"{self.dir}/result-{run}"
         if not os.path.exists(dest):
-            r = self.command("artifact", "get", f"{out['artifact']}:v{str(out['version']).lstrip('v')}", dest)
+            ref = f"{out['artifact']}:v{str(out['version']).lstrip('v')}"
+            r = self.command("artifact", "get", "--unpack", ref, dest)
             assert r.returncode == 0, r.stderr
-            tar = f"{dest}/{os.listdir(dest)[0]}"
-            r = subprocess.run(["tar", "--zstd", "-xf", tar, "-C", dest], capture_output=True, text=True)
-            assert r.returncode == 0 and not r.stderr, r.stderr
-        return dest
+        return f"{dest}/{out['artifact']}"
 
 
 def tensors(path):

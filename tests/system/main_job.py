@@ -73,6 +73,11 @@ def the_artifact_and_its_alias():
     wanted = ["metrics.json", "predictions.jsonl", "prompt_table.safetensors"]
     wanted += [f"peft/{t}/{f}" for t in ("colour", "first") for f in ("adapter_config.json", "adapter_model.safetensors")]
     assert names == sorted(wanted), names
+    tar = f"{first['dir']}.tar.zst"    # other tools read it as well, and have nothing to say about it
+    os.mkdir(w.dir + "/by-tar")
+    r = subprocess.run(["tar", "--zstd", "-xf", tar, "-C", w.dir + "/by-tar"], capture_output=True, text=True)
+    assert r.returncode == 0 and not r.stderr, r.stderr
+    assert not subprocess.run(["diff", "-r", w.dir + "/by-tar", first["dir"]], capture_output=True, text=True).stdout
     for e in version["files"][0]["entries"]:
         assert hashlib.sha256(open(f"{first['dir']}/{e['path']}", "rb").read()).hexdigest() == e["sha256"], e
 
