@@ -55,10 +55,12 @@ static int pass(struct sl_trainer *t, const struct sl_row *rows, int n, int64_t 
     if (rc)
         return rc;
     loss = malloc(((size_t)batch.n_entries + 1) * sizeof *loss);
-    if (!loss)
+    if (!loss) {
         rc = sl_err_set(err, SL_NOMEM, "no memory for %d losses", batch.n_entries);
-    else
-        rc = sl_model_step(t->model, &batch, t->prompts, gradient ? t->dprompts : NULL, loss, err);
+        sl_batch_release(&batch);
+        return rc;
+    }
+    rc = sl_model_step(t->model, &batch, t->prompts, gradient ? t->dprompts : NULL, loss, err);
     if (!rc) {
         for (int i = 0; i < batch.n_counted; i++)
             *sum += loss[batch.row_entry[i]];

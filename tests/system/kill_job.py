@@ -170,6 +170,7 @@ def cancelled_by_command():
     run = w.submit(job("mlp"), "trainer.max_steps=100000")
     w.until(run, lambda r: (r["step"] or 0) > 20)
     pid, = workers(a)
+    assert TOKEN.encode() not in open(f"/proc/{pid}/environ", "rb").read()    # it needs no credentials
     r = w.command("cancel", run)
     assert r.returncode == 0, r.stderr
     seconds_until(lambda: gone(pid), 2)

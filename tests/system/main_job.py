@@ -206,6 +206,24 @@ def interrupted_by_hand_it_goes_on():
         assert open(f"{w.dir}/parts/out/{name}", "rb").read() == open(f"{w.dir}/whole/out/{name}", "rb").read(), name
 
 
+def training_rows_alone_are_enough():
+    agent()
+    spec = dict(make_job("bare"), datasets={"train": ["words:latest/train.jsonl"]})
+    run = w.submit(spec, "trainer.max_steps=10", "outputs.aliases=[]")
+    r = w.ended(run)
+    assert r["state"] == "succeeded" and r["outputs"][0]["aliases"] == [], r
+    train, validation = w.last_metrics(run)
+    assert sorted(train) == list(range(1, 11)) and not validation
+    assert sorted(os.listdir(w.result(run))) == ["metrics.json", "peft", "prompt_table.safetensors"]
+
+
+def no_log_holds_the_token():
+    for p in w.procs:
+        assert TOKEN not in open(p.log).read(), p.log
+    assert TOKEN not in w.command("logs", first["run"]).stdout
+    assert TOKEN not in w.cli("HGETALL", "{softlaunch}:run:" + first["run"])
+
+
 def another_setting_makes_another_version():
     agent()
     r = w.ended(w.submit(JOB, "model.optim.lr=0.01", "outputs.aliases=[\"candidate\",\"slow\"]"))
@@ -220,4 +238,4 @@ def another_setting_makes_another_version():
 tap(w, [a_run_is_followed_to_its_end, metrics_of_every_step, runs_and_logs, the_artifact_and_its_alias, exports_agree,
         a_table_of_predictions, the_published_table_generates_the_same, an_equal_run_is_fetched_from_the_cache,
         by_hand_it_is_the_same, existing_tasks_keep_their_bytes, interrupted_by_hand_it_goes_on,
-        another_setting_makes_another_version])
+        training_rows_alone_are_enough, another_setting_makes_another_version, no_log_holds_the_token])

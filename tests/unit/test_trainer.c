@@ -112,15 +112,10 @@ static void test_resume_lstm_with_dropout(void **state)
     same_bits(lstm);
 }
 
-static void test_resume_embedding(void **state)
+static void test_resume_without_a_network(void **state)
 {
     (void)state;
     same_bits(embedding);
-}
-
-static void test_resume_prompt_tuning(void **state)
-{
-    (void)state;
     same_bits(random_prompt);
     same_bits(text_prompt);
 }
@@ -288,7 +283,7 @@ static void test_micro_batches_do_not_change_the_loss(void **state)
         assert_true(golden_distance(grad, want, (int64_t)n) < 1e-5);
         free(grad);
     }
-    loss_of(whole, false, 15, &grad, &k); /* and the measure sees one row less */
+    loss_of(whole, false, 15, &grad, &k); /* the measure sees one row less */
     assert_true(golden_distance(grad, want, (int64_t)n) > 1e-3);
     free(grad);
     free(want);
@@ -480,8 +475,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_resume_tpmlp),
         cmocka_unit_test(test_resume_mlp),
         cmocka_unit_test(test_resume_lstm_with_dropout),
-        cmocka_unit_test(test_resume_embedding),
-        cmocka_unit_test(test_resume_prompt_tuning),
+        cmocka_unit_test(test_resume_without_a_network),
         cmocka_unit_test(test_resume_on_two_threads),
         cmocka_unit_test(test_resume_elsewhere_warns),
         cmocka_unit_test(test_forgetful_resumes_are_caught),
