@@ -1,7 +1,7 @@
 # softlaunch: two programs, `softlaunch` (command, agent, server) and `softlaunch-worker` (the engine).
 #
 #   make            both programs into $(BUILD)/bin
-#   make worker     the worker alone (needs jansson, libcrypto, PCRE2 and OpenBLAS only)
+#   make worker     the worker alone (needs jansson, libcrypto, libyaml, PCRE2 and OpenBLAS only)
 #   make test       installs what is missing, builds, runs every suite      make demo   the product at work
 #   make asan       everything under $(BUILD)-asan with ASan and UBSan      make bench  side-by-side speeds
 #   make test-long  the slow checks (live peers, sanitizers)
@@ -35,11 +35,11 @@ CLI       := $(call src,cli)
 ENGINE    := $(call src,engine) $(call src,engine/cpu)
 
 ifneq ($(filter-out deps clean format,$(or $(MAKECMDGOALS),all)),)
-BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto 2>/dev/null)
+BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto yaml-0.1 2>/dev/null)
 PCRE_LIBS   := $(shell $(PKG) --libs libpcre2-8 2>/dev/null)
 BLAS_LIBS   := $(shell $(PKG) --libs openblas 2>/dev/null || echo -lopenblas)
 NET_LIBS    := $(shell $(PKG) --libs libcurl libarchive hiredis libmicrohttpd 2>/dev/null)
-PKG_CFLAGS  := $(shell $(PKG) --cflags jansson libcrypto libpcre2-8 2>/dev/null)
+PKG_CFLAGS  := $(shell $(PKG) --cflags jansson libcrypto yaml-0.1 libpcre2-8 2>/dev/null)
 PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl libarchive hiredis libmicrohttpd 2>/dev/null)
 BLAS_CFLAGS := $(shell $(PKG) --cflags openblas 2>/dev/null)
 endif
