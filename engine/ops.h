@@ -136,6 +136,15 @@ struct sl_ops {
                       const float *rstd, int64_t rows, int cols, const struct sl_weight *w, bool rms,
                       bool accumulate, sl_act *dx);
 
+    /* RMSNorm of each head by itself (Qwen3's Q and K): of the first `heads` heads of each row of x into
+     * those of y, w [1, head_dim]; rstd [rows, heads] is kept for head_norm_back. There dx may be dy. */
+    void (*head_norm)(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows, int heads,
+                      int head_dim, const struct sl_weight *w, float eps, sl_act *y, int64_t ldy,
+                      float *rstd);
+    void (*head_norm_back)(struct sl_backend *be, const sl_act *dy, int64_t lddy, const sl_act *x,
+                           int64_t ldx, const float *rstd, int64_t rows, int heads, int head_dim,
+                           const struct sl_weight *w, sl_act *dx, int64_t lddx);
+
     /* ---- rotary positions, half-split order, in place on the first `heads` heads of each row. table is fp32
      * [positions, rope_dims/2, 2] of (cos, sin). inverse rotates back (the gradient). */
     void (*rope)(struct sl_backend *be, sl_act *x, int64_t ld, int64_t rows, int heads, int head_dim,

@@ -72,6 +72,12 @@ void sl_cpu_norm(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
 void sl_cpu_norm_back(struct sl_backend *be, const sl_act *dy, const sl_act *x, const float *mean,
                       const float *rstd, int64_t rows, int cols, const struct sl_weight *w,
                       bool rms, bool accumulate, sl_act *dx);
+void sl_cpu_head_norm(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows, int heads,
+                      int head_dim, const struct sl_weight *w, float eps, sl_act *y, int64_t ldy,
+                      float *rstd);
+void sl_cpu_head_norm_back(struct sl_backend *be, const sl_act *dy, int64_t lddy, const sl_act *x,
+                           int64_t ldx, const float *rstd, int64_t rows, int heads, int head_dim,
+                           const struct sl_weight *w, sl_act *dx, int64_t lddx);
 void sl_cpu_rope(struct sl_backend *be, sl_act *x, int64_t ld, int64_t rows, int heads,
                  int head_dim, int rope_dims, const int32_t *pos, const float *table, bool inverse);
 void sl_cpu_attention(struct sl_backend *be, const struct sl_attention *a, const sl_act *q,

@@ -77,3 +77,33 @@ void sl_cpu_norm_back(struct sl_backend *be, const sl_act *dy, const sl_act *x, 
         back_row(d + r * cols, in + r * cols, rms ? 0.0f : mean[r], rstd[r], cols, w->data, rms,
                  accumulate, out + r * cols);
 }
+
+void sl_cpu_head_norm(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows, int heads,
+                      int head_dim, const struct sl_weight *w, float eps, sl_act *y, int64_t ldy,
+                      float *rstd)
+{
+    const float *in = x;
+    float *out = y;
+    int64_t n = rows * heads;
+#pragma omp parallel for num_threads(be->threads) schedule(static) if (n * head_dim > SL_CPU_SMALL)
+    for (int64_t i = 0; i < n; i++) {
+        int64_t r = i / heads, at = i % heads * head_dim;
+        norm_row(in + r * ldx + at, head_dim, w->data, NULL, eps, true, out + r * ldy + at, NULL,
+                 rstd + i);
+    }
+}
+
+void sl_cpu_head_norm_back(struct sl_backend *be, const sl_act *dy, int64_t lddy, const sl_act *x,
+                           int64_t ldx, const float *rstd, int64_t rows, int heads, int head_dim,
+                           const struct sl_weight *w, sl_act *dx, int64_t lddx)
+{
+    const float *d = dy, *in = x;
+    float *out = dx;
+    int64_t n = rows * heads;
+#pragma omp parallel for num_threads(be->threads) schedule(static) if (n * head_dim > SL_CPU_SMALL)
+    for (int64_t i = 0; i < n; i++) {
+        int64_t r = i / heads, at = i % heads * head_dim;
+        back_row(d + r * lddy + at, in + r * ldx + at, 0.0f, rstd[i], head_dim, w->data, true,
+                 false, out + r * lddx + at);
+    }
+}

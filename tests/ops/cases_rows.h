@@ -102,6 +102,55 @@ static void case_norm_back(struct dev *d, struct vec *got, struct vec *want)
     vec_free(&dx);
 }
 
+/* ---- norms of heads: the same, in the first heads of rows that hold more */
+static void case_head_norm(struct dev *d, struct vec *got, struct vec *want)
+{
+    int heads = rnd_int(d, 1, 9), head_dim = rnd_int(d, 2, 130), rows = rnd_int(d, 1, 40);
+    size_t cols = (size_t)(heads * head_dim), ldx = cols + (size_t)rnd_int(d, 0, 40),
+           ldy = cols + (size_t)rnd_int(d, 0, 40), n_heads = (size_t)(rows * heads);
+    struct norm_ref n = {.rows = n_heads, .cols = (size_t)head_dim, .eps = 1e-6, .rms = true};
+    n.x = host_random(d, n_heads * n.cols, 3);
+    n.w = host_random(d, n.cols, 1);
+    double *y = host_new(d, n_heads * n.cols), *mean = host_new(d, n_heads),
+           *rstd = host_new(d, n_heads);
+    sl_act *dev_y = dev_act(d, y, (size_t)rows, cols, ldy);
+    float *dev_rstd = dev_f32(d, rstd, n_heads);
+    d->ops->head_norm(d->be, dev_act(d, n.x, (size_t)rows, cols, ldx), (int64_t)ldx, rows, heads,
+                      head_dim, dev_weight(d, n.w, 1, head_dim), (float)n.eps, dev_y, (int64_t)ldy,
+                      dev_rstd);
+    ref_norm(&n, y, mean, rstd);
+    segment(got, want, "y");
+    get_act(d, dev_y, (size_t)rows, cols, ldy, got);
+    put(want, y, n_heads * n.cols);
+    segment(got, want, "rstd");
+    get_f32(d, dev_rstd, n_heads, got);
+    put(want, rstd, n_heads);
+}
+
+static void case_head_norm_back(struct dev *d, struct vec *got, struct vec *want)
+{
+    int heads = rnd_int(d, 1, 6), head_dim = rnd_int(d, 2, 64), rows = rnd_int(d, 1, 20);
+    size_t cols = (size_t)(heads * head_dim), ldx = cols + (size_t)rnd_int(d, 0, 40),
+           ldd = cols + (size_t)rnd_int(d, 0, 40), n_heads = (size_t)(rows * heads);
+    struct norm_ref n = {.rows = n_heads, .cols = (size_t)head_dim, .eps = 1e-6, .rms = true};
+    bool in_place = rnd(d) & 1;
+    n.x = host_random(d, n_heads * n.cols, 3);
+    n.w = host_random(d, n.cols, 1);
+    n.dy = host_random(d, n_heads * n.cols, 1);
+    double *y = host_new(d, n_heads * n.cols), *mean = host_new(d, n_heads),
+           *rstd = host_new(d, n_heads);
+    ref_norm(&n, y, mean, rstd);
+    sl_act *dy = dev_act(d, n.dy, (size_t)rows, cols, ldd);
+    sl_act *dx = in_place ? dy : dev_act(d, y, (size_t)rows, cols, ldd);
+    d->ops->head_norm_back(d->be, dy, (int64_t)ldd, dev_act(d, n.x, (size_t)rows, cols, ldx),
+                           (int64_t)ldx, dev_f32(d, rstd, n_heads), rows, heads, head_dim,
+                           dev_weight(d, n.w, 1, head_dim), dx, (int64_t)ldd);
+    struct vec computed = {0};
+    get_act(d, dx, (size_t)rows, cols, ldd, &computed);
+    check_gradient(d, "dx", n.x, n_heads * n.cols, 400, loss_norm, &n, &computed, NULL, got, want);
+    vec_free(&computed);
+}
+
 /* ---- rotary positions */
 static void case_rope(struct dev *d, struct vec *got, struct vec *want)
 {

@@ -30,6 +30,8 @@ static const struct op_case {
     {"scatter", case_scatter, 1e-7, ROUNDS},
     {"norm", case_norm, 1e-6, ROUNDS},
     {"norm_back", case_norm_back, 2e-6, ROUNDS},
+    {"head_norm", case_head_norm, 1e-6, ROUNDS},
+    {"head_norm_back", case_head_norm_back, 2e-6, ROUNDS},
     {"rope", case_rope, 5e-7, ROUNDS},
     {"attention", case_attention, 6e-6, ROUNDS},
     {"attention_back", case_attention_back, 8e-6, ROUNDS},
