@@ -162,6 +162,10 @@ static void check_template(struct rules *r, const json_t *t, size_t index)
     if (r->no_prompts && total > 0)
         broken(r, AT("total_virtual_tokens"), "0", json_object_get(t, "total_virtual_tokens"),
                "virtual_prompt_style no-prompts has no virtual tokens: set it to 0");
+    if (r->no_prompts && json_object_get(t, "virtual_prompt_style"))
+        broken(r, AT("virtual_prompt_style"), "nothing here",
+               json_object_get(t, "virtual_prompt_style"),
+               "a run with virtual_prompt_style no-prompts trains no task");
     if (!r->no_prompts && total < 1)
         broken(r, AT("total_virtual_tokens"), "at least 1",
                json_object_get(t, "total_virtual_tokens"),

@@ -15,6 +15,11 @@ const char *sl_style_name(enum sl_style style)
     return style_names[style];
 }
 
+double sl_default_lr(enum sl_style style)
+{
+    return style == SL_STYLE_PROMPT_TUNING ? SL_DEFAULT_LR_PROMPT_TUNING : SL_DEFAULT_LR_P_TUNING;
+}
+
 const char *sl_encoder_type_name(enum sl_encoder_type type)
 {
     return encoder_names[type];
@@ -114,6 +119,9 @@ static int fill_tasks(struct sl_config *c, const json_t *config)
         return SL_NOMEM;
     for (; c->n_tasks < n; c->n_tasks++) {
         struct sl_task *t = &c->task[c->n_tasks];
+        const char *style = sl_json_str(json_array_get(templates, (size_t)c->n_tasks),
+                                        "virtual_prompt_style", NULL);
+        t->style = style ? (enum sl_style)index_of(style_names, 3, style) : c->style;
         if ((rc = fill_task(t, json_array_get(templates, (size_t)c->n_tasks), config))) {
             c->n_tasks++; /* release what it holds */
             return rc;
@@ -191,8 +199,6 @@ static int fill_model(struct sl_config *c, const json_t *m)
 
     c->p_tuning.encoder_type = (enum sl_encoder_type)index_of(
         encoder_names, 5, sl_json_str(m, "p_tuning.encoder_type", ""));
-    if (c->style == SL_STYLE_PROMPT_TUNING)
-        c->p_tuning.encoder_type = SL_ENC_TABLE;
     c->p_tuning.dropout = sl_json_num(m, "p_tuning.dropout", 0);
     c->p_tuning.num_layers = (int)integer(m, "p_tuning.num_layers");
     c->p_tuning.encoder_hidden = (int)integer(m, "p_tuning.encoder_hidden");
@@ -224,9 +230,7 @@ static int fill_data(struct sl_config *c, const json_t *d)
 static void fill_optim(struct sl_config *c, const json_t *o)
 {
     c->optim.lr_is_default = !sl_json_get(o, "lr");
-    c->optim.lr = sl_json_num(o, "lr",
-                              c->style == SL_STYLE_PROMPT_TUNING ? SL_DEFAULT_LR_PROMPT_TUNING
-                                                                 : SL_DEFAULT_LR_P_TUNING);
+    c->optim.lr = sl_json_num(o, "lr", sl_default_lr(c->style));
     c->optim.beta1 = json_number_value(json_array_get(json_object_get(o, "betas"), 0));
     c->optim.beta2 = json_number_value(json_array_get(json_object_get(o, "betas"), 1));
     c->optim.weight_decay = sl_json_num(o, "weight_decay", 0);
@@ -236,7 +240,7 @@ static void fill_optim(struct sl_config *c, const json_t *o)
     c->optim.min_lr = sl_json_num(o, "sched.min_lr", 0);
 }
 
-static void fill_inference(struct sl_config *c, const json_t *i)
+static int fill_inference(struct sl_config *c, const json_t *i)
 {
     c->inference.greedy = sl_json_bool(i, "greedy", true);
     c->inference.top_k = (int)integer(i, "top_k");
@@ -245,6 +249,7 @@ static void fill_inference(struct sl_config *c, const json_t *i)
     c->inference.repetition_penalty = sl_json_num(i, "repetition_penalty", 1);
     c->inference.tokens_to_generate = (int)integer(i, "tokens_to_generate");
     c->inference.min_tokens = (int)integer(i, "min_tokens");
+    return copy_strings(json_object_get(i, "stop"), &c->inference.stop.n, &c->inference.stop.s);
 }
 
 static int refuse(const json_t *errors, struct sl_err *err)
@@ -280,8 +285,9 @@ int sl_config_parse(const json_t *config, struct sl_config *ret_config, struct s
             rc = fill_data(&c, json_object_get(model, "data"));
         if (!rc)
             rc = fill_tasks(&c, full);
+        if (!rc)
+            rc = fill_inference(&c, json_object_get(full, "inference"));
         fill_optim(&c, json_object_get(model, "optim"));
-        fill_inference(&c, json_object_get(full, "inference"));
         if (rc)
             sl_err_set(err, rc, "out of memory");
     }
@@ -328,6 +334,7 @@ void sl_config_release(struct sl_config *c)
     free_strings(c->data.train.n, c->data.train.s);
     free_strings(c->data.validation.n, c->data.validation.s);
     free_strings(c->data.test.n, c->data.test.s);
+    free_strings(c->inference.stop.n, c->inference.stop.s);
     memset(c, 0, sizeof *c);
 }
 

@@ -33,13 +33,14 @@ enum sl_metric {
 struct sl_task {
     char *name;
     char *prompt_template;
-    int total_virtual_tokens; /* 0 only with SL_STYLE_NO_PROMPTS */
+    int total_virtual_tokens; /* 0 exactly with SL_STYLE_NO_PROMPTS */
     int n_splits;
     int split[SL_SPEC_MAX_SPLITS]; /* sums to total_virtual_tokens */
     char *truncate_field;          /* NULL: rows too long are skipped */
     char *answer_field;            /* NULL: none named */
     bool answer_only_loss;
-    bool is_new;                     /* trained; else an existing task whose rows never change */
+    bool is_new;         /* trained; else an existing task whose rows never change */
+    enum sl_style style; /* the template's own, else the config's */
     enum sl_init_method init_method; /* of a new task's prompt rows, prompt tuning only */
     char *init_text;                 /* NULL unless init_method is SL_INIT_TEXT */
     int n_choices;
@@ -65,7 +66,7 @@ struct sl_config {
 
     struct {
         bool resume_if_exists;
-        int save_top_k;       /* best checkpoints kept by val_loss; 0: only the newest */
+        int save_top_k;       /* best tables by val_loss that a run leaves in out/top_k */
         bool save_best_model; /* the exported table is that of the best val_loss */
         bool early_stopping;
         double min_delta;
@@ -86,7 +87,7 @@ struct sl_config {
     int new_virtual_tokens; /* V that all new tasks share; 0 without new tasks */
 
     struct {
-        enum sl_encoder_type encoder_type; /* SL_ENC_TABLE exactly with SL_STYLE_PROMPT_TUNING */
+        enum sl_encoder_type encoder_type; /* of p-tuning tasks; never SL_ENC_TABLE */
         double dropout;                    /* lstm only */
         int num_layers;                    /* mlp: linear layers, at least 2; lstm: LSTM layers */
         int encoder_hidden;
@@ -118,6 +119,7 @@ struct sl_config {
         double temperature;        /* > 0 */
         double repetition_penalty; /* 1: off */
         int tokens_to_generate, min_tokens;
+        struct sl_strings stop; /* a text ends before the first of them */
     } inference;
 };
 
@@ -132,6 +134,8 @@ void sl_config_release(struct sl_config *c); /* NULL-safe; c is all zero afterwa
 int sl_config_task(const struct sl_config *c, const char *name);
 
 const char *sl_style_name(enum sl_style style); /* "p-tuning" */
+/* The learning rate of a config that names none. */
+double sl_default_lr(enum sl_style style);
 /* "tpmlp"; "table" for SL_ENC_TABLE */
 const char *sl_encoder_type_name(enum sl_encoder_type type);
 

@@ -61,7 +61,9 @@ static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, str
     struct sl_peft how = {.base_model = arch->name,
                           .heads = arch->heads,
                           .layers = arch->layers,
-                          .type = c->p_tuning.encoder_type,
+                          .type = c->style == SL_STYLE_PROMPT_TUNING
+                                      ? SL_ENC_TABLE
+                                      : c->p_tuning.encoder_type,
                           .encoder_hidden = c->p_tuning.encoder_hidden,
                           .encoder_layers = c->p_tuning.num_layers,
                           .dropout = c->p_tuning.dropout};

@@ -168,7 +168,9 @@ static int init_table_from_text(struct sl_trainer *t, int task, const char *text
 static int make_encoder(struct sl_trainer *t, struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
-    struct sl_encoder_config e = {.type = c->p_tuning.encoder_type,
+    struct sl_encoder_config e = {.type = c->style == SL_STYLE_PROMPT_TUNING
+                                              ? SL_ENC_TABLE
+                                              : c->p_tuning.encoder_type,
                                   .n_tasks = t->n_new,
                                   .virtual_tokens = c->new_virtual_tokens,
                                   .hidden = t->hidden,

@@ -93,13 +93,46 @@ static void reads_every_spelling_of_a_style(void **state)
             spellings[i]);
         struct sl_config c = parse(text);
         assert_int_equal(c.style, SL_STYLE_PROMPT_TUNING);
-        assert_int_equal(c.p_tuning.encoder_type, SL_ENC_TABLE);
+        assert_int_equal(c.task[0].style, SL_STYLE_PROMPT_TUNING);
         assert_true(c.optim.lr == SL_DEFAULT_LR_PROMPT_TUNING);
         sl_config_release(&c);
     }
     assert_string_equal(sl_style_name(SL_STYLE_NO_PROMPTS), "no-prompts");
     assert_string_equal(sl_encoder_type_name(SL_ENC_LSTM), "lstm");
     assert_string_equal(sl_encoder_type_name(SL_ENC_EMBEDDING), "embedding");
+}
+
+static void a_task_may_have_a_style_of_its_own(void **state)
+{
+    struct sl_config c = parse(
+        "{\"model\":{\"task_templates\":["
+        "{\"taskname\":\"a\",\"prompt_template\":\"<|VIRTUAL_PROMPT_0|>{x}\",\"total_virtual_tokens\":4,"
+        "\"virtual_prompt_style\":\"PROMPT_TUNING\"}," TASK("b") "]}}");
+    (void)state;
+    assert_int_equal(c.style, SL_STYLE_P_TUNING);
+    assert_int_equal(c.task[0].style, SL_STYLE_PROMPT_TUNING);
+    assert_int_equal(c.task[1].style, SL_STYLE_P_TUNING);
+    sl_config_release(&c);
+
+    struct sl_err err = SL_ERR_INIT;
+    json_t *json = json_loads(
+        "{\"model\":{\"virtual_prompt_style\":\"no-prompts\",\"task_templates\":["
+        "{\"taskname\":\"a\",\"prompt_template\":\"{x}\",\"total_virtual_tokens\":0,"
+        "\"virtual_prompt_style\":\"p-tuning\"}]}}", 0, NULL);
+    assert_int_equal(sl_config_parse(json, &c, &err), SL_SPEC);
+    assert_non_null(strstr(err.msg, "config.model.task_templates[0].virtual_prompt_style"));
+    json_decref(json);
+}
+
+static void reads_stop_strings(void **state)
+{
+    struct sl_config c = parse("{\"model\":{\"task_templates\":[" TASK("a") "]},"
+                               "\"inference\":{\"stop\":[\"\\n\",\"Question:\"]}}");
+    (void)state;
+    assert_int_equal(c.inference.stop.n, 2);
+    assert_string_equal(c.inference.stop.s[0], "\n");
+    assert_string_equal(c.inference.stop.s[1], "Question:");
+    sl_config_release(&c);
 }
 
 static void reads_numbers_in_each_form(void **state)
@@ -219,6 +252,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(has_the_documented_defaults),
         cmocka_unit_test(reads_every_spelling_of_a_style),
+        cmocka_unit_test(a_task_may_have_a_style_of_its_own),
+        cmocka_unit_test(reads_stop_strings),
         cmocka_unit_test(reads_numbers_in_each_form),
         cmocka_unit_test(a_small_global_batch_is_one_micro_batch),
         cmocka_unit_test(sorts_new_and_existing_tasks),
