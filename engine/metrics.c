@@ -46,24 +46,6 @@ static void set_up(void)
 
 /* ---- characters ---- */
 
-/* The character at p (valid UTF-8); sets its length. */
-static uint32_t decode(const char *p, int *ret_len)
-{
-    const unsigned char *s = (const unsigned char *)p;
-
-    *ret_len = s[0] < 0x80 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
-    switch (*ret_len) {
-    case 1:
-        return s[0];
-    case 2:
-        return (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu);
-    case 3:
-        return (s[0] & 0xfu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
-    default:
-        return (s[0] & 7u) << 18 | (s[1] & 0x3fu) << 12 | (s[2] & 0x3fu) << 6 | (s[3] & 0x3fu);
-    }
-}
-
 static int put(struct sl_buf *b, uint32_t c)
 {
     char s[MAX_UTF8];
@@ -84,14 +66,6 @@ static int put(struct sl_buf *b, uint32_t c)
     }
     s[n++] = (char)(0x80 | (c & 0x3f));
     return sl_buf_add(b, s, n);
-}
-
-/* What str.split() splits at. */
-static bool is_space(uint32_t c)
-{
-    return (c >= 0x9 && c <= 0xd) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
-           c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 /* ---- normalisation ---- */
@@ -124,7 +98,7 @@ static int lower_without_punctuation(const struct sl_buf *in, struct sl_buf *out
     int rc = 0, len;
 
     for (const char *p = in->p; p < in->p + in->len && !rc; p += len) {
-        uint32_t c = decode(p, &len);
+        uint32_t c = sl_utf8_decode(p, &len);
 
         if (c == CAPITAL_I_DOT)
             rc = sl_buf_adds(out, SMALL_I_DOT);
@@ -140,9 +114,9 @@ static int collapse_spaces(const struct sl_buf *in, struct sl_buf *out)
     int rc = 0, len;
 
     for (const char *p = in->p; p < in->p + in->len && !rc; p += len) {
-        uint32_t c = decode(p, &len);
+        uint32_t c = sl_utf8_decode(p, &len);
 
-        if (is_space(c)) {
+        if (sl_utf8_is_space(c)) {
             gap = any;
             continue;
         }

@@ -1,7 +1,5 @@
 #include "engine/utf8.h"
 #include "base/err.h"
-#include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
 
 /* Length of the character at p, or minus the length of the longest prefix of one (at least 1 byte).
@@ -79,4 +77,28 @@ int sl_utf8_repair(const char *text, size_t len, struct sl_buf *buf)
         len -= bad;
     }
     return 0;
+}
+
+uint32_t sl_utf8_decode(const char *p, int *ret_len)
+{
+    const unsigned char *s = (const unsigned char *)p;
+
+    *ret_len = s[0] < 0x80 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+    switch (*ret_len) {
+    case 1:
+        return s[0];
+    case 2:
+        return (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu);
+    case 3:
+        return (s[0] & 0xfu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
+    default:
+        return (s[0] & 7u) << 18 | (s[1] & 0x3fu) << 12 | (s[2] & 0x3fu) << 6 | (s[3] & 0x3fu);
+    }
+}
+
+bool sl_utf8_is_space(uint32_t c)
+{
+    return (c >= 0x9 && c <= 0xd) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
+           c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
+           c == 0x202f || c == 0x205f || c == 0x3000;
 }

@@ -2,7 +2,9 @@
 #ifndef SL_ENGINE_UTF8_H
 #define SL_ENGINE_UTF8_H
 #include "base/buf.h"
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* Bytes at the start of text that are valid UTF-8 (len when all of it is). */
 size_t sl_utf8_valid(const char *text, size_t len);
@@ -10,5 +12,9 @@ size_t sl_utf8_valid(const char *text, size_t len);
  * section 3.9, and what Python's bytes.decode('utf-8', 'replace') does). SL_NOMEM, also when buf's
  * max is reached. */
 int sl_utf8_repair(const char *text, size_t len, struct sl_buf *buf);
+/* The character at p, where valid UTF-8 begins; sets its length. */
+uint32_t sl_utf8_decode(const char *p, int *ret_len);
+/* White space as Python's str.split and str.strip see it. */
+bool sl_utf8_is_space(uint32_t c);
 
 #endif
