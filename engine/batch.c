@@ -228,7 +228,6 @@ static size_t lay_out(struct sl_batch *b, char *base)
     TAKE(entry_weight, b->n_entries);
     TAKE(entry_slot, b->n_entries);
     TAKE(virtual_pos, b->n_virtual);
-    TAKE(virtual_index, b->n_virtual);
     TAKE(grad_ptr, b->n_prompts + 1);
     TAKE(grad_list, b->n_virtual);
     TAKE(slot_prompts, b->n_slots + 1);
@@ -346,7 +345,6 @@ static void fill_virtual(struct sl_batch *b)
     memset(b->grad_ptr, 0, sizeof(int32_t) * ((size_t)b->n_prompts + 1));
     for (int t = 0; t < b->n_tokens; t++)
         if (b->src[t] < 0) {
-            b->virtual_index[n] = b->pos[t];
             b->virtual_pos[n++] = t;
             b->grad_ptr[-(b->src[t] + 1) + 1]++;
         }

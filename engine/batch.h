@@ -60,10 +60,9 @@ struct sl_batch {
     /* Virtual positions, for the gradient: prompt row p appears at list[ptr[p]..ptr[p+1]) into
      * virtual[], virtual[] are packed positions (ascending, distinct). */
     int n_virtual;
-    int32_t *virtual_pos;   /* [n_virtual] */
-    int32_t *virtual_index; /* [n_virtual] pos of it */
-    int32_t *grad_ptr;      /* [n_prompts+1] */
-    int32_t *grad_list;     /* [n_virtual] index into virtual_pos */
+    int32_t *virtual_pos; /* [n_virtual] */
+    int32_t *grad_ptr;    /* [n_prompts+1] */
+    int32_t *grad_list;   /* [n_virtual] index into virtual_pos */
 
     void *memory; /* one block behind all arrays */
     size_t memory_bytes;

@@ -50,7 +50,11 @@ static void lay_out_step(struct sl_decode *d, struct sl_arena *a)
     size_t act = m->ops->act_bytes;
     d->ints = sl_arena_take(a, (int64_t)d->ints_bytes, 1);
     d->s.x = sl_arena_take(a, n * hidden, act);
-    d->s.qkv = sl_arena_take(a, n * (m->q_cols + 2 * m->kv_cols), act);
+    d->s.raw = d->s.qkv = sl_arena_take(a, n * (m->q_cols + 2 * m->kv_cols), act);
+    if (arch->qk_norm) {
+        d->s.raw = sl_arena_take(a, n * (m->q_cols + 2 * m->kv_cols), act);
+        d->s.rstd_q = d->s.rstd_k = sl_arena_take(a, n * arch->heads, sizeof(float));
+    }
     d->s.o = sl_arena_take(a, n * m->q_cols, act);
     d->s.mid = sl_arena_take(a, n * hidden, act);
     d->s.pre = sl_arena_take(a, n * m->pre_cols, act);
@@ -233,10 +237,9 @@ static void step_layers(struct sl_decode *d, const struct step_ints *dev,
     ops->embed(m->be, m->embed, m->pos_embed, NULL, dev->src, dev->pos, n, a->hidden, d->s.x);
     for (int l = 0; l < a->layers; l++) {
         sl_act *k = d->cache[l], *v = sl_at(m, k, m->kv_cols);
-        sl_layer_qkv(m, &m->layers[l], d->s.x, n, dev->pos, d->tmp, d->s.qkv, d->s.mean1,
-                     d->s.rstd1);
-        ops->scatter(m->be, sl_at(m, d->s.qkv, m->q_cols), ld, dev->index, n, (int)ld_cache, false,
-                     k, ld_cache);
+        sl_layer_qkv(m, &m->layers[l], &d->s, n, dev->pos, d->tmp);
+        sl_keep_kv(m, sl_at(m, d->s.qkv, m->q_cols), sl_at(m, d->s.raw, m->q_cols + m->kv_cols), ld,
+                   n, dev->index, k);
         ops->attention(m->be, att, d->s.qkv, ld, k, ld_cache, v, ld_cache, d->s.o, m->q_cols,
                        d->s.lse);
         sl_layer_rest(m, &m->layers[l], &d->s, d->s.x, n, d->tmp, d->act, d->s.x);

@@ -57,8 +57,14 @@ static void lay_out_layer(const struct sl_model *m, struct sl_arena *a, const st
     s->x = own_x ? take_rows(m, a, all, hidden) : m->saved[0].x;
     s->mean1 = sl_arena_take(a, all, sizeof(float));
     s->rstd1 = sl_arena_take(a, all, sizeof(float));
-    s->qkv = take_rows(m, a, all, (last ? 0 : m->q_cols) + 2 * m->kv_cols);
-    s->q = last ? take_rows(m, a, rows, m->q_cols) : NULL;
+    s->raw = s->qkv = take_rows(m, a, all, (last ? 0 : m->q_cols) + 2 * m->kv_cols);
+    s->raw_q = s->q = last ? take_rows(m, a, rows, m->q_cols) : NULL;
+    if (m->arch.qk_norm) {
+        s->raw = take_rows(m, a, all, (last ? 0 : m->q_cols) + 2 * m->kv_cols);
+        s->raw_q = last ? take_rows(m, a, rows, m->q_cols) : NULL;
+        s->rstd_q = sl_arena_take(a, rows * m->arch.heads, sizeof(float));
+        s->rstd_k = sl_arena_take(a, all * m->arch.kv_heads, sizeof(float));
+    }
     s->o = take_rows(m, a, rows, m->q_cols);
     s->lse = sl_arena_take(a, rows * m->arch.heads, sizeof(float));
     s->mid = take_rows(m, a, rows, hidden);
@@ -146,7 +152,6 @@ static struct sl_batch on_device(const struct sl_batch *b, char *block)
     MOVE(entry_target);
     MOVE(entry_weight);
     MOVE(virtual_pos);
-    MOVE(virtual_index);
     MOVE(grad_ptr);
     MOVE(grad_list);
 #undef MOVE

@@ -43,16 +43,28 @@ static void forget_rows_on_prefix(struct sl_model *m, const struct sl_attention 
 }
 
 static void back_attention(struct sl_model *m, const struct sl_attention *att, const sl_act *q,
-                           int64_t ldq, const sl_act *k, int64_t ldkv, const struct sl_saved *s,
-                           const sl_act *d_o, sl_act *dq, sl_act *dk)
+                           int64_t ldq, const sl_act *k, const sl_act *v, int64_t ldkv,
+                           const struct sl_saved *s, const sl_act *d_o, sl_act *dq, sl_act *dk)
 {
-    const sl_act *v = sl_at(m, k, m->kv_cols);
     sl_act *dv = sl_at(m, dk, m->kv_cols);
     m->ops->attention_back(m->be, att, q, ldq, k, ldkv, v, ldkv, s->o, m->q_cols, s->lse, d_o,
                            m->q_cols, dq, ldq, dk, ldkv, dv, ldkv);
     if (m->fault == SL_FAULT_NO_PREFIX_DKV)
         forget_rows_on_prefix(m, att, att->host_seqs, q, ldq, k, v, ldkv, s->o, s->lse, d_o, dq, dk,
                               dv);
+}
+
+/* Back through rotary positions and norms of heads, in place: from the gradient dx of Q or K, as
+ * attention saw it, to that of raw. */
+static void back_turn_and_norm(struct sl_model *m, const struct sl_weight *w, sl_act *dx,
+                               int64_t ld, int64_t rows, int heads, const int32_t *pos,
+                               const sl_act *raw, const float *rstd)
+{
+    const struct sl_arch *a = &m->arch;
+    if (m->rope)
+        m->ops->rope(m->be, dx, ld, rows, heads, a->head_dim, a->rope_dims, pos, m->rope, true);
+    if (w)
+        m->ops->head_norm_back(m->be, dx, ld, raw, ld, rstd, rows, heads, a->head_dim, w, dx, ld);
 }
 
 /* From w->out_dx, the gradient of the layer's output at the out rows, to w->dx, that of all rows of
@@ -70,13 +82,11 @@ static void back_last(struct sl_model *m, struct sl_work *w)
     back_mlp(m, w, layer, outs, w->out_dx);
     ops->matmul_back(m->be, w->out_dx, hidden, outs, l->o, false, w->tmp, m->q_cols);
     ops->zero(m->be, dkv, (size_t)(rows * ld) * ops->act_bytes);
-    back_attention(m, &w->outs, s->q, m->q_cols, s->qkv, ld, s, w->tmp, dq, dkv);
-    if (m->rope) {
-        ops->rope(m->be, dkv, ld, rows, a->kv_heads, a->head_dim, a->rope_dims, w->dev.pos, m->rope,
-                  true);
-        ops->rope(m->be, dq, m->q_cols, outs, a->heads, a->head_dim, a->rope_dims, w->dev.out_pos,
-                  m->rope, true);
-    }
+    back_attention(m, &w->outs, s->q, m->q_cols, s->qkv, sl_at(m, s->raw, m->kv_cols), ld, s,
+                   w->tmp, dq, dkv);
+    back_turn_and_norm(m, l->k_norm, dkv, ld, rows, a->kv_heads, w->dev.pos, s->raw, s->rstd_k);
+    back_turn_and_norm(m, l->q_norm, dq, m->q_cols, outs, a->heads, w->dev.out_pos, s->raw_q,
+                       s->rstd_q);
     ops->matmul_back(m->be, dkv, ld, rows, l->kv, false, w->tmp, hidden);
     ops->matmul_back(m->be, dq, m->q_cols, outs, l->q, false, dnorm, hidden);
     ops->scatter(m->be, dnorm, hidden, w->dev.out, outs, a->hidden, true, w->tmp, hidden);
@@ -85,7 +95,7 @@ static void back_last(struct sl_model *m, struct sl_work *w)
     ops->scatter(m->be, w->out_dx, hidden, w->dev.out, outs, a->hidden, true, w->dx, hidden);
 }
 
-/* From w->dx at the layer's output to w->dx at its middle and w->dqkv, still rotated. */
+/* From w->dx at the layer's output to w->dx at its middle and w->dqkv, see back_heads. */
 static void back_to_qkv(struct sl_model *m, struct sl_work *w, int layer)
 {
     const struct sl_ops *ops = m->ops;
@@ -95,16 +105,26 @@ static void back_to_qkv(struct sl_model *m, struct sl_work *w, int layer)
     ops->matmul_back(m->be, w->dx, m->arch.hidden, rows, m->layers[layer].o, false, w->tmp,
                      m->q_cols);
     ops->zero(m->be, w->dqkv, (size_t)(rows * ld) * ops->act_bytes);
-    back_attention(m, &w->full, s->qkv, ld, sl_at(m, s->qkv, m->q_cols), ld, s, w->tmp, w->dqkv,
+    back_attention(m, &w->full, s->qkv, ld, sl_at(m, s->qkv, m->q_cols),
+                   sl_at(m, s->raw, m->q_cols + m->kv_cols), ld, s, w->tmp, w->dqkv,
                    sl_at(m, w->dqkv, m->q_cols));
 }
 
-static void back_rope(struct sl_model *m, sl_act *dqkv, int64_t rows, const int32_t *pos)
+/* From w->dqkv as attention left it to that of raw, in all rows. */
+static void back_heads(struct sl_model *m, struct sl_work *w, int layer)
 {
     const struct sl_arch *a = &m->arch;
-    if (m->rope)
-        m->ops->rope(m->be, dqkv, m->q_cols + 2 * m->kv_cols, rows, a->heads + a->kv_heads,
-                     a->head_dim, a->rope_dims, pos, m->rope, true);
+    const struct sl_layer *l = &m->layers[layer];
+    const struct sl_saved *s = &m->saved[layer];
+    int64_t rows = w->dev.n_tokens, ld = m->q_cols + 2 * m->kv_cols;
+    if (!l->q_norm) { /* K's heads follow Q's */
+        back_turn_and_norm(m, NULL, w->dqkv, ld, rows, a->heads + a->kv_heads, w->dev.pos, NULL,
+                           NULL);
+        return;
+    }
+    back_turn_and_norm(m, l->q_norm, w->dqkv, ld, rows, a->heads, w->dev.pos, s->raw, s->rstd_q);
+    back_turn_and_norm(m, l->k_norm, sl_at(m, w->dqkv, m->q_cols), ld, rows, a->kv_heads,
+                       w->dev.pos, sl_at(m, s->raw, m->q_cols), s->rstd_k);
 }
 
 static void back_layer(struct sl_model *m, struct sl_work *w, int layer)
@@ -114,7 +134,7 @@ static void back_layer(struct sl_model *m, struct sl_work *w, int layer)
     const struct sl_saved *s = &m->saved[layer];
     int64_t rows = w->dev.n_tokens, ld = m->q_cols + 2 * m->kv_cols;
     back_to_qkv(m, w, layer);
-    back_rope(m, w->dqkv, rows, w->dev.pos);
+    back_heads(m, w, layer);
     ops->matmul_back(m->be, w->dqkv, ld, rows, m->layers[layer].qkv, false, w->tmp, a->hidden);
     ops->norm_back(m->be, w->tmp, s->x, s->mean1, s->rstd1, rows, a->hidden, m->layers[layer].norm1,
                    a->rms_norm, true, w->dx);
@@ -129,8 +149,8 @@ static void back_first(struct sl_model *m, struct sl_work *w)
     int64_t ld = m->q_cols + 2 * m->kv_cols, n = w->dev.n_virtual, hidden = a->hidden;
     const int32_t *at = w->dev.virtual_pos;
     back_to_qkv(m, w, 0);
+    back_heads(m, w, 0);
     ops->gather(m->be, w->dqkv, ld, at, n, (int)ld, w->v_dqkv, ld);
-    back_rope(m, w->v_dqkv, n, w->dev.virtual_index);
     ops->matmul_back(m->be, w->v_dqkv, ld, n, l->qkv, false, w->v_dx, hidden);
     ops->gather(m->be, m->saved[0].x, hidden, at, n, a->hidden, w->v_x, hidden);
     /* again for these rows alone: only their mean and rstd are wanted, beside each other */

@@ -1,24 +1,38 @@
 /* Forward pass and loss. See performance notes in model_parts.h for what is kept. */
 #include "engine/model_parts.h"
 
-void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const sl_act *x, int64_t rows,
-                  const int32_t *pos, sl_act *tmp, sl_act *qkv, float *mean, float *rstd)
+/* Norms of heads and rotary positions, from raw to x: Q of rows with its positions, or K. */
+static void norm_and_turn(struct sl_model *m, const struct sl_weight *w, const sl_act *raw,
+                          int64_t ld, int64_t rows, int heads, const int32_t *pos, sl_act *x,
+                          float *rstd)
+{
+    const struct sl_arch *a = &m->arch;
+    if (w)
+        m->ops->head_norm(m->be, raw, ld, rows, heads, a->head_dim, w, a->norm_eps, x, ld, rstd);
+    if (m->rope)
+        m->ops->rope(m->be, x, ld, rows, heads, a->head_dim, a->rope_dims, pos, m->rope, false);
+}
+
+void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
+                  int64_t rows, const int32_t *pos, sl_act *tmp)
 {
     const struct sl_ops *ops = m->ops;
     const struct sl_arch *a = &m->arch;
     int64_t ld = m->q_cols + 2 * m->kv_cols;
-    ops->norm(m->be, x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, tmp, mean,
-              rstd);
+    sl_act *raw_k = sl_at(m, s->raw, m->q_cols), *k = sl_at(m, s->qkv, m->q_cols);
+    ops->norm(m->be, s->x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, tmp,
+              s->mean1, s->rstd1);
     if (l->qkv)
-        ops->matmul(m->be, tmp, a->hidden, rows, l->qkv, l->qkv_b, NULL, 0, qkv, ld);
+        ops->matmul(m->be, tmp, a->hidden, rows, l->qkv, l->qkv_b, NULL, 0, s->raw, ld);
     else {
-        ops->matmul(m->be, tmp, a->hidden, rows, l->q, l->q_b, NULL, 0, qkv, ld);
-        ops->matmul(m->be, tmp, a->hidden, rows, l->kv, l->kv_b, NULL, 0, sl_at(m, qkv, m->q_cols),
-                    ld);
+        ops->matmul(m->be, tmp, a->hidden, rows, l->q, l->q_b, NULL, 0, s->raw, ld);
+        ops->matmul(m->be, tmp, a->hidden, rows, l->kv, l->kv_b, NULL, 0, raw_k, ld);
     }
-    if (m->rope) /* K's heads follow Q's */
-        ops->rope(m->be, qkv, ld, rows, a->heads + a->kv_heads, a->head_dim, a->rope_dims, pos,
-                  m->rope, false);
+    if (l->q_norm) {
+        norm_and_turn(m, l->q_norm, s->raw, ld, rows, a->heads, pos, s->qkv, s->rstd_q);
+        norm_and_turn(m, l->k_norm, raw_k, ld, rows, a->kv_heads, pos, k, s->rstd_k);
+    } else /* K's heads follow Q's */
+        norm_and_turn(m, NULL, NULL, ld, rows, a->heads + a->kv_heads, pos, s->qkv, NULL);
 }
 
 void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
@@ -35,12 +49,12 @@ void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl
     ops->matmul(m->be, act, a->ffn, rows, l->down, l->down_b, s->mid, hidden, y, hidden);
 }
 
-static void keep_kv(struct sl_model *m, const struct sl_kv_sink *sink, int layer, int64_t rows,
-                    const sl_act *kv, int64_t ld)
+void sl_keep_kv(struct sl_model *m, const sl_act *k, const sl_act *v, int64_t ld, int64_t rows,
+                const int32_t *index, sl_act *cache)
 {
-    if (sink)
-        m->ops->scatter(m->be, kv, ld, sink->index, rows, 2 * m->kv_cols, false, sink->layer[layer],
-                        2 * m->kv_cols);
+    m->ops->scatter(m->be, k, ld, index, rows, m->kv_cols, false, cache, 2 * m->kv_cols);
+    m->ops->scatter(m->be, v, ld, index, rows, m->kv_cols, false, sl_at(m, cache, m->kv_cols),
+                    2 * m->kv_cols);
 }
 
 static void forward_layer(struct sl_model *m, struct sl_work *w, int layer,
@@ -49,9 +63,10 @@ static void forward_layer(struct sl_model *m, struct sl_work *w, int layer,
     const struct sl_layer *l = &m->layers[layer];
     const struct sl_saved *s = &m->saved[layer];
     int64_t rows = w->dev.n_tokens, ld = m->q_cols + 2 * m->kv_cols;
-    sl_act *k = sl_at(m, s->qkv, m->q_cols), *v = sl_at(m, k, m->kv_cols);
-    sl_layer_qkv(m, l, s->x, rows, w->dev.pos, w->tmp, s->qkv, s->mean1, s->rstd1);
-    keep_kv(m, sink, layer, rows, k, ld);
+    sl_act *k = sl_at(m, s->qkv, m->q_cols), *v = sl_at(m, s->raw, m->q_cols + m->kv_cols);
+    sl_layer_qkv(m, l, s, rows, w->dev.pos, w->tmp);
+    if (sink)
+        sl_keep_kv(m, k, v, ld, rows, sink->index, sink->layer[layer]);
     m->ops->attention(m->be, &w->full, s->qkv, ld, k, ld, v, ld, s->o, m->q_cols, s->lse);
     sl_layer_rest(m, l, s, s->x, rows, w->tmp, w->act, m->saved[layer + 1].x);
 }
@@ -64,20 +79,18 @@ static void forward_last(struct sl_model *m, struct sl_work *w, const struct sl_
     const struct sl_layer *l = &m->layers[a->layers - 1];
     const struct sl_saved *s = &m->saved[a->layers - 1];
     int64_t rows = w->dev.n_tokens, outs = w->dev.n_out, ld = 2 * m->kv_cols, hidden = a->hidden;
-    sl_act *v = sl_at(m, s->qkv, m->kv_cols);
+    sl_act *v = sl_at(m, s->raw, m->kv_cols);
 
     ops->norm(m->be, s->x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, w->tmp,
               s->mean1, s->rstd1);
-    ops->matmul(m->be, w->tmp, hidden, rows, l->kv, l->kv_b, NULL, 0, s->qkv, ld);
+    ops->matmul(m->be, w->tmp, hidden, rows, l->kv, l->kv_b, NULL, 0, s->raw, ld);
     ops->gather(m->be, w->tmp, hidden, w->dev.out, outs, a->hidden, w->out_tmp, hidden);
-    ops->matmul(m->be, w->out_tmp, hidden, outs, l->q, l->q_b, NULL, 0, s->q, m->q_cols);
-    if (m->rope) {
-        ops->rope(m->be, s->qkv, ld, rows, a->kv_heads, a->head_dim, a->rope_dims, w->dev.pos,
-                  m->rope, false);
-        ops->rope(m->be, s->q, m->q_cols, outs, a->heads, a->head_dim, a->rope_dims, w->dev.out_pos,
-                  m->rope, false);
-    }
-    keep_kv(m, sink, a->layers - 1, rows, s->qkv, ld);
+    ops->matmul(m->be, w->out_tmp, hidden, outs, l->q, l->q_b, NULL, 0, s->raw_q, m->q_cols);
+    norm_and_turn(m, l->k_norm, s->raw, ld, rows, a->kv_heads, w->dev.pos, s->qkv, s->rstd_k);
+    norm_and_turn(m, l->q_norm, s->raw_q, m->q_cols, outs, a->heads, w->dev.out_pos, s->q,
+                  s->rstd_q);
+    if (sink)
+        sl_keep_kv(m, s->qkv, v, ld, rows, sink->index, sink->layer[a->layers - 1]);
     ops->attention(m->be, &w->outs, s->q, m->q_cols, s->qkv, ld, v, ld, s->o, m->q_cols, s->lse);
     ops->gather(m->be, s->x, hidden, w->dev.out, outs, a->hidden, s->mid, hidden);
     sl_layer_rest(m, l, s, s->mid, outs, w->out_tmp, w->act, w->out_x);

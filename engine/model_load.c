@@ -145,7 +145,14 @@ static int load_layer(struct sl_model *m, const struct sl_weights *w, int i, str
     struct parts o = {prefix, 1, {"o"}, {hidden}}, down = {prefix, 1, {"down"}, {hidden}};
     struct parts gate_up = {prefix, 2, {"gate", "up"}, {ffn, ffn}}, up = {prefix, 1, {"up"}, {ffn}};
 
+    struct parts q_norm = {prefix, 1, {"q_norm"}, {m->arch.head_dim}},
+                 k_norm = {prefix, 1, {"k_norm"}, {m->arch.head_dim}};
+
     int rc = load_norm(m, w, prefix, "norm1", &l->norm1, &l->norm1_b, err);
+    if (!rc && m->arch.qk_norm)
+        rc = load(m, w, &q_norm, true, "", 0, false, &l->q_norm, err);
+    if (!rc && m->arch.qk_norm)
+        rc = load(m, w, &k_norm, true, "", 0, false, &l->k_norm, err);
     if (!rc && i < m->arch.layers - 1)
         rc = load_linear(m, w, &all, hidden, &l->qkv, &l->qkv_b, err);
     else if (!rc) {
@@ -208,7 +215,7 @@ static int load_rope(struct sl_model *m, struct sl_err *err)
     return rc;
 }
 
-static int check_arch(const struct sl_arch *a, const struct sl_weights *w, struct sl_err *err)
+static int check_arch(const struct sl_arch *a, struct sl_err *err)
 {
     if (a->layers < 1 || a->layers > SL_MAX_LAYERS || a->hidden < 1 || a->hidden > SL_MAX_HIDDEN ||
         a->vocab < 1 || a->vocab > SL_MAX_VOCAB || a->heads < 1 || a->kv_heads < 1 ||
@@ -226,10 +233,6 @@ static int check_arch(const struct sl_arch *a, const struct sl_weights *w, struc
         return sl_err_set(err, SL_DATA,
                           "rotary over %d of %d dimensions: an even number up to all is needed",
                           a->rope_dims, a->head_dim);
-    if (present(w, "layers.0.q_norm"))
-        return sl_err_set(
-            err, SL_SPEC,
-            "model %s normalises Q and K per head (Qwen3), which is not supported yet", a->name);
     return 0;
 }
 
@@ -258,7 +261,7 @@ int sl_model_new(const struct sl_weights *w, const struct sl_ops *ops, struct sl
                  struct sl_model **ret_model, struct sl_err *err)
 {
     const struct sl_arch *a = sl_weights_arch(w);
-    int rc = check_arch(a, w, err);
+    int rc = check_arch(a, err);
     if (rc)
         return rc;
     struct sl_model *m = calloc(1, sizeof *m);
@@ -301,9 +304,9 @@ void sl_model_free(struct sl_model *m)
         return;
     for (int i = 0; m->layers && i < m->arch.layers; i++) {
         const struct sl_layer *l = &m->layers[i];
-        struct sl_weight *all[] = {l->norm1, l->norm1_b, l->qkv,  l->qkv_b, l->q,     l->q_b,
-                                   l->kv,    l->kv_b,    l->o,    l->o_b,   l->norm2, l->norm2_b,
-                                   l->up,    l->up_b,    l->down, l->down_b};
+        struct sl_weight *all[] = {l->norm1, l->norm1_b, l->qkv,  l->qkv_b,  l->q,      l->q_b,
+                                   l->kv,    l->kv_b,    l->o,    l->o_b,    l->norm2,  l->norm2_b,
+                                   l->up,    l->up_b,    l->down, l->down_b, l->q_norm, l->k_norm};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++)
             drop(m, all[k]);
     }

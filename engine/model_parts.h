@@ -12,6 +12,7 @@
 struct sl_layer {
     struct sl_weight *norm1, *norm1_b, *qkv, *qkv_b, *q, *q_b, *kv, *kv_b, *o, *o_b;
     struct sl_weight *norm2, *norm2_b, *up, *up_b, *down, *down_b;
+    struct sl_weight *q_norm, *k_norm; /* of each head; NULL: none */
 };
 
 struct sl_model {
@@ -33,15 +34,21 @@ struct sl_model {
 
 /* What the backward pass needs of a layer: nothing that can be recomputed by an element-wise pass.
  * In a forward pass alone all layers but the last share one. In the last layer qkv holds K and V
- * only, and q, o, mid, pre, lse, mean2 and rstd2 have the out rows only. */
+ * only, and q, o, mid, pre, lse, mean2 and rstd2 have the out rows only.
+ *
+ * raw and raw_q are what the matrices made of Q, K and V. With norms of heads qkv and q hold the
+ * normed and rotated Q and K (V's columns stay unused); else they are the same memory. V is always
+ * read from raw. */
 struct sl_saved {
     sl_act *x;   /* [rows, hidden] residual stream at the layer's start */
     sl_act *qkv; /* [rows, q_cols + 2 kv_cols] after rotary */
     sl_act *q;   /* the last layer's queries */
+    sl_act *raw, *raw_q;
     sl_act *o;   /* [rows, q_cols] attention's output */
     sl_act *mid; /* [rows, hidden] residual stream between attention and MLP */
     sl_act *pre; /* [rows, pre_cols] before the activation */
     float *lse, *mean1, *rstd1, *mean2, *rstd2;
+    float *rstd_q, *rstd_k; /* [rows, heads], [rows, kv_heads] of the norms of heads */
 };
 
 /* Device memory of one pass over a batch. */
@@ -96,9 +103,14 @@ struct sl_arena {
 };
 void *sl_arena_take(struct sl_arena *a, int64_t n, size_t size);
 
-/* model_forward.c. Norm, fused or split Q, K and V to qkv [rows, q_cols + 2 kv_cols], rotary. */
-void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const sl_act *x, int64_t rows,
-                  const int32_t *pos, sl_act *tmp, sl_act *qkv, float *mean, float *rstd);
+/* model_forward.c. Norm, fused or split Q, K and V to s->raw and s->qkv [rows, q_cols + 2 kv_cols],
+ * norms of heads, rotary. */
+void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
+                  int64_t rows, const int32_t *pos, sl_act *tmp);
+/* Rows of (K | V) to the rows index[i] of a cache [keys, 2 kv_cols]; k and v have the row stride
+ * ld. */
+void sl_keep_kv(struct sl_model *m, const sl_act *k, const sl_act *v, int64_t ld, int64_t rows,
+                const int32_t *index, sl_act *cache);
 /* Attention output o [rows, q_cols] to the layer's output y: projection, residual x, MLP. mid may
  * be x, y too. */
 void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,

@@ -48,6 +48,7 @@ struct sl_arch {
     bool rms_norm;    /* RMSNorm, else LayerNorm */
     bool learned_pos; /* pos_embed, else rotary */
     bool tied;        /* output projection is embed */
+    bool qk_norm;     /* RMSNorm of each head of Q and K (Qwen3) */
     float rope_base;
     int rope_dims; /* leading dimensions of a head that rotate */
     enum sl_rope_scaling rope_scaling;

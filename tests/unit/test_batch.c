@@ -196,7 +196,6 @@ static void check_virtual(const struct sl_batch *b)
         if (b->src[t] < 0) {
             assert_true(n < b->n_virtual);
             assert_int_equal(b->virtual_pos[n], t);
-            assert_int_equal(b->virtual_index[n], b->pos[t]);
             n++;
         }
     assert_int_equal(n, b->n_virtual);
