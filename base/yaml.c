@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <yaml.h>
 
 #define NUMBER_MAX 256 /* bytes; a longer scalar is a string */
@@ -24,14 +25,22 @@ static const char float_pattern[] =
     "^([-+]?[0-9][0-9_]*\\.[0-9_]*([eE][-+][0-9]+)?|\\.[0-9][0-9_]*([eE][-+][0-9]+)?|"
     "[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\\.[0-9_]*|"
     "[-+]?[0-9]+(_[0-9]+)*\\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9]+(_[0-9]+)*([eE][-+]?[0-9]+))$";
+/* Hydra's OverrideLexer.g4. */
+#define DIGITS "[0-9](_?[0-9])*"
+static const char hydra_int_pattern[] = "^[-+]?(0|[1-9](_?[0-9])*)$";
+static const char hydra_float_pattern[] =
+    "^[-+]?((" DIGITS ")?\\." DIGITS "|" DIGITS "\\.|" DIGITS "[eE][-+]?" DIGITS "|"
+    "((" DIGITS ")?\\." DIGITS "|" DIGITS "\\.)[eE][-+]?" DIGITS ")$";
+
+enum rules { YAML_RULES, HYDRA_RULES };
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static regex_t int_regex, float_regex;
+static regex_t int_regex[2], float_regex[2];
 static bool have_regex;
 
 struct reader {
     yaml_parser_t parser;
     const char *what;
-    bool words_are_bool; /* yes, no, on, off */
+    enum rules rules; /* what unquoted words stand for */
     int depth;
     size_t cost;
     json_t *anchors; /* name: value */
@@ -40,8 +49,12 @@ struct reader {
 
 static void set_up(void)
 {
-    have_regex = !regcomp(&int_regex, int_pattern, REG_EXTENDED | REG_NOSUB) &&
-                 !regcomp(&float_regex, float_pattern, REG_EXTENDED | REG_NOSUB);
+    const int how = REG_EXTENDED | REG_NOSUB;
+
+    have_regex = !regcomp(&int_regex[YAML_RULES], int_pattern, how) &&
+                 !regcomp(&float_regex[YAML_RULES], float_pattern, how) &&
+                 !regcomp(&int_regex[HYDRA_RULES], hydra_int_pattern, how) &&
+                 !regcomp(&float_regex[HYDRA_RULES], hydra_float_pattern, how);
 }
 
 static int bad(struct reader *r, yaml_mark_t at, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -141,8 +154,8 @@ static int number(struct reader *r, yaml_mark_t at, const char *text, size_t len
 
     if (len >= NUMBER_MAX)
         return 0;
-    is_int = !regexec(&int_regex, text, 0, NULL, 0);
-    if (!is_int && regexec(&float_regex, text, 0, NULL, 0))
+    is_int = !regexec(&int_regex[r->rules], text, 0, NULL, 0);
+    if (!is_int && regexec(&float_regex[r->rules], text, 0, NULL, 0))
         return 0;
     for (size_t i = 0; i < len; i++)
         if (text[i] != '_')
@@ -160,16 +173,14 @@ static int number(struct reader *r, yaml_mark_t at, const char *text, size_t len
 static int plain(struct reader *r, yaml_mark_t at, const char *s, size_t len, json_t **ret_json)
 {
     static const char *const nulls[] = {"~", "null", "Null", "NULL", "", NULL};
-    static const char *const trues[] = {"true", "True", "TRUE", NULL};
-    static const char *const falses[] = {"false", "False", "FALSE", NULL};
-    static const char *const yeses[] = {"yes", "Yes", "YES", "on", "On", "ON", NULL};
-    static const char *const noes[] = {"no", "No", "NO", "off", "Off", "OFF", NULL};
+    static const char *const trues[] = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", NULL};
+    static const char *const falses[] = {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", NULL};
 
-    if (one_of(s, nulls))
+    if (r->rules == HYDRA_RULES ? !strcasecmp(s, "null") : one_of(s, nulls))
         *ret_json = json_null();
-    else if (one_of(s, trues) || (r->words_are_bool && one_of(s, yeses)))
+    else if (r->rules == HYDRA_RULES ? !strcasecmp(s, "true") : one_of(s, trues))
         *ret_json = json_true();
-    else if (one_of(s, falses) || (r->words_are_bool && one_of(s, noes)))
+    else if (r->rules == HYDRA_RULES ? !strcasecmp(s, "false") : one_of(s, falses))
         *ret_json = json_false();
     else
         return number(r, at, s, len, ret_json);
@@ -439,10 +450,10 @@ static int document(struct reader *r, json_t **ret_json)
     return rc;
 }
 
-static int parse(const char *text, size_t len, const char *what, bool words_are_bool, json_t **ret_json,
+static int parse(const char *text, size_t len, const char *what, enum rules rules, json_t **ret_json,
                  struct sl_err *err)
 {
-    struct reader r = {.what = what, .words_are_bool = words_are_bool, .err = err};
+    struct reader r = {.what = what, .rules = rules, .err = err};
     int rc;
 
     if (len > SL_YAML_MAX_BYTES)
@@ -461,7 +472,7 @@ static int parse(const char *text, size_t len, const char *what, bool words_are_
 
 int sl_yaml_parse(const char *text, size_t len, const char *what, json_t **ret_json, struct sl_err *err)
 {
-    return parse(text, len, what, true, ret_json, err);
+    return parse(text, len, what, YAML_RULES, ret_json, err);
 }
 
 int sl_yaml_read(const char *path, json_t **ret_json, struct sl_err *err)
@@ -479,12 +490,12 @@ int sl_yaml_read(const char *path, json_t **ret_json, struct sl_err *err)
 
 int sl_yaml_value(const char *text, json_t **ret_json, struct sl_err *err)
 {
-    struct reader r = {.what = "the value", .err = err};
+    struct reader r = {.what = "the value", .rules = HYDRA_RULES, .err = err};
     json_t *value = NULL;
     int rc = 0;
 
     if (*text && strchr("[{'\"", *text))
-        parse(text, strlen(text), "", false, &value, NULL);
+        parse(text, strlen(text), "", HYDRA_RULES, &value, NULL);
     else if (pthread_once(&once, set_up), *text && have_regex)
         rc = plain(&r, (yaml_mark_t){0}, text, strlen(text), &value);
     if (json_is_object(value) && *text != '{') { /* "a": b */

@@ -20,8 +20,9 @@
 int sl_yaml_parse(const char *text, size_t len, const char *what, json_t **ret_json, struct sl_err *err);
 /* The same for a file, which may also be JSON. SL_NOTFOUND, SL_IO. */
 int sl_yaml_read(const char *path, json_t **ret_json, struct sl_err *err);
-/* A value from a command line, as Hydra reads it: as above, but yes, no, on, off, y and n stay words, also
- * inside [a, b] and {a: b}; and what is no YAML is a string as it stands. SL_NOMEM, SL_SPEC (not UTF-8). */
+/* A value from a command line, as Hydra reads it: an unquoted word is null, true, false (in any case) or a decimal
+ * number (3e-4, 1_000), else itself; [a, b], {a: b} and 'quoted' hold such values; what is none of this is a string as
+ * it stands. SL_SPEC: not UTF-8, or an integer beyond 64 bits. */
 int sl_yaml_value(const char *text, json_t **ret_json, struct sl_err *err);
 
 #endif
