@@ -18,6 +18,7 @@ struct sl_safetensors {
     char *path;
     struct sl_map map;
     size_t header_len, data_at; /* bytes; data_at: where the tensors begin in the file */
+    bool any_type;
     json_t *metadata;
     int n;
     struct sl_st_tensor *tensor; /* in the order of the data, as are: */
@@ -26,6 +27,21 @@ struct sl_safetensors {
 
 static const char zeros[SL_SHA256_HEX + 1] =
     "0000000000000000000000000000000000000000000000000000000000000000";
+
+static const struct type {
+    const char *name;
+    int bytes;
+} types[] = {{"F32", 4}, {"BF16", 2}, {"F16", 2},     {"F64", 8},     {"I64", 8},
+             {"I32", 4}, {"I16", 2},  {"I8", 1},      {"U64", 8},     {"U32", 4},
+             {"U16", 2}, {"U8", 1},   {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"BOOL", 1}};
+
+static const struct type *find_type(const char *name)
+{
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (!strcmp(types[i].name, name))
+            return &types[i];
+    return NULL;
+}
 
 int64_t sl_st_elements(const struct sl_st_tensor *t)
 {
@@ -238,10 +254,12 @@ static int read_shape(struct sl_safetensors *st, struct sl_st_tensor *t, const j
 {
     int64_t n = 1;
 
-    t->n_dims = (int)json_array_size(shape);
-    if (!json_is_array(shape) || t->n_dims < 1 || t->n_dims > SL_ST_MAX_DIMS)
-        return bad(st, err, "tensor %s: its shape is no list of 1 to %d sizes", t->name,
+    size_t n_dims = json_array_size(shape), least = st->any_type ? 0 : 1;
+
+    if (!json_is_array(shape) || n_dims < least || n_dims > SL_ST_MAX_DIMS)
+        return bad(st, err, "tensor %s: its shape is no list of %zu to %d sizes", t->name, least,
                    SL_ST_MAX_DIMS);
+    t->n_dims = (int)n_dims;
     for (int i = 0; i < t->n_dims; i++) {
         const json_t *v = json_array_get(shape, (size_t)i);
 
@@ -261,7 +279,8 @@ static int read_tensor(struct sl_safetensors *st, const char *name, const json_t
     const json_t *offsets = json_object_get(v, "data_offsets"), *b = json_array_get(offsets, 0),
                  *e = json_array_get(offsets, 1);
     const char *dtype = json_string_value(json_object_get(v, "dtype"));
-    int64_t end = json_integer_value(e), begin = json_integer_value(b);
+    const struct type *type = dtype ? find_type(dtype) : NULL;
+    int64_t end = json_integer_value(e), begin = json_integer_value(b), bytes;
     int rc;
 
     if (!name[0] || strlen(name) >= sizeof t->name)
@@ -270,8 +289,11 @@ static int read_tensor(struct sl_safetensors *st, const char *name, const json_t
     memcpy(t->name, name, strlen(name) + 1);
     if (!json_is_object(v) || json_object_size(v) != 3 || !dtype)
         return bad(st, err, "tensor %s: not exactly dtype, shape and data_offsets", name);
-    if (strcmp(dtype, "F32") != 0)
+    if (!st->any_type && strcmp(dtype, "F32") != 0)
         return bad(st, err, "tensor %s has type %.32s; only F32 is read", name, dtype);
+    if (!type)
+        return bad(st, err, "tensor %s has type %.32s, which is unknown", name, dtype);
+    t->type = type->name;
     rc = read_shape(st, t, json_object_get(v, "shape"), err);
     if (rc)
         return rc;
@@ -281,10 +303,10 @@ static int read_tensor(struct sl_safetensors *st, const char *name, const json_t
         return bad(st, err,
                    "tensor %s lies at bytes %lld to %lld of %zu: the file is truncated or damaged",
                    name, (long long)begin, (long long)end, st->map.len - st->data_at);
-    if (end - begin != sl_st_elements(t) * (int64_t)sizeof(float))
+    bytes = sl_st_elements(t) * type->bytes;
+    if (end - begin != bytes)
         return bad(st, err, "tensor %s: %lld bytes, but its shape needs %lld", name,
-                   (long long)(end - begin),
-                   (long long)(sl_st_elements(t) * (int64_t)sizeof(float)));
+                   (long long)(end - begin), (long long)bytes);
     st->begin[st->n++] = (uint64_t)begin;
     return 0;
 }
@@ -325,7 +347,8 @@ static int order(struct sl_safetensors *st, struct sl_err *err)
             rc = bad(st, err, "tensor %s begins at byte %llu, %s the one before it ends at %llu",
                      sorted[i].name, (unsigned long long)st->begin[i],
                      st->begin[i] < at ? "but" : "with a gap:", (unsigned long long)at);
-        at = st->begin[i] + (uint64_t)sl_st_elements(&sorted[i]) * sizeof(float);
+        at = st->begin[i] +
+             (uint64_t)sl_st_elements(&sorted[i]) * (uint64_t)find_type(sorted[i].type)->bytes;
     }
     if (!rc && at != st->map.len - st->data_at)
         rc = bad(st, err, "%llu bytes of data behind the last tensor",
@@ -351,8 +374,7 @@ static int read_header(struct sl_safetensors *st, json_t *root, struct sl_err *e
     st->begin = calloc(json_object_size(root) + 1, sizeof *st->begin);
     if (!st->tensor || !st->begin)
         return sl_err_set(err, SL_NOMEM, "reading %s: out of memory", st->path);
-    json_object_foreach(root, key, v)
-    {
+    json_object_foreach(root, key, v) {
         if (strcmp(key, "__metadata__") != 0)
             rc = read_tensor(st, key, v, err);
         else if (json_is_object(v))
@@ -364,8 +386,9 @@ static int read_header(struct sl_safetensors *st, json_t *root, struct sl_err *e
     }
     if (!st->metadata)
         st->metadata = json_object();
-    json_object_foreach(st->metadata, key, v) if (!json_is_string(v)) return bad(
-        st, err, "metadata %.80s is no string", key);
+    json_object_foreach(st->metadata, key, v)
+        if (!json_is_string(v))
+            return bad(st, err, "metadata %.80s is no string", key);
     return order(st, err);
 }
 
@@ -398,7 +421,8 @@ static int read_file(struct sl_safetensors *st, struct sl_err *err)
     return rc;
 }
 
-int sl_safetensors_open(const char *path, struct sl_safetensors **ret_st, struct sl_err *err)
+static int open_file(const char *path, bool any_type, struct sl_safetensors **ret_st,
+                     struct sl_err *err)
 {
     struct sl_safetensors *st = calloc(1, sizeof *st);
     int rc;
@@ -409,6 +433,7 @@ int sl_safetensors_open(const char *path, struct sl_safetensors **ret_st, struct
         free(st);
         return sl_err_set(err, SL_NOMEM, "opening %s: out of memory", path);
     }
+    st->any_type = any_type;
     rc = sl_map_open(path, &st->map, err);
     if (!rc)
         rc = read_file(st, err);
@@ -418,6 +443,16 @@ int sl_safetensors_open(const char *path, struct sl_safetensors **ret_st, struct
     }
     *ret_st = st;
     return 0;
+}
+
+int sl_safetensors_open(const char *path, struct sl_safetensors **ret_st, struct sl_err *err)
+{
+    return open_file(path, false, ret_st, err);
+}
+
+int sl_safetensors_open_model(const char *path, struct sl_safetensors **ret_st, struct sl_err *err)
+{
+    return open_file(path, true, ret_st, err);
 }
 
 void sl_safetensors_close(struct sl_safetensors *st)
@@ -457,8 +492,13 @@ const json_t *sl_safetensors_metadata(const struct sl_safetensors *st)
 
 void sl_safetensors_read(const struct sl_safetensors *st, int index, float *out)
 {
-    memcpy(out, st->map.data + st->data_at + st->begin[index],
+    memcpy(out, sl_safetensors_bytes(st, index),
            (size_t)sl_st_elements(&st->tensor[index]) * sizeof *out);
+}
+
+const unsigned char *sl_safetensors_bytes(const struct sl_safetensors *st, int index)
+{
+    return st->map.data + st->data_at + st->begin[index];
 }
 
 int sl_safetensors_verify(const struct sl_safetensors *st, struct sl_err *err)
