@@ -3,7 +3,7 @@
 # Run as root or with sudo at hand. Installing redis-server here leaves no service running: the demo and the
 # tests start their own.
 set -eu
-packages="build-essential pkg-config git ca-certificates python3 python3-pip python3-venv unzip procps
+packages="build-essential pkg-config git ca-certificates python3 python3-pip python3-venv unzip procps zstd
     libjansson-dev libyaml-dev libssl-dev libpcre2-dev libopenblas-openmp-dev libcurl4-openssl-dev libarchive-dev
     libhiredis-dev libmicrohttpd-dev libcmocka-dev redis-server wordnet-base"
 missing=
