@@ -21,7 +21,7 @@ from omegaconf._utils import get_yaml_loader
 WORDS = (
     "a true True TRUE tRue false no NO No nO yes on off Off y n ~ null Null NULL nul none None 0 1 -1 +1 -0 007 010 08 0o17 0x1F "
     "0xg 0b101 0b2 1_000 1__0 _1 1_ 12:30 1:60 12:30:45 -1:30 1:30.5 1. .5 +.5 -.5 1.5 1.5e3 1.5e+3 1e5 1e-4 1E-4 1e 1e+ -1e-4 1_0.0_1 "
-    "1_.5 1__0.5 1__0.5e3 1_0e5 .5e3 .5e-3 ._5 . .. ... e5 1.2.3 1-2 2020-01-02 2020-01-02T03:04:05 3e-4 0.0 -0.0 1e3_0 = << 0_ 0_7 +0x1 "
+    "1_.5 1__0.5 1__0.5e3 1_0e5 .5e3 .5e-3 ._5 . .. ... e5 1.2.3 1-2 2020-01-02 2020-01-02T03:04:05 3e-4 0.0 -0.0 1e3_0 0_ 0_7 +0x1 "
     "'1' '' 'it''s' \"\" \"a\\tb\" \"\\u00e9\\U0001f642\" \"1\" 'true' \"\\x41\" é 東京 🙂 ${a.b} a:b a#b #x http://x/y C:\\x - -a ?a :a "
     "@a `a %a !a &a *a |a >a [ ] { } , a,b [a,b] [a,[b,1e-3]] '[a]' <|VIRTUAL_PROMPT_0|>"
 ).split(" ") + ["{a: b, c: 1}", "{c: [1e-3, yes, {d: null}]}", "[yes, no]", "[1, 2.5, x y, 'z, 1', \"q\"]", "a b", "1 2", "[ ]", "{}"]
