@@ -49,6 +49,7 @@ static const struct field state_fields[] = {
     STATE(NUMBER, best_val_loss),
     STATE(NUMBER, stop_best),
     STATE(INT, stop_waited),
+    STATE(INT, validated_step),
     STATE(TEXT, config_digest),
     STATE(TEXT, model_digest),
 };

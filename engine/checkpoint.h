@@ -50,6 +50,7 @@ struct sl_train_state {
     double stop_best; /* early stopping: the loss to beat by min_delta; meaningful when best_step >=
                          0 */
     int64_t stop_waited; /* validations without an improvement */
+    int64_t validated_step; /* of the last validation; -1: none yet */
     int n_best;
     struct sl_best best[SL_CHECKPOINT_MAX_BEST]; /* save_top_k, best first */
     char config_digest[SL_SHA256_HEX + 1];       /* the caller's digest of what must not change */

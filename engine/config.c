@@ -15,6 +15,11 @@ const char *sl_style_name(enum sl_style style)
     return style_names[style];
 }
 
+const char *sl_metric_name(enum sl_metric metric)
+{
+    return metric_names[metric];
+}
+
 double sl_default_lr(enum sl_style style)
 {
     return style == SL_STYLE_PROMPT_TUNING ? SL_DEFAULT_LR_PROMPT_TUNING : SL_DEFAULT_LR_P_TUNING;

@@ -136,6 +136,7 @@ int sl_config_task(const struct sl_config *c, const char *name);
 const char *sl_style_name(enum sl_style style); /* "p-tuning" */
 /* The learning rate of a config that names none. */
 double sl_default_lr(enum sl_style style);
+const char *sl_metric_name(enum sl_metric metric); /* "accuracy" */
 /* "tpmlp"; "table" for SL_ENC_TABLE */
 const char *sl_encoder_type_name(enum sl_encoder_type type);
 

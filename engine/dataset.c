@@ -41,9 +41,7 @@ struct sl_dataset {
     char **task_keys;           /* [n_tasks] the keys of its first row, for a message */
 };
 
-/* ---- one row
- * -------------------------------------------------------------------------------
- */
+/* ---- one row ------------------------------------------------------------------------------- */
 
 static void where(const struct sl_dataset *ds, int file, int number, char ret_text[WHERE_MAX])
 {
@@ -456,6 +454,12 @@ int sl_dataset_json(const struct sl_dataset *ds, int i, json_t **ret_row, struct
     }
     *ret_row = json;
     return 0;
+}
+
+const char *sl_dataset_answer_field(const struct sl_dataset *ds, int i)
+{
+    const char *field = sl_template_answer(ds->template[ds->row[i].task]);
+    return field ? field : "answer";
 }
 
 int sl_dataset_render(const struct sl_dataset *ds, int i, enum sl_answer answer, const char *given,

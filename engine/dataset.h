@@ -56,6 +56,8 @@ struct sl_row sl_dataset_row(const struct sl_dataset *ds, int i);
 int sl_dataset_row_targets(const struct sl_dataset *ds, int i);
 /* Row i as it was in its file, extra fields included: for prediction tables. New reference. */
 int sl_dataset_json(const struct sl_dataset *ds, int i, json_t **ret_row, struct sl_err *err);
+/* The field that holds row i's answer (sl_template_answer), "answer" if its template names none. */
+const char *sl_dataset_answer_field(const struct sl_dataset *ds, int i);
 /* Renders row i with another answer (scoring a label) or none. The result as sl_template_render. */
 int sl_dataset_render(const struct sl_dataset *ds, int i, enum sl_answer answer, const char *given,
                       struct sl_rendered *out, struct sl_err *err);

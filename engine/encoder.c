@@ -221,6 +221,7 @@ static int alloc_params(struct sl_encoder *e, struct sl_err *err)
         p->grad = e->state[1] + e->offset[i];
         p->m = e->state[2] + e->offset[i];
         p->v = e->state[3] + e->offset[i];
+        p->lr_ratio = 1;
         most = n > most ? n : most;
     }
     host = malloc(most * sizeof *host);

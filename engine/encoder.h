@@ -40,6 +40,7 @@ struct sl_param {
                                      "lstm_head.weight_ih_l0_reverse", "table.0" */
     int rows, cols;               /* a vector has rows = 1 */
     float *value, *grad, *m, *v;  /* device; m, v: AdamW's moments */
+    float lr_ratio;               /* of the step's learning rate; 1 as made */
 };
 
 struct sl_encoder;

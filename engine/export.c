@@ -183,8 +183,11 @@ int sl_tables_read(const char *path, struct sl_tables *ret_tables, struct sl_err
 {
     struct sl_safetensors *st = NULL;
     struct sl_tables t = {0};
-    int rc = sl_safetensors_open(path, &st, err);
+    char inside[SL_PATH_MAX];
+    int rc = sl_path(inside, err, "%s/" SL_TABLES_FILE, path);
 
+    if (!rc)
+        rc = sl_safetensors_open(sl_file_exists(inside) ? inside : path, &st, err);
     if (rc)
         return sl_err_wrap(err, rc, "reading prompt tables");
     rc = read_tables(st, &t, err);

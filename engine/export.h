@@ -32,7 +32,7 @@ struct sl_tables {
 /* Writes path durably and atomically; t is only read. SL_SPEC: two tables of one name, or a name
  * too long. */
 int sl_export_tables(const char *path, const struct sl_tables *t, struct sl_err *err);
-/* The caller releases *ret_tables. SL_NOTFOUND; SL_DATA for what is no sealed prompt table, naming
+/* path: the file, or a folder that holds SL_TABLES_FILE. The caller releases *ret_tables. SL_NOTFOUND; SL_DATA for what is no sealed prompt table, naming
  * file and reason. */
 int sl_tables_read(const char *path, struct sl_tables *ret_tables, struct sl_err *err);
 void sl_tables_release(

@@ -22,7 +22,8 @@ static json_t *template_of(const json_t *config, const char *task)
     return json_object();
 }
 
-static int gather_tables(struct sl_trainer *t, const json_t *config, struct sl_tables *ret,
+/* rows: host [n_prompts, hidden]. */
+static int gather_tables(struct sl_trainer *t, const json_t *config, const float *rows, struct sl_tables *ret,
                          struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
@@ -48,8 +49,7 @@ static int gather_tables(struct sl_trainer *t, const json_t *config, struct sl_t
         if (!table->task || !table->rows || !table->config)
             rc = sl_err_set(err, SL_NOMEM, "no memory for the table of '%s'", c->task[i].name);
         else
-            rc = t->ops->download(t->be, table->rows, t->prompts + (size_t)t->slot_first[i] * hidden,
-                                  n * sizeof *table->rows, err);
+            memcpy(table->rows, rows + (size_t)t->slot_first[i] * hidden, n * sizeof *table->rows);
     }
     return rc;
 }
@@ -61,9 +61,6 @@ static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, str
     struct sl_peft how = {.base_model = arch->name,
                           .heads = arch->heads,
                           .layers = arch->layers,
-                          .type = c->style == SL_STYLE_PROMPT_TUNING
-                                      ? SL_ENC_TABLE
-                                      : c->p_tuning.encoder_type,
                           .encoder_hidden = c->p_tuning.encoder_hidden,
                           .encoder_layers = c->p_tuning.num_layers,
                           .dropout = c->p_tuning.dropout};
@@ -73,6 +70,7 @@ static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, str
     for (int i = 0; i < c->n_tasks && !rc; i++) {
         struct sl_err why = SL_ERR_INIT;
 
+        how.type = c->task[i].style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE : c->p_tuning.encoder_type;
         if (sl_peft_check(c->task[i].name, c->task[i].prompt_template, c->data.add_bos, &why))
             sl_emit_log(t->report, SL_WARN, "no PEFT adapter for task '%s': %s", c->task[i].name,
                           why.msg);
@@ -82,19 +80,60 @@ static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, str
     return rc;
 }
 
+/* One file of tables from host rows; for_all (may be NULL) gets what was written. */
+static int export_rows(struct sl_trainer *t, const json_t *config, const float *rows, const char *path,
+                       struct sl_tables *for_all, struct sl_err *err)
+{
+    struct sl_tables tables = {0};
+    int rc = gather_tables(t, config, rows, &tables, err);
+
+    if (!rc)
+        rc = sl_export_tables(path, &tables, err);
+    if (rc || !for_all)
+        sl_tables_release(&tables);
+    else
+        *for_all = tables;
+    return rc;
+}
+
+/* The tables of the save_top_k best validations, each beside the result. */
+static int export_top_k(struct sl_trainer *t, const json_t *config, struct sl_err *err)
+{
+    size_t block = (size_t)t->n_prompts * (size_t)t->hidden;
+    int n = t->state.n_best, keep = t->run->config.exp.save_top_k;
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/out/" SL_TOP_K_DIR, t->run->dir);
+
+    if (!rc) /* of an earlier attempt */
+        rc = sl_rmtree(path, err);
+    if (!rc && n && keep)
+        rc = sl_mkdirs(path, err);
+    for (int i = 0; i < n && i < keep && !rc; i++) {
+        rc = sl_path(path, err, "%s/out/" SL_TOP_K_DIR "/step-%lld.safetensors", t->run->dir,
+                     (long long)t->state.best[i].step);
+        if (!rc)
+            rc = export_rows(t, config, t->best + (size_t)i * block, path, NULL, err);
+    }
+    return rc;
+}
+
 static int export_all(struct sl_trainer *t, struct sl_err *err)
 {
     struct sl_tables tables = {0};
+    size_t bytes = (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float);
     char path[SL_PATH_MAX];
     json_t *run_json = NULL, *config = NULL;
+    float *rows = malloc(bytes);
     int rc = sl_path(path, err, "%s/run.json", t->run->dir);
 
+    if (!rc && !rows)
+        rc = sl_err_set(err, SL_NOMEM, "no memory for %d rows of tables", t->n_prompts);
+    if (!rc)
+        rc = t->ops->download(t->be, rows, t->prompts, bytes, err);
     if (!rc)
         rc = sl_json_read(path, SL_JSON_FILE_MAX, &run_json, err);
     if (!rc)
         rc = sl_spec_config_with_defaults(json_object_get(run_json, "config"), &config, err);
-    if (!rc)
-        rc = gather_tables(t, config, &tables, err);
     if (!rc)
         rc = sl_path(path, err, "%s/out/peft", t->run->dir);
     if (!rc)
@@ -102,9 +141,12 @@ static int export_all(struct sl_trainer *t, struct sl_err *err)
     if (!rc)
         rc = sl_path(path, err, "%s/out/%s", t->run->dir, SL_TABLES_FILE);
     if (!rc)
-        rc = sl_export_tables(path, &tables, err);
+        rc = export_rows(t, config, rows, path, &tables, err);
     if (!rc)
         rc = export_peft(t, &tables, err);
+    if (!rc)
+        rc = export_top_k(t, config, err);
+    free(rows);
     sl_tables_release(&tables);
     json_decref(run_json);
     json_decref(config);
@@ -113,11 +155,12 @@ static int export_all(struct sl_trainer *t, struct sl_err *err)
 
 /* ---- the test split ---- */
 
+/* untuned, untuned_choice: NULL with no-prompts, where tuned and choice are the untuned model's. */
 struct tested {
     struct sl_dataset *ds;
     char **tuned, **untuned;
-    const char **choice;
-    char **answer; /* [rows] heap */
+    const char **choice, **untuned_choice; /* NULL: no task has choices */
+    char **answer;
 };
 
 static void tested_release(struct tested *t)
@@ -128,27 +171,33 @@ static void tested_release(struct tested *t)
     sl_texts_free(t->untuned, n);
     sl_texts_free(t->answer, n);
     free(t->choice);
+    free(t->untuned_choice);
     sl_dataset_free(t->ds);
 }
 
-static int answers(const struct sl_trainer *t, struct tested *test, struct sl_err *err)
+/* The same rows without virtual tokens, answered by the model as it is. */
+static int answer_untuned(struct sl_generator *g, struct sl_trainer *t, struct sl_dataset_options how,
+                          struct tested *test, struct sl_err *err)
 {
-    int n = sl_dataset_rows(test->ds), rc = 0;
+    struct sl_dataset *plain = NULL;
+    int rc;
 
-    test->answer = calloc((size_t)n + 1, sizeof *test->answer);
-    for (int i = 0; test->answer && i < n && !rc; i++) {
-        const struct sl_task *task = &t->run->config.task[sl_dataset_row(test->ds, i).slot];
-        const char *field = task->answer_field ? task->answer_field : "answer", *text;
-        json_t *row = NULL;
-
-        rc = sl_dataset_json(test->ds, i, &row, err);
-        text = json_string_value(json_object_get(row, field));
-        test->answer[i] = strdup(text ? text : "");
-        json_decref(row);
-        if (!rc && !test->answer[i])
-            rc = sl_err_set(err, SL_NOMEM, "no memory for the answers");
-    }
-    return test->answer ? rc : sl_err_set(err, SL_NOMEM, "no memory for the answers");
+    how.no_virtual = true;
+    rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, &t->run->config, t->tok, &how,
+                         &plain, err);
+    if (!rc && sl_dataset_rows(plain) != sl_dataset_rows(test->ds))
+        rc = sl_err_set(err, SL_SPEC,
+                        "some test rows fit only without virtual tokens; raise max_seq_length or name "
+                        "a truncate_field");
+    g->tuned = false;
+    g->phase = "answering without the prompts";
+    if (!rc)
+        rc = sl_generate(g, plain, &test->untuned, err);
+    g->phase = "scoring labels without the prompts";
+    if (!rc && sl_any_choices(&t->run->config))
+        rc = sl_choose(g, plain, &test->untuned_choice, err);
+    sl_dataset_free(plain);
+    return rc;
 }
 
 static int answer_all(struct sl_trainer *t, struct tested *test, struct sl_err *err)
@@ -157,40 +206,35 @@ static int answer_all(struct sl_trainer *t, struct tested *test, struct sl_err *
     struct sl_generator g = {.model = t->model,
                              .tok = t->tok,
                              .config = c,
-                             .tuned = true,
+                             .tuned = t->n_prompts > 0,
                              .prompts = t->prompts,
                              .control = t->control,
                              .report = t->report,
                              .phase = "answering the test rows"};
-    struct sl_dataset_options how = {.answer = SL_ANSWER_NONE,
-                                     .max_positions = sl_model_arch(t->model)->max_positions -
-                                                      c->inference.tokens_to_generate};
-    const char *const *files = (const char *const *)t->run->test.s;
-    struct sl_dataset *plain = NULL;
-    int rc;
+    struct sl_dataset_options how = {.answer = SL_ANSWER_NONE};
+    int64_t left_out;
+    int rc = sl_prompt_positions(c, sl_model_arch(t->model)->max_positions, &how.max_positions, err);
 
-    if (c->data.max_seq_length && c->data.max_seq_length - c->inference.tokens_to_generate < how.max_positions)
-        how.max_positions = c->data.max_seq_length - c->inference.tokens_to_generate;
-    rc = sl_dataset_open(files, t->run->test.n, c, t->tok, &how, &test->ds, err);
-    how.no_virtual = true;
     if (!rc)
-        rc = sl_dataset_open(files, t->run->test.n, c, t->tok, &how, &plain, err);
-    if (!rc && sl_dataset_rows(plain) != sl_dataset_rows(test->ds))
-        rc = sl_err_set(err, SL_SPEC,
-                        "some test rows fit only without virtual tokens; raise max_seq_length or name "
-                        "a truncate_field");
-    if (!rc)
-        rc = answers(t, test, err);
+        rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, c, t->tok, &how, &test->ds,
+                             err);
+    if (rc)
+        return rc;
+    left_out = sl_dataset_counts(test->ds).read - sl_dataset_rows(test->ds);
+    if (left_out)
+        sl_emit_log(t->report, SL_WARN,
+                      "%lld of %lld test rows do not fit beside inference.tokens_to_generate %d: they are "
+                      "neither answered nor scored",
+                      (long long)left_out, (long long)sl_dataset_counts(test->ds).read,
+                      c->inference.tokens_to_generate);
+    rc = sl_row_answers(test->ds, &test->answer, err);
     if (!rc)
         rc = sl_generate(&g, test->ds, &test->tuned, err);
-    g.tuned = false;
-    g.phase = "answering without the prompts";
-    if (!rc)
-        rc = sl_generate(&g, plain, &test->untuned, err);
-    g.phase = "scoring labels without the prompts";
-    if (!rc)
-        rc = sl_choose(&g, plain, &test->choice, err);
-    sl_dataset_free(plain);
+    g.phase = "scoring labels";
+    if (!rc && sl_any_choices(c))
+        rc = sl_choose(&g, test->ds, &test->choice, err);
+    if (!rc && g.tuned)
+        rc = answer_untuned(&g, t, how, test, err);
     return rc;
 }
 
@@ -213,40 +257,83 @@ static double majority(const struct tested *test, int task, int64_t rows)
     return rows ? (double)best / (double)rows : 0;
 }
 
-static int score_task(struct sl_trainer *t, const struct tested *test, int task, json_t *list,
-                      struct sl_err *err)
+/* Exact match and F1 of a column over a task's rows; NULL in a row: an empty text. */
+static int score_column(const struct tested *test, const char *const *text, int task, struct sl_scores *ret,
+                        struct sl_err *err)
 {
-    struct sl_scores tuned = {0}, untuned = {0}, choice = {0};
-    bool choices = t->run->config.task[task].n_choices > 0;
-    json_t *o;
-    int rc = 0;
+    struct sl_scores sum = {0};
 
-    for (int i = 0; i < sl_dataset_rows(test->ds) && !rc; i++) {
+    for (int i = 0; i < sl_dataset_rows(test->ds); i++) {
         const char *const ref = test->answer[i];
         struct sl_score s;
+        int rc;
 
         if (sl_dataset_row(test->ds, i).slot != task)
             continue;
-        rc = sl_score_answer(test->tuned[i], &ref, 1, &s, err);
-        if (!rc) {
-            sl_scores_add(&tuned, &s);
-            rc = sl_score_answer(test->untuned[i], &ref, 1, &s, err);
-        }
-        if (!rc) {
-            sl_scores_add(&untuned, &s);
-            rc = sl_score_answer(test->choice[i] ? test->choice[i] : "", &ref, 1, &s, err);
-        }
-        if (!rc)
-            sl_scores_add(&choice, &s);
+        rc = sl_score_answer(text[i] ? text[i] : "", &ref, 1, &s, err);
+        if (rc)
+            return rc;
+        sl_scores_add(&sum, &s);
     }
+    *ret = sum;
+    return 0;
+}
+
+/* validation_metric over a task's rows. */
+static int score_metric(const struct tested *test, enum sl_metric metric, int task, double *ret,
+                        struct sl_err *err)
+{
+    int n = sl_dataset_rows(test->ds), kept = 0, rc;
+    const char **text = calloc((size_t)n + 1, sizeof *text), **ref = calloc((size_t)n + 1, sizeof *ref);
+
+    for (int i = 0; text && ref && i < n; i++)
+        if (sl_dataset_row(test->ds, i).slot == task) {
+            text[kept] = test->tuned[i];
+            ref[kept++] = test->answer[i];
+        }
+    rc = text && ref ? sl_metric_corpus(metric, text, ref, kept, ret, err)
+                     : sl_err_set(err, SL_NOMEM, "no memory for scores");
+    free(text);
+    free(ref);
+    return rc;
+}
+
+static int score_task(struct sl_trainer *t, const struct tested *test, int task, json_t *list,
+                      struct sl_err *err)
+{
+    const struct sl_config *c = &t->run->config;
+    const char *const *tuned = (const char *const *)test->tuned, *const *untuned;
+    struct sl_scores s;
+    double metric = 0;
+    json_t *o;
+    int rc = score_column(test, tuned, task, &s, err);
+
+    if (!rc)
+        rc = score_metric(test, c->validation_metric, task, &metric, err);
     if (rc)
         return rc;
-    o = json_pack("{s:s, s:I, s:f, s:f, s:f, s:f, s:f}", "name", t->run->config.task[task].name, "rows",
-                  (json_int_t)tuned.rows, "exact_match", sl_scores_exact(&tuned), "f1",
-                  sl_scores_f1(&tuned), "untuned_exact_match", sl_scores_exact(&untuned), "untuned_f1",
-                  sl_scores_f1(&untuned), "majority", majority(test, task, tuned.rows));
-    if (choices)
-        json_object_set_new(o, "untuned_choice", json_real(sl_scores_exact(&choice)));
+    o = json_pack("{s:s, s:I, s:f, s:f, s:f}", "name", c->task[task].name, "rows", (json_int_t)s.rows,
+                  "exact_match", sl_scores_exact(&s), "f1", sl_scores_f1(&s), "majority",
+                  majority(test, task, s.rows));
+    if (c->report_validation_metric)
+        json_object_set_new(o, sl_metric_name(c->validation_metric), json_real(metric));
+    untuned = (const char *const *)test->untuned;
+    if (untuned && !(rc = score_column(test, untuned, task, &s, err))) {
+        json_object_set_new(o, "untuned_exact_match", json_real(sl_scores_exact(&s)));
+        json_object_set_new(o, "untuned_f1", json_real(sl_scores_f1(&s)));
+    }
+    if (!rc && c->task[task].n_choices) {
+        rc = score_column(test, test->choice, task, &s, err);
+        json_object_set_new(o, "choice", json_real(sl_scores_exact(&s)));
+        if (!rc && test->untuned_choice)
+            rc = score_column(test, test->untuned_choice, task, &s, err);
+        if (!rc && test->untuned_choice)
+            json_object_set_new(o, "untuned_choice", json_real(sl_scores_exact(&s)));
+    }
+    if (rc) {
+        json_decref(o);
+        return rc;
+    }
     return json_array_append_new(list, o) ? sl_err_set(err, SL_NOMEM, "no memory for scores") : 0;
 }
 
@@ -275,11 +362,12 @@ static void send_predictions(struct sl_trainer *t, const struct tested *test)
         if (sl_dataset_json(test->ds, i, &row, NULL))
             return;
         sl_emit(t->report,
-                        json_pack("{s:s, s:s, s:O?, s:O?, s:s, s:s, s:s}", "ev", "prediction", "task",
+                        json_pack("{s:s, s:s, s:O?, s:O?, s:s, s:s, s:s*}", "ev", "prediction", "task",
                                   t->run->config.task[sl_dataset_row(test->ds, i).slot].name, "context",
                                   json_object_get(row, "context"), "question",
                                   json_object_get(row, "question"), "answer", test->answer[i],
-                                  "prediction", test->tuned[i], "untuned", test->untuned[i]));
+                                  "prediction", test->tuned[i], "untuned",
+                                  test->untuned ? test->untuned[i] : NULL));
         json_decref(row);
     }
 }
@@ -287,21 +375,23 @@ static void send_predictions(struct sl_trainer *t, const struct tested *test)
 static int run_test(struct sl_trainer *t, json_t *metrics, struct sl_err *err)
 {
     struct tested test = {0};
+    struct sl_predictions table;
     json_t *list = json_array();
     char path[SL_PATH_MAX];
     int rc = answer_all(t, &test, err);
 
+    table = (struct sl_predictions){test.ds, test.tuned, test.untuned, test.choice};
     for (int i = 0; i < t->run->config.n_tasks && !rc; i++)
         rc = score_task(t, &test, i, list, err);
     if (!rc)
         rc = sl_path(path, err, "%s/out/predictions.jsonl", t->run->dir);
     if (!rc)
-        rc = sl_write_predictions(path, test.ds, test.tuned, test.untuned, err);
+        rc = sl_write_predictions(path, &table, err);
     if (!rc) {
         send_scores(t, list);
         send_predictions(t, &test);
         if (t->report->events_fd < 0)
-            sl_print_predictions(test.ds, test.tuned, test.untuned);
+            sl_print_predictions(&table);
         json_object_set(metrics, "tasks", list);
     }
     json_decref(list);
@@ -314,8 +404,12 @@ int sl_finish(struct sl_trainer *t, json_t **ret_metrics, struct sl_err *err)
     char path[SL_PATH_MAX];
     json_t *metrics = json_pack("{s:I, s:I}", "steps", (json_int_t)t->state.step, "tokens",
                                 (json_int_t)t->state.tokens);
-    int rc = export_all(t, err);
+    int rc = sl_path(path, err, "%s/out", t->run->dir);
 
+    if (!rc)
+        rc = sl_mkdirs(path, err);
+    if (!rc && t->n_prompts)
+        rc = export_all(t, err);
     if (t->state.best_step >= 0) {
         json_object_set_new(metrics, "val_loss", json_real(t->state.best_val_loss));
         json_object_set_new(metrics, "val_loss_step", json_integer(t->state.best_step));

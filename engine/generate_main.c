@@ -17,7 +17,9 @@ static const char usage[] =
     "  --output FILE    the prediction table as JSONL (default predictions.jsonl)\n"
     "  --untuned        without the virtual tokens, for comparison\n"
     "  --threads N      CPU threads (default: all)\n"
-    "inference keys: greedy, temperature, top_k, top_p, repetition_penalty, tokens_to_generate, min_tokens; and seed=N.\n";
+    "inference keys: greedy, temperature, top_k, top_p, repetition_penalty, tokens_to_generate, min_tokens,\n"
+    "  stop='[\"...\"]', choices='{\"TASK\": [\"...\"]}' (a column of likeliest labels); and seed=N.\n"
+    "Rows of several tasks may be mixed; the table keeps their order.\n";
 
 struct args {
     const char *model, *prompts, *input, *task, *output;
@@ -149,16 +151,16 @@ static int generate(const struct args *a, struct sl_err *err)
     struct sl_generator g = {.config = &config, .tuned = !a->untuned, .phase = "answering"};
     struct sl_dataset_options how = {.answer = SL_ANSWER_NONE, .no_virtual = a->untuned};
     struct sl_emitter report;
-    char digest[SL_SHA256_HEX + 1], input[SL_PATH_MAX] = "", table_path[SL_PATH_MAX];
+    char digest[SL_SHA256_HEX + 1], input[SL_PATH_MAX] = "";
     const char *file = a->input;
     float *prompts = NULL;
     char **texts = NULL;
-    int n = 0, rc = sl_path(table_path, err, "%s/%s", a->prompts, SL_TABLES_FILE);
+    const char **choice = NULL;
+    struct sl_predictions table;
+    int n = 0, rc = sl_tables_read(a->prompts, &tables, err);
 
     sl_emit_init(&report, -1);
     g.report = &report;
-    if (!rc)
-        rc = sl_tables_read(sl_file_exists(table_path) ? table_path : a->prompts, &tables, err);
     if (!rc)
         rc = config_of(&tables, a, &config, err);
     if (!rc && a->task && sl_config_task(&config, a->task) < 0)
@@ -171,13 +173,14 @@ static int generate(const struct args *a, struct sl_err *err)
         rc = sl_weights_open(a->model, &weights, err);
     if (!rc)
         rc = sl_weights_tokenizer(weights, &tok, err);
-    if (!rc) {
-        how.max_positions = sl_weights_arch(weights)->max_positions;
-        if (config.data.max_seq_length && config.data.max_seq_length < how.max_positions)
-            how.max_positions = config.data.max_seq_length;
-        how.max_positions -= config.inference.tokens_to_generate;
+    if (!rc)
+        rc = sl_prompt_positions(&config, sl_weights_arch(weights)->max_positions, &how.max_positions, err);
+    if (!rc)
         rc = sl_dataset_open(&file, 1, &config, tok, &how, &ds, err);
-    }
+    if (!rc && sl_dataset_counts(ds).read > sl_dataset_rows(ds))
+        sl_emit_log(&report, SL_WARN, "warning: %lld of %lld rows do not fit and are not in the table",
+                      (long long)(sl_dataset_counts(ds).read - sl_dataset_rows(ds)),
+                      (long long)sl_dataset_counts(ds).read);
     if (!rc)
         rc = sl_weights_digest(weights, digest, err);
     if (!rc && strcmp(digest, tables.model_digest))
@@ -193,17 +196,21 @@ static int generate(const struct args *a, struct sl_err *err)
     g.prompts = prompts;
     if (!rc)
         rc = sl_generate(&g, ds, &texts, err);
+    g.phase = "scoring labels";
+    if (!rc && sl_any_choices(&config))
+        rc = sl_choose(&g, ds, &choice, err);
+    n = ds ? sl_dataset_rows(ds) : 0;
+    table = (struct sl_predictions){.ds = ds, .text = texts, .choice = choice};
+    if (!rc)
+        rc = sl_write_predictions(a->output, &table, err);
     if (!rc) {
-        n = sl_dataset_rows(ds);
-        rc = sl_write_predictions(a->output, ds, texts, NULL, err);
-    }
-    if (!rc) {
-        sl_print_predictions(ds, texts, NULL);
+        sl_print_predictions(&table);
         printf("%d predictions in %s\n", n, a->output);
     }
     if (input[0])
         remove(input);
     sl_texts_free(texts, n);
+    free(choice);
     if (be)
         ops->free(be, prompts);
     sl_model_free(g.model);

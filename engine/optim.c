@@ -52,9 +52,11 @@ int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, 
         o->ops->sumsq_f32(o->be, (int64_t)params[i].rows * params[i].cols, params[i].grad, i > 0,
                           sumsq);
     o->ops->clip_scale(o->be, sumsq, o->clip_norm, scale);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        hp.lr = lr * params[i].lr_ratio;
         o->ops->adamw(o->be, (int64_t)params[i].rows * params[i].cols, params[i].value,
                       params[i].grad, params[i].m, params[i].v, &hp, scale);
+    }
     rc = o->ops->download(o->be, &host, sumsq, sizeof host, err);
     if (rc)
         return sl_err_wrap(err, rc, "optimizer step %lld", (long long)step);

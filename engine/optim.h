@@ -23,7 +23,7 @@ struct sl_optim {
 int sl_optim_init(struct sl_optim *o, const struct sl_ops *ops, struct sl_backend *be,
                   struct sl_err *err);
 void sl_optim_release(struct sl_optim *o);
-/* One update of all parameters from their grads. step from 1. ret_norm: global gradient norm before
+/* One update of all parameters from their grads, each at lr times its lr_ratio. step from 1. ret_norm: global gradient norm before
  * clipping. A norm that is not finite changes nothing and is SL_DATA ("gradient is not finite at
  * step ..."). */
 int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step,

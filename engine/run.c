@@ -75,7 +75,17 @@ static int fill(const json_t *json, struct sl_run *run, struct sl_err *err)
         rc = read_split(json, run->dir, "test", &run->test, err);
     if (!rc && !config)
         rc = sl_err_set(err, SL_SPEC, "config is missing");
-    return rc ? rc : sl_config_parse(config, &run->config, err);
+    if (!rc)
+        rc = sl_config_parse(config, &run->config, err);
+    if (!rc && run->config.restore_path) {
+        char *path = in_dir(run->dir, run->config.restore_path);
+
+        if (!path)
+            return sl_err_set(err, SL_NOMEM, "no memory for model.restore_path");
+        free(run->config.restore_path);
+        run->config.restore_path = path;
+    }
+    return rc;
 }
 
 int sl_run_open(const char *dir, struct sl_run *ret_run, struct sl_err *err)
@@ -155,6 +165,13 @@ static int localise(json_t *spec, json_t *run_json, struct sl_err *err)
     }
     json_object_set_new(run_json, "model", model ? model : json_null());
     json_object_set_new(run_json, "datasets", datasets);
+    if (!rc && sl_json_str(spec, "config.model.restore_path", NULL)) {
+        json_t *in_config = json_object_get(json_object_get(spec, "config"), "model");
+        json_t *path = absolute(json_object_get(in_config, "restore_path"), err);
+
+        rc = path ? 0 : SL_NOTFOUND;
+        json_object_set_new(in_config, "restore_path", path ? path : json_null());
+    }
     json_object_set(run_json, "config", json_object_get(spec, "config"));
     return rc;
 }

@@ -1,6 +1,7 @@
 /* A run directory, as the agent (or `softlaunch train --spec`) prepares it:
  *   run.json      what to do: {"run", "attempt", "model", "datasets": {"train": [...], "validation": [...],
- *                 "test": [...]}, "config": {...}}; paths are relative to the directory, or absolute
+ *                 "test": [...]}, "config": {...}}; paths, model.restore_path too, are relative to the directory
+ *                 or absolute
  *   checkpoint/   the newest complete checkpoint, if there is one (checkpoint.h)
  *   out/          what the run leaves: prompt_table.safetensors, peft/TASK/, predictions.jsonl, metrics.json */
 #ifndef SL_ENGINE_RUN_H

@@ -1,50 +1,84 @@
 /* Loading: everything a trainer holds, in the order in which it can go wrong for the user: configuration and data
  * first, weights last. */
 #include "engine/export.h"
+#include "engine/generate.h"
 #include "engine/trainer.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+static int open_rows(struct sl_trainer *t, const struct sl_strings *files, enum sl_answer answer,
+                     int max_positions, struct sl_dataset **ret_ds, struct sl_err *err)
+{
+    struct sl_dataset_options how = {.answer = answer, .max_positions = max_positions};
+
+    return sl_dataset_open((const char *const *)files->s, files->n, &t->run->config, t->tok, &how, ret_ds,
+                           err);
+}
+
+static void tell_rows(struct sl_trainer *t, const char *what, const struct sl_dataset *ds)
+{
+    struct sl_dataset_counts n = sl_dataset_counts(ds);
+
+    sl_emit_log(t->report, SL_INFO,
+                  "%s rows: %lld of %lld, %lld truncated, %lld too long and %lld too short left "
+                  "out; %.1f positions and %.1f counted tokens a row",
+                  what, (long long)n.rows, (long long)n.read, (long long)n.truncated,
+                  (long long)n.too_long, (long long)n.too_short,
+                  (double)n.positions / (double)(n.rows ? n.rows : 1),
+                  (double)n.targets / (double)(n.rows ? n.rows : 1));
+    if (sl_dataset_mostly_skipped(ds))
+        sl_emit_log(t->report, SL_WARN,
+                      "more than half of the %s rows do not fit and are left out: raise "
+                      "model.data.max_seq_length or name a truncate_field",
+                      what);
+    if (n.split_boundary)
+        sl_emit_log(t->report, SL_WARN,
+                      "in %lld %s rows a token spans the start of the answer, so that generation starts "
+                      "from other tokens than training saw",
+                      (long long)n.split_boundary, what);
+}
+
 static int open_data(struct sl_trainer *t, struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
-    struct sl_dataset_options how = {.answer = SL_ANSWER_ROW,
-                                     .max_positions = sl_weights_arch(t->weights)->max_positions};
-    struct sl_dataset_counts n;
-    int rc;
+    int model_max = sl_weights_arch(t->weights)->max_positions, most = model_max, prompt = 0, rc = 0;
 
-    if (c->data.max_seq_length && c->data.max_seq_length < how.max_positions)
-        how.max_positions = c->data.max_seq_length;
-    if (!t->run->train.n)
-        return sl_err_set(err, SL_SPEC, "datasets.train names no file: there is nothing to train on");
-    rc = sl_dataset_open((const char *const *)t->run->train.s, t->run->train.n, c, t->tok, &how,
-                         &t->train, err);
-    if (!rc && t->run->validation.n)
-        rc = sl_dataset_open((const char *const *)t->run->validation.s, t->run->validation.n, c, t->tok,
-                             &how, &t->validation, err);
+    if (c->data.max_seq_length && c->data.max_seq_length < most)
+        most = c->data.max_seq_length;
+    if (c->style != SL_STYLE_NO_PROMPTS) {
+        if (!t->run->train.n)
+            return sl_err_set(err, SL_SPEC, "datasets.train names no file: there is nothing to train on");
+        rc = open_rows(t, &t->run->train, SL_ANSWER_ROW, most, &t->train, err);
+        if (rc)
+            return rc;
+        tell_rows(t, "training", t->train);
+    }
+    if (!t->run->validation.n)
+        return 0;
+    rc = open_rows(t, &t->run->validation, SL_ANSWER_ROW, most, &t->validation, err);
     if (rc)
         return rc;
-    n = sl_dataset_counts(t->train);
-    sl_emit_log(t->report, SL_INFO,
-                  "training rows: %lld of %lld, %lld truncated, %lld too long and %lld too short left "
-                  "out; %.1f positions and %.1f counted tokens a row",
-                  (long long)n.rows, (long long)n.read, (long long)n.truncated, (long long)n.too_long,
-                  (long long)n.too_short, (double)n.positions / (double)(n.rows ? n.rows : 1),
-                  (double)n.targets / (double)(n.rows ? n.rows : 1));
-    if (sl_dataset_mostly_skipped(t->train))
-        sl_emit_log(t->report, SL_WARN,
-                      "more than half of the training rows do not fit and are left out: raise "
-                      "model.data.max_seq_length or name a truncate_field");
-    return 0;
+    tell_rows(t, "validation", t->validation);
+    if (!c->report_validation_metric)
+        return 0;
+    rc = sl_prompt_positions(c, model_max, &prompt, err);
+    if (!rc)
+        rc = open_rows(t, &t->run->validation, SL_ANSWER_NONE, prompt, &t->asked, err);
+    if (!rc)
+        rc = sl_row_answers(t->asked, &t->answers, err);
+    return rc;
 }
 
 static int plan_steps(struct sl_trainer *t, struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
-    int rows = sl_dataset_rows(t->train);
+    int rows = t->train ? sl_dataset_rows(t->train) : 0;
     int64_t by_epochs;
 
+    t->validate_every = 1;
+    if (!t->train)
+        return 0;
     t->rows_per_step = c->global_batch * c->trainer.accumulate_grad_batches;
     t->steps_per_epoch = rows / t->rows_per_step;
     if (!t->steps_per_epoch)
@@ -60,9 +94,10 @@ static int plan_steps(struct sl_trainer *t, struct sl_err *err)
         sl_emit_log(t->report, SL_WARN,
                       "trainer.max_epochs %d ends the run after %lld steps, before trainer.max_steps %d",
                       c->trainer.max_epochs, (long long)by_epochs, c->trainer.max_steps);
-    t->validate_every = c->trainer.val_check_steps;
-    if (!t->validate_every)
-        t->validate_every = (int64_t)floor(c->trainer.val_check_fraction * t->steps_per_epoch);
+    t->validate_by_epoch = !c->trainer.val_check_steps;
+    t->validate_every = t->validate_by_epoch
+                            ? (int64_t)floor(c->trainer.val_check_fraction * t->steps_per_epoch)
+                            : c->trainer.val_check_steps;
     if (t->validate_every < 1)
         t->validate_every = 1;
     t->schedule = (struct sl_schedule){.lr = c->optim.lr,
@@ -77,129 +112,45 @@ static int lay_out_slots(struct sl_trainer *t, struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
     size_t n = (size_t)c->n_tasks + 1;
+    bool trains = false;
 
     t->slot_v = calloc(n, sizeof *t->slot_v);
     t->slot_first = calloc(n, sizeof *t->slot_first);
-    t->new_slot = calloc(n, sizeof *t->new_slot);
-    if (!t->slot_v || !t->slot_first || !t->new_slot)
+    if (!t->slot_v || !t->slot_first)
         return sl_err_set(err, SL_NOMEM, "no memory for %d tasks", c->n_tasks);
     for (int i = 0; i < c->n_tasks; i++) {
         t->slot_v[i] = c->task[i].total_virtual_tokens;
         t->slot_first[i] = t->n_prompts;
         t->n_prompts += t->slot_v[i];
-        if (c->task[i].is_new)
-            t->new_slot[t->n_new++] = i;
+        trains |= c->task[i].is_new;
     }
-    if (!t->n_new)
+    if (!trains && c->style != SL_STYLE_NO_PROMPTS)
         return sl_err_set(err, SL_SPEC,
-                          "there is nothing to train: model.new_tasks is empty or the style is "
-                          "no-prompts");
+                          "there is nothing to train: model.new_tasks is empty. `softlaunch generate` "
+                          "answers with tables that are there; virtual_prompt_style no-prompts without");
     return 0;
 }
 
 static int alloc_tables(struct sl_trainer *t, struct sl_err *err)
 {
+    int keep = t->run->config.exp.save_top_k;
     size_t all = (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float);
-    size_t mine = (size_t)t->n_new * (size_t)t->run->config.new_virtual_tokens * (size_t)t->hidden *
-                  sizeof(float);
-    void *p[4] = {0};
-    size_t bytes[4] = {all, all, mine, mine};
+    void *p[3] = {0};
     int rc = 0;
 
-    for (int i = 0; i < 4 && !rc; i++)
-        rc = t->ops->alloc(t->be, bytes[i], &p[i], err);
-    t->prompts = p[0], t->dprompts = p[1], t->tables = p[2], t->dtables = p[3];
+    t->n_keep = keep < 1 ? 1 : keep > SL_CHECKPOINT_MAX_BEST ? SL_CHECKPOINT_MAX_BEST : keep;
+    if (!all)
+        return 0;
+    for (int i = 0; i < 3 && !rc; i++)
+        rc = t->ops->alloc(t->be, all, &p[i], err);
+    t->prompts = p[0], t->dprompts = p[1], t->dmicro = p[2];
     if (rc)
         return rc;
-    t->best = malloc(all);
+    t->best = calloc((size_t)t->n_keep, all);
     if (!t->best)
-        return sl_err_set(err, SL_NOMEM, "no memory for the best tables");
+        return sl_err_set(err, SL_NOMEM, "no memory for the %d best tables", t->n_keep);
     t->ops->zero(t->be, t->prompts, all);
     return 0;
-}
-
-/* Rows of the vocabulary for a text: tokenised without BOS; at most max rows. Caller frees *ret_rows. */
-static int text_rows(struct sl_trainer *t, const char *text, int max, float **ret_rows, int *ret_n,
-                     struct sl_err *err)
-{
-    struct sl_ids ids = {0};
-    float *rows = NULL;
-    int rc = sl_tokenize(t->tok, text, strlen(text), false, &ids, err);
-
-    if (ids.n > max)
-        ids.n = max;
-    if (!rc && ids.n) {
-        rows = malloc((size_t)ids.n * (size_t)t->hidden * sizeof *rows);
-        rc = rows ? sl_model_embedding(t->model, ids.id, ids.n, rows, err)
-                  : sl_err_set(err, SL_NOMEM, "no memory for %d embeddings", ids.n);
-    }
-    if (rc) {
-        free(rows);
-    } else {
-        *ret_rows = rows;
-        *ret_n = ids.n;
-    }
-    sl_ids_release(&ids);
-    return rc;
-}
-
-static int init_table_from_text(struct sl_trainer *t, int task, const char *text, struct sl_err *err)
-{
-    int v = t->run->config.new_virtual_tokens, n = 0, rc;
-    size_t row = (size_t)t->hidden;
-    float *rows = NULL, *tiled;
-
-    rc = text_rows(t, text, v, &rows, &n, err);
-    if (rc)
-        return rc;
-    if (!n)
-        return sl_err_set(err, SL_SPEC, "new_prompt_init_text of task '%s' has no tokens",
-                          t->run->config.task[t->new_slot[task]].name);
-    tiled = malloc((size_t)v * row * sizeof *tiled);
-    for (int i = 0; tiled && i < v; i++)
-        memcpy(tiled + (size_t)i * row, rows + (size_t)(i % n) * row, row * sizeof *tiled);
-    rc = tiled ? sl_encoder_set_table(t->encoder, task, tiled, err)
-               : sl_err_set(err, SL_NOMEM, "no memory for a table of %d rows", v);
-    free(rows);
-    free(tiled);
-    return rc;
-}
-
-static int make_encoder(struct sl_trainer *t, struct sl_err *err)
-{
-    const struct sl_config *c = &t->run->config;
-    struct sl_encoder_config e = {.type = c->style == SL_STYLE_PROMPT_TUNING
-                                              ? SL_ENC_TABLE
-                                              : c->p_tuning.encoder_type,
-                                  .n_tasks = t->n_new,
-                                  .virtual_tokens = c->new_virtual_tokens,
-                                  .hidden = t->hidden,
-                                  .encoder_hidden = c->p_tuning.encoder_hidden,
-                                  .layers = c->p_tuning.num_layers,
-                                  .dropout = (float)c->p_tuning.dropout,
-                                  .init_std = (float)c->p_tuning.init_std,
-                                  .seed = c->seed};
-    bool name_rows = c->p_tuning.taskname_rows == SL_TASKNAME_ROWS_ON ||
-                     (c->p_tuning.taskname_rows == SL_TASKNAME_ROWS_AUTO && t->n_new > 1);
-    int rc = sl_encoder_new(&e, t->ops, t->be, &t->encoder, err);
-
-    for (int i = 0; i < t->n_new && !rc; i++) {
-        const struct sl_task *task = &c->task[t->new_slot[i]];
-
-        if (e.type == SL_ENC_TABLE) {
-            if (task->init_method == SL_INIT_TEXT)
-                rc = init_table_from_text(t, i, task->init_text, err);
-        } else if (name_rows) {
-            float *rows = NULL;
-            int n = 0;
-
-            rc = text_rows(t, task->name, c->new_virtual_tokens, &rows, &n, err);
-            if (!rc && n)
-                rc = sl_encoder_fix_rows(t->encoder, i, rows, n, err);
-            free(rows);
-        }
-    }
-    return rc;
 }
 
 /* Existing tasks' rows, from restore_path. */
@@ -209,7 +160,7 @@ static int restore_tables(struct sl_trainer *t, struct sl_err *err)
     struct sl_tables tables = {0};
     int rc;
 
-    if (t->n_new == c->n_tasks)
+    if (c->n_new_tasks == c->n_tasks || c->style == SL_STYLE_NO_PROMPTS)
         return 0;
     if (!c->restore_path)
         return sl_err_set(err, SL_SPEC,
@@ -217,6 +168,11 @@ static int restore_tables(struct sl_trainer *t, struct sl_err *err)
     rc = sl_tables_read(c->restore_path, &tables, err);
     if (rc)
         return rc;
+    if (strcmp(tables.model_digest, t->model_digest))
+        sl_emit_log(t->report, SL_WARN,
+                      "the existing tasks' tables were trained on another model (or another quantisation of "
+                      "it) than %s",
+                      t->run->model);
     for (int i = 0; i < c->n_tasks && !rc; i++) {
         int at = sl_tables_find(&tables, c->task[i].name);
 
@@ -241,22 +197,23 @@ static int restore_tables(struct sl_trainer *t, struct sl_err *err)
 
 static int resume(struct sl_trainer *t, struct sl_err *err)
 {
-    struct sl_checkpoint c = {.ops = t->ops,
+    struct sl_checkpoint c = {.params = t->params,
+                              .n_params = t->n_params,
+                              .ops = t->ops,
                               .be = t->be,
                               .best_tables = t->best,
-                              .best_rows = t->n_prompts,
+                              .best_rows = t->n_keep * t->n_prompts,
                               .hidden = t->hidden};
     char warning[SL_CHECKPOINT_WARNING_MAX];
     struct sl_fingerprint now;
     struct sl_train_state *s = &t->state;
     int rc;
 
-    *s = (struct sl_train_state){.best_step = -1, .seed = t->run->config.seed};
+    *s = (struct sl_train_state){.best_step = -1, .validated_step = -1, .seed = t->run->config.seed};
     memcpy(s->config_digest, t->run->config_digest, sizeof s->config_digest);
     memcpy(s->model_digest, t->model_digest, sizeof s->model_digest);
-    if (!t->run->config.exp.resume_if_exists || !sl_checkpoint_exists(t->run->dir))
+    if (!t->n_groups || !t->run->config.exp.resume_if_exists || !sl_checkpoint_exists(t->run->dir))
         return 0;
-    c.params = sl_encoder_params(t->encoder, &c.n_params);
     sl_fingerprint_take(t->ops, t->be, &now);
     rc = sl_checkpoint_load(t->run->dir, &c, s->config_digest, s->model_digest, &now, s, warning, err);
     if (rc)
@@ -299,7 +256,7 @@ static int init(struct sl_trainer *t, struct sl_err *err)
     t->hidden = sl_model_arch(t->model)->hidden;
     rc = alloc_tables(t, err);
     if (!rc)
-        rc = make_encoder(t, err);
+        rc = sl_trainer_make_groups(t, err);
     if (!rc)
         rc = restore_tables(t, err);
     if (!rc)
@@ -318,8 +275,8 @@ static int init(struct sl_trainer *t, struct sl_err *err)
     sl_emit(t->report,
                     json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:b, s:f}", "ev", "start", "step",
                               (json_int_t)t->state.step, "steps", (json_int_t)t->steps, "rows",
-                              sl_dataset_rows(t->train), "threads", info.threads, "kernel", info.kernel,
-                              "resumed", t->state.step > 0, "lr", c->optim.lr));
+                              t->train ? sl_dataset_rows(t->train) : 0, "threads", info.threads,
+                              "kernel", info.kernel, "resumed", t->state.step > 0, "lr", c->optim.lr));
     return 0;
 }
 
@@ -340,23 +297,23 @@ int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run, const struct
 void sl_trainer_release(struct sl_trainer *t)
 {
     sl_optim_release(&t->optim);
-    sl_encoder_free(t->encoder);
     if (t->be) {
+        sl_trainer_free_groups(t);
         t->ops->free(t->be, t->prompts);
         t->ops->free(t->be, t->dprompts);
-        t->ops->free(t->be, t->tables);
-        t->ops->free(t->be, t->dtables);
+        t->ops->free(t->be, t->dmicro);
     }
     sl_model_free(t->model);
     if (t->be)
         t->ops->close(t->be);
+    sl_texts_free(t->answers, t->asked ? sl_dataset_rows(t->asked) : 0);
     sl_dataset_free(t->train);
     sl_dataset_free(t->validation);
+    sl_dataset_free(t->asked);
     sl_tokenizer_free(t->tok);
     sl_weights_close(t->weights);
     free(t->slot_v);
     free(t->slot_first);
-    free(t->new_slot);
     free(t->best);
     free(t->order);
     *t = (struct sl_trainer){0};

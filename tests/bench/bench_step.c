@@ -58,7 +58,7 @@ static void products(const struct shapes *s, const struct sl_arch *m, const stru
 {
     int q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
     int up = m->activation == SL_SWIGLU ? 2 * m->ffn : m->ffn, last = m->layers - 1;
-    const struct sl_encoder_config *e = sl_encoder_config(t->encoder);
+    const struct sl_encoder_config *e = sl_encoder_config(t->group[0].encoder);
     long v = (long)e->n_tasks * e->virtual_tokens;
 
     for (int l = 0; l < m->layers; l++) {
@@ -123,16 +123,15 @@ static int pack(struct sl_trainer *t, const int *rows, struct sl_batch *batch)
 static int one_step(struct sl_trainer *t, const int *rows, int step, int64_t *ret_useful)
 {
     struct sl_err err = SL_ERR_INIT;
-    int n, rc;
-    struct sl_param *params = sl_encoder_params(t->encoder, &n);
+    int rc;
     int64_t counted, useful;
     double loss;
     float norm;
 
-    sl_encoder_zero_grad(t->encoder);
+    sl_trainer_zero_grad(t);
     rc = sl_trainer_loss(t, rows, t->rows_per_step, true, &loss, &counted, &useful, &err);
     if (!rc)
-        rc = sl_optim_step(&t->optim, params, n, 1e-4f, step + 1, &norm, &err);
+        rc = sl_optim_step(&t->optim, t->params, t->n_params, 1e-4f, step + 1, &norm, &err);
     if (rc)
         fprintf(stderr, "bench_step: %s\n", err.msg);
     *ret_useful = useful;

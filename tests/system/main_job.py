@@ -72,7 +72,11 @@ def the_artifact_and_its_alias():
     names = sorted(e["path"] for e in version["files"][0]["entries"])
     wanted = ["metrics.json", "predictions.jsonl", "prompt_table.safetensors"]
     wanted += [f"peft/{t}/{f}" for t in ("colour", "first") for f in ("adapter_config.json", "adapter_model.safetensors")]
+    validation = first["metrics"][1]    # with the tables of the two best validations
+    wanted += [f"top_k/step-{s}.safetensors" for s in sorted(validation, key=validation.get)[:2]]
     assert names == sorted(wanted), names
+    best, result = (tensors(f"{first['dir']}/{n}")[0] for n in (wanted[-2], "prompt_table.safetensors"))
+    assert best == result != tensors(f"{first['dir']}/{wanted[-1]}")[0]
     tar = f"{first['dir']}.tar.zst"    # other tools read it as well, and have nothing to say about it
     os.mkdir(w.dir + "/by-tar")
     r = subprocess.run(["tar", "--zstd", "-xf", tar, "-C", w.dir + "/by-tar"], capture_output=True, text=True)
@@ -112,6 +116,7 @@ def a_table_of_predictions():
     for t in scores["tasks"]:
         mine = [p for p in table if p["taskname"] == t["name"]]
         hits = sum(p["prediction"].strip().lower() == p["answer"].lower() for p in mine)
+        assert t["name"] != "colour" or all(p["choice"] in COLOURS.values() for p in mine), mine
         assert t["rows"] == len(mine) and abs(t["exact_match"] * len(mine) - hits) < 1e-9, (t, hits)
     assert scores["val_loss_step_0"] == first["metrics"][1][0], scores
 

@@ -49,7 +49,7 @@ static float *device(const float *host, size_t n)
 static struct sl_param param(const float *value, int rows, int cols)
 {
     size_t n = (size_t)rows * (size_t)cols;
-    struct sl_param p = {.rows = rows, .cols = cols};
+    struct sl_param p = {.rows = rows, .cols = cols, .lr_ratio = 1};
 
     p.value = device(value, n);
     p.grad = device(NULL, n);

@@ -228,8 +228,7 @@ static double loss_of(const char *const *overrides, bool no_share, int n, float 
     struct sl_trainer t;
     struct sl_run run = {0};
     int64_t counted = 0, useful = 0;
-    struct sl_param *p;
-    int rows[TRAIN_ROWS], n_params;
+    int rows[TRAIN_ROWS];
     double loss = NAN;
     char dir[SL_PATH_MAX];
 
@@ -239,19 +238,19 @@ static double loss_of(const char *const *overrides, bool no_share, int n, float 
         fail_msg("%s", err.msg);
     for (int i = 0; i < n; i++)
         rows[i] = i;
-    sl_encoder_zero_grad(t.encoder);
+    sl_trainer_zero_grad(&t);
     assert_int_equal(sl_trainer_loss(&t, rows, n, true, &loss, &counted, &useful, &err), 0);
     assert_true(counted > 0 && useful > counted);
-    p = sl_encoder_params(t.encoder, &n_params);
     *ret_grad = NULL;
     *ret_n = 0;
-    for (int i = 0; i < n_params; i++) {
-        size_t k = (size_t)p[i].rows * (size_t)p[i].cols;
+    for (int i = 0; i < t.n_params; i++) {
+        const struct sl_param *p = &t.params[i];
+        size_t k = (size_t)p->rows * (size_t)p->cols;
 
         *ret_grad = realloc(*ret_grad, (*ret_n + k) * sizeof **ret_grad);
         assert_non_null(*ret_grad);
         assert_int_equal(
-            t.ops->download(t.be, *ret_grad + *ret_n, p[i].grad, k * sizeof **ret_grad, &err), 0);
+            t.ops->download(t.be, *ret_grad + *ret_n, p->grad, k * sizeof **ret_grad, &err), 0);
         *ret_n += k;
     }
     sl_trainer_release(&t);

@@ -134,24 +134,21 @@ static struct sl_ops fated_ops;
 
 static inline void fated_copy(struct sl_backend *be, void *dst, const void *src, size_t bytes)
 {
-    const char *at = dst, *from = (const char *)fated->dtables;
+    const struct sl_trainer_group *g = &fated->group[0];
+    const char *at = dst, *from = (const char *)g->dtables;
     const float nan = NAN;
-    int n;
 
     sl_cpu_ops.copy(be, dst, src, bytes);
     if (fated->state.step != fate.step - 1 || at < from ||
-        at >= from + (size_t)fated->n_new * (size_t)fated->slot_v[0] * (size_t)fated->hidden *
+        at >= from + (size_t)g->n_tasks * (size_t)fated->slot_v[0] * (size_t)fated->hidden *
                          sizeof(float))
         return; /* not the backward pass of that step */
     if (fate.what == KILLED)
         raise(SIGKILL);
     if (fate.what == PREEMPTED)
         raise(SIGTERM);
-    if (fate.what == POISONED) {
-        struct sl_param *p = sl_encoder_params(fated->encoder, &n);
-
-        sl_cpu_ops.upload(be, p[n - 1].value, &nan, sizeof nan, NULL);
-    }
+    if (fate.what == POISONED)
+        sl_cpu_ops.upload(be, fated->params[fated->n_params - 1].value, &nan, sizeof nan, NULL);
     if (fate.what != KILLED_WRITING)
         fate.what = RUNS_ON;
 }
@@ -159,22 +156,25 @@ static inline void fated_copy(struct sl_backend *be, void *dst, const void *src,
 static inline int fated_download(struct sl_backend *be, void *dst, const void *src, size_t bytes,
                                  struct sl_err *err)
 {
-    if (fate.what == KILLED_WRITING && fated->state.step == fate.step && dst != fated->best)
+    const float *best = fated->best, *at = dst;
+    size_t n = (size_t)fated->n_keep * (size_t)fated->n_prompts * (size_t)fated->hidden;
+
+    if (fate.what == KILLED_WRITING && fated->state.step == fate.step && (at < best || at >= best + n))
         raise(SIGKILL);
     return sl_cpu_ops.download(be, dst, src, bytes, err);
 }
 
 static inline void forget(struct sl_trainer *t)
 {
-    int n;
-    struct sl_param *p = sl_encoder_params(t->encoder, &n);
+    struct sl_param *p = t->params;
 
-    for (int i = 0; i < n && fate.forgets == FORGETS_MOMENTS; i++) {
+    for (int i = 0; i < t->n_params && fate.forgets == FORGETS_MOMENTS; i++) {
         t->ops->zero(t->be, p[i].m, (size_t)p[i].rows * (size_t)p[i].cols * sizeof(float));
         t->ops->zero(t->be, p[i].v, (size_t)p[i].rows * (size_t)p[i].cols * sizeof(float));
     }
     if (fate.forgets == FORGETS_BEST)
-        memset(t->best, 0, (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float));
+        memset(t->best, 0,
+               (size_t)t->n_keep * (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float));
     if (fate.forgets == FORGETS_STEP) /* dropout and warm-up begin anew; the data does not */
         t->state.step -= t->steps_per_epoch;
 }
@@ -192,15 +192,15 @@ static inline void leave(const char *dir, struct sl_trainer *t, int rc, const st
     const struct sl_train_state *s = &t->state;
     json_t *best = json_array(), *end;
     char path[SL_PATH_MAX];
-    size_t n = (size_t)t->n_new * (size_t)t->run->config.new_virtual_tokens * (size_t)t->hidden;
+    size_t n = (size_t)t->n_prompts * (size_t)t->hidden;
 
     for (int i = 0; i < s->n_best; i++)
         json_array_append_new(
             best, json_pack("[I, f]", (json_int_t)s->best[i].step, s->best[i].val_loss));
     if (t->prompts) {
-        write_floats(dir, "tables.bin", t->prompts, (size_t)t->n_prompts * (size_t)t->hidden);
-        sl_encoder_forward(t->encoder, false, s->step, t->tables);
-        write_floats(dir, "encoded.bin", t->tables, n);
+        write_floats(dir, "tables.bin", t->prompts, n);
+        sl_trainer_place_tables(t, false);
+        write_floats(dir, "encoded.bin", t->prompts, n);
     }
     end = json_pack("{s:i, s:s, s:{s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:o}}", "rc", rc,
                     "msg", err->msg, "state", "step", (json_int_t)s->step, "epoch",
