@@ -22,6 +22,7 @@ static void judge(const struct sl_slot *slot, int status, struct sl_ended *e)
     sl_wait_text(status, text);
     snprintf(e->cause, sizeof e->cause, "%s", sl_json_str(slot->result, "cause", "crash"));
     snprintf(e->msg, sizeof e->msg, "%s", sl_json_str(slot->result, "msg", ""));
+    sl_utf8_trim(e->msg);
     e->result = json_incref(slot->result);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && !strcmp(state, "succeeded")) {
         e->ending = END_OK;

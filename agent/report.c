@@ -185,6 +185,7 @@ void sl_report_log(struct sl_report *r, const char *level, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(msg, sizeof msg, fmt, ap); /* NOLINT(clang-analyzer-valist.Uninitialized) */
     va_end(ap);
+    sl_utf8_trim(msg);
     d = json_pack("{s:s, s:s}", "level", level, "msg", msg);
     if (!d) { /* not UTF-8 */
         for (char *p = msg; *p; p++)

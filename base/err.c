@@ -1,4 +1,5 @@
 #include "base/err.h"
+#include "base/buf.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@ static void set_msg(struct sl_err *err, int code, const char *fmt, va_list ap)
         return;
     err->code = code;
     vsnprintf(err->msg, sizeof err->msg, fmt, ap);
+    sl_utf8_trim(err->msg);
 }
 
 int sl_err_set(struct sl_err *err, int code, const char *fmt, ...)
@@ -38,6 +40,7 @@ int sl_err_errno(struct sl_err *err, const char *fmt, ...)
         va_end(ap);
         len = strlen(err->msg);
         snprintf(err->msg + len, sizeof err->msg - len, ": %s", strerror(saved));
+        sl_utf8_trim(err->msg);
     }
     return code;
 }
@@ -55,6 +58,7 @@ int sl_err_wrap(struct sl_err *err, int code, const char *fmt, ...)
         va_end(ap);
         len = strlen(err->msg);
         snprintf(err->msg + len, sizeof err->msg - len, ": %s", inner);
+        sl_utf8_trim(err->msg);
         if (!err->code)
             err->code = code;
     }

@@ -1,14 +1,43 @@
 #include "base/json.h"
 #include "base/file.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define INTEGER_REAL_MAX 0x1p53 /* beyond it a real does not tell one integer from the next */
+
+/* Brackets count only outside of strings; whether they match is the parser's affair. */
+static bool too_deep(const char *text, size_t len)
+{
+    int depth = 0;
+    bool quoted = false;
+
+    for (size_t i = 0; i < len; i++) {
+        char c = text[i];
+
+        if (c == '"')
+            quoted = !quoted;
+        else if (quoted)
+            i += c == '\\';
+        else if (c == '[' || c == '{')
+            depth++;
+        else if (c == ']' || c == '}')
+            depth--;
+        if (depth > SL_JSON_DEPTH_MAX)
+            return true;
+    }
+    return false;
+}
 
 int sl_json_parse(const char *text, size_t len, const char *what, json_t **ret_json,
                   struct sl_err *err)
 {
     json_error_t e;
-    json_t *json = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    json_t *json;
 
+    if (too_deep(text, len))
+        return sl_err_set(err, SL_SPEC, "%s is nested more than %d deep", what, SL_JSON_DEPTH_MAX);
+    json = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
     if (!json)
         return sl_err_set(err, SL_SPEC, "%s is not valid JSON: line %d, column %d: %s", what, e.line,
                           e.column, e.text);
@@ -73,8 +102,12 @@ const char *sl_json_str(const json_t *json, const char *path, const char *otherw
 int64_t sl_json_int(const json_t *json, const char *path, int64_t otherwise)
 {
     const json_t *v = sl_json_get(json, path);
+    double real = json_real_value(v);
 
-    return json_is_integer(v) ? json_integer_value(v) : otherwise;
+    if (json_is_integer(v))
+        return json_integer_value(v);
+    return json_is_real(v) && real == rint(real) && fabs(real) <= INTEGER_REAL_MAX ? (int64_t)real
+                                                                                  : otherwise;
 }
 
 double sl_json_num(const json_t *json, const char *path, double otherwise)

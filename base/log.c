@@ -1,4 +1,5 @@
 #include "base/log.h"
+#include "base/buf.h"
 #include "base/clock.h"
 #include <jansson.h>
 #include <stdarg.h>
@@ -42,6 +43,7 @@ void sl_log(enum sl_level level, const char *run, const char *fmt, ...)
         return;
     va_start(ap, fmt);
     vsnprintf(msg, sizeof msg, fmt, ap);
+    sl_utf8_trim(msg);
     va_end(ap);
     if (!as_json) {
         snprintf(line, sizeof line, "%s: %s%s%s%s", part_name,

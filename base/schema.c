@@ -1,4 +1,4 @@
-/* One file of over 500 lines: loading, checking and defaults walk the same table of keywords. */
+/* Long because loading, checking and defaults walk the same table of keywords. */
 #include "base/schema.h"
 #include "base/buf.h"
 #include "base/json.h"
@@ -263,20 +263,6 @@ static void quote(const json_t *v, char ret_text[SL_SCHEMA_FOUND_MAX + 1])
     free(s);
 }
 
-/* Cuts an incomplete UTF-8 character that a byte limit left at the end. */
-static void trim_partial(char *s)
-{
-    size_t n = strlen(s), back = 0;
-    while (back < 3 && back < n && ((unsigned char)s[n - 1 - back] & 0xc0) == 0x80)
-        back++;
-    if (back >= n)
-        return;
-    unsigned char lead = (unsigned char)s[n - 1 - back];
-    size_t need = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : lead >= 0xc0 ? 1 : 0;
-    if (need != back)
-        s[n - 1 - back] = 0;
-}
-
 int sl_schema_error(json_t *errors, const char *path, const char *expected, const json_t *found,
                     const char *fmt, ...)
 {
@@ -287,7 +273,7 @@ int sl_schema_error(json_t *errors, const char *path, const char *expected, cons
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    trim_partial(text);
+    sl_utf8_trim(text);
     quote(found, seen);
     e = json_pack("{s:s, s:s, s:s, s:s}", "path", path, "expected", expected, "found", seen,
                   "message", text);
@@ -523,7 +509,7 @@ static void join(char ret_path[SL_SCHEMA_PATH_MAX], const char *path, const char
     int n = snprintf(ret_path, SL_SCHEMA_PATH_MAX, "%s%s%s", path, *path ? "." : "", key);
     if (n >= SL_SCHEMA_PATH_MAX) {
         strcpy(ret_path + SL_SCHEMA_PATH_MAX - 4, "");
-        trim_partial(ret_path);
+        sl_utf8_trim(ret_path);
         strcat(ret_path, "...");
     }
 }
@@ -547,7 +533,7 @@ static void check_object(struct walk *w, const json_t *schema, const json_t *v, 
             json_string_value(json_object_get(json_object_get(properties, key), "description"));
         join(below, path, key);
         snprintf(text, sizeof text, "a value%s%.200s", what ? ": " : "", what ? what : "");
-        trim_partial(text);
+        sl_utf8_trim(text);
         if (json_array_size(w->errors) < w->max_errors &&
             sl_schema_error(w->errors, below, text, NULL, "missing; expected %s", text))
             w->out_of_memory = true;

@@ -131,6 +131,66 @@ static void json_errors_name_the_line(void **state)
     json_decref(json);
 }
 
+static void json_has_a_depth_and_integers_of_both_forms(void **state)
+{
+    struct sl_err err = SL_ERR_INIT;
+    char text[4 * SL_JSON_DEPTH_MAX];
+    json_t *j;
+
+    (void)state;
+    memset(text, '[', SL_JSON_DEPTH_MAX);
+    memset(text + SL_JSON_DEPTH_MAX, ']', SL_JSON_DEPTH_MAX);
+    assert_int_equal(sl_json_parse(text, 2 * SL_JSON_DEPTH_MAX, "x", &j, &err), 0);
+    json_decref(j);
+    memset(text, '[', SL_JSON_DEPTH_MAX + 1);
+    memset(text + SL_JSON_DEPTH_MAX + 1, ']', SL_JSON_DEPTH_MAX + 1);
+    assert_int_equal(sl_json_parse(text, 2 * SL_JSON_DEPTH_MAX + 2, "x", &j, &err), SL_SPEC);
+    assert_non_null(strstr(err.msg, "nested"));
+    memset(text, '[', sizeof text); /* within a string they count for nothing */
+    memcpy(text, "[\"a\\\"", 5);
+    memcpy(text + sizeof text - 2, "\"]", 2);
+    assert_int_equal(sl_json_parse(text, sizeof text, "x", &j, NULL), 0);
+    json_decref(j);
+    j = json_pack("{s:f, s:f, s:f, s:i, s:s}", "two", 2.0, "half", 2.5, "huge", 1e300, "n", 7, "s",
+                  "3");
+    assert_int_equal(sl_json_int(j, "two", -1), 2);
+    assert_int_equal(sl_json_int(j, "half", -1), -1);
+    assert_int_equal(sl_json_int(j, "huge", -1), -1);
+    assert_int_equal(sl_json_int(j, "n", -1), 7);
+    assert_int_equal(sl_json_int(j, "s", -1), -1);
+    json_decref(j);
+}
+
+/* What is cut at a limit still has a JSON form. */
+static void cut_messages_stay_utf8(void **state)
+{
+    struct sl_err err = SL_ERR_INIT;
+    char text[SL_ERR_MSG_MAX + 8], pieces[][8] = {"a\xc3\xa4", "a\xc3", "\xe2\x82", "\xf0\x9f\x98\x80",
+                                                  "\xf0\x9f\x98"};
+    const char *const kept[] = {"a\xc3\xa4", "a", "", "\xf0\x9f\x98\x80", ""};
+
+    (void)state;
+    for (int i = 0; i < 5; i++) {
+        sl_utf8_trim(pieces[i]);
+        assert_string_equal(pieces[i], kept[i]);
+    }
+    for (int shift = 0; shift < 3; shift++) {
+        memset(text, 'x', sizeof text);
+        for (size_t i = (size_t)shift; i + 4 < sizeof text; i += 3)
+            memcpy(text + i, "\xe2\x82\xac", 3); /* a euro sign */
+        text[sizeof text - 1] = 0;
+        sl_err_clear(&err);
+        sl_err_set(&err, SL_DATA, "%s", text);
+        json_t *j = json_string(err.msg);
+        assert_non_null(j);
+        json_decref(j);
+        sl_err_wrap(&err, SL_DATA, "reading");
+        j = json_string(err.msg);
+        assert_non_null(j);
+        json_decref(j);
+    }
+}
+
 static void wire_survives_pieces_and_rubbish(void **state)
 {
     struct sl_buf b;
@@ -288,6 +348,8 @@ int main(void)
         cmocka_unit_test(files_are_whole_or_absent),
         cmocka_unit_test(sha256_matches_fips_vectors),
         cmocka_unit_test(json_errors_name_the_line),
+        cmocka_unit_test(json_has_a_depth_and_integers_of_both_forms),
+        cmocka_unit_test(cut_messages_stay_utf8),
         cmocka_unit_test(wire_survives_pieces_and_rubbish),
         cmocka_unit_test(loop_serves_all_kinds),
         cmocka_unit_test(spawn_reports_a_missing_program),
