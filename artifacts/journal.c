@@ -27,7 +27,7 @@ int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t
         *ret_aliases = none;
         return 0;
     }
-    return sl_json_read(path, SL_RECORD_MAX_BYTES, ret_aliases, err);
+    return sl_json_read(path, SL_ALIASES_MAX_BYTES, ret_aliases, err);
 }
 
 /* {"name", "number", "record" or null, "run", "output", "aliases"}; every step may have been done

@@ -30,7 +30,8 @@
 #define SL_BLOB_MAX_BYTES (INT64_C(1) << 40)
 #define SL_MANIFEST_MAX_BYTES (8u << 20)
 #define SL_MANIFEST_MAX_FILES 10000 /* and as many entries in all */
-#define SL_STORE_MAX_ALIASES 64     /* of one artifact */
+#define SL_STORE_MAX_ALIASES 1000   /* of one artifact */
+#define SL_COMMIT_MAX_ALIASES 64    /* set by one commit */
 
 struct sl_store;
 
@@ -82,9 +83,11 @@ int sl_store_unpin(struct sl_store *store, const char *sha256, const char *owner
  * allocate gives the number that a commit of this manifest would get: the marker's when (run,
  * output) was published before, the newest version's when that has the same manifest, else a new
  * number which stays reserved until commit or release (or until this process ends). run and output
- * may both be NULL. */
+ * may both be NULL. aliases (may be NULL) are those of the commit: SL_CONFLICT when the artifact would
+ * have more than SL_STORE_MAX_ALIASES. */
 int sl_store_allocate(struct sl_store *store, const char *name, const char *manifest,
-                      const char *run, const char *output, int *ret_number, struct sl_err *err);
+                      const char *run, const char *output, const json_t *aliases, int *ret_number,
+                      struct sl_err *err);
 void sl_store_release(struct sl_store *store, const char *name, int number);
 
 struct sl_commit {
@@ -100,7 +103,7 @@ struct sl_commit {
  * version has the same manifest (then the aliases move to it and the marker is written). A number
  * that is taken by other content (a reservation lost in a crash) is not overwritten: the next free
  * one is used, so the record tells the version, not the argument. ret_created (may be NULL): a new
- * version. */
+ * version. Too many aliases are SL_CONFLICT, but not of a run's output: that was promised. */
 int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **ret_record,
                     bool *ret_created, struct sl_err *err);
 /* The version that (run, output) became. SL_NOTFOUND. */

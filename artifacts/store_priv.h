@@ -6,6 +6,8 @@
 #include <pthread.h>
 
 #define SL_RECORD_MAX_BYTES (64u << 10)
+/* Room for far more than SL_STORE_MAX_ALIASES: outputs promised at the same time may go over it. */
+#define SL_ALIASES_MAX_BYTES (1u << 20)
 
 struct sl_store {
     char *dir;

@@ -19,6 +19,22 @@ static int check_alias(const char *alias, struct sl_err *err)
         alias ? alias : "", SL_NAME_MAX);
 }
 
+/* aliases (NULL: none) are lists of names. The mutex is held. */
+static int check_room(struct sl_store *store, const char *name, const json_t *aliases,
+                      struct sl_err *err)
+{
+    json_t *all = NULL;
+    int rc = json_array_size(aliases) ? sl_store_read_aliases(store, name, &all, err) : 0;
+    size_t before = json_object_size(all);
+    for (size_t i = 0; all && i < json_array_size(aliases); i++)
+        json_object_set_new(all, json_string_value(json_array_get(aliases, i)), json_null());
+    if (json_object_size(all) > before && json_object_size(all) > SL_STORE_MAX_ALIASES)
+        rc = sl_err_set(err, SL_CONFLICT, "artifact %s would have more than %d aliases: reuse some",
+                        name, SL_STORE_MAX_ALIASES);
+    json_decref(all);
+    return rc;
+}
+
 /* The mutex is held. SL_NOTFOUND: not published. */
 static int read_marker(struct sl_store *store, const char *run, const char *output,
                        json_t **ret_marker, struct sl_err *err)
@@ -79,7 +95,8 @@ static int check_request(const char *name, const char *manifest, const char *run
 }
 
 int sl_store_allocate(struct sl_store *store, const char *name, const char *manifest,
-                      const char *run, const char *output, int *ret_number, struct sl_err *err)
+                      const char *run, const char *output, const json_t *aliases, int *ret_number,
+                      struct sl_err *err)
 {
     int number = -1, rc = check_request(name, manifest, run, output, err);
     if (rc)
@@ -91,6 +108,8 @@ int sl_store_allocate(struct sl_store *store, const char *name, const char *mani
         rc = sl_store_replay(store, err);
     if (rc == 0 && run && read_marker(store, run, output, &marker, NULL) == 0)
         number = (int)sl_json_int(marker, "number", -1);
+    if (rc == 0 && number < 0)
+        rc = check_room(store, name, aliases, err);
     if (rc == 0 && number < 0)
         rc = choose_number(store, name, manifest, &number, &is_new, err);
     if (rc == 0 && is_new) {
@@ -174,8 +193,8 @@ int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **
 {
     int number = -1, rc = check_request(c->name, c->manifest, c->run, c->output, err);
     json_t *manifest = NULL, *marker = NULL, *entry = NULL, *record = NULL;
-    if (rc == 0 && json_array_size(c->aliases) > SL_STORE_MAX_ALIASES)
-        rc = sl_err_set(err, SL_SPEC, "more than %d aliases", SL_STORE_MAX_ALIASES);
+    if (rc == 0 && json_array_size(c->aliases) > SL_COMMIT_MAX_ALIASES)
+        rc = sl_err_set(err, SL_SPEC, "more than %d aliases at once", SL_COMMIT_MAX_ALIASES);
     for (size_t i = 0; rc == 0 && i < json_array_size(c->aliases); i++)
         rc = check_alias(json_string_value(json_array_get(c->aliases, i)), err);
     if (rc == 0)
@@ -187,6 +206,8 @@ int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **
     pthread_mutex_lock(&store->mutex);
     if (store->journal_pending)
         rc = sl_store_replay(store, err);
+    if (rc == 0 && !c->run)
+        rc = check_room(store, c->name, c->aliases, err);
     if (rc == 0 && c->run && read_marker(store, c->run, c->output, &marker, NULL) == 0) {
         name = sl_json_str(marker, "name", c->name);
         number = (int)sl_json_int(marker, "number", -1);
@@ -247,7 +268,10 @@ int sl_store_alias(struct sl_store *store, const char *name, const char *alias, 
     if (store->journal_pending)
         rc = sl_store_replay(store, err);
     if (rc == 0)
-        rc = entry ? sl_store_journal(store, entry, err) : sl_store_nomem(err);
+        rc = entry ? check_room(store, name, json_object_get(entry, "aliases"), err)
+                   : sl_store_nomem(err);
+    if (rc == 0)
+        rc = sl_store_journal(store, entry, err);
     pthread_mutex_unlock(&store->mutex);
     json_decref(entry);
     json_decref(record);

@@ -70,9 +70,11 @@ static int reserve(struct sl_store *store, const char *run, const char *lease,
         json_decref(found);
         if (!rc)
             rc = sl_store_allocate(store, text_of(o, "artifact"), manifest, run,
-                                   text_of(o, "output"), &number, err);
-        if (rc)
+                                   text_of(o, "output"), aliases, &number, err);
+        if (rc) {
+            sl_store_unpin(store, manifest, lease, NULL);
             return sl_err_wrap(err, rc, "outputs[%zu]", i);
+        }
         snprintf(version, sizeof version, "v%d", number);
         if (json_array_append_new(
                 reserved, json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:o}", "pin", lease, "output",
@@ -169,6 +171,8 @@ void sl_publish_handler(struct sl_http_req *req, void *arg)
         unpin(store, reserved);
     if (!rc)
         rc = settle(runs, run, hold, &final, &err);
+    if (!rc && !is_new) /* the first request's pins were settle's, these are this one's */
+        unpin(store, reserved);
     if (rc)
         sl_http_reply_err(req, &err, problems);
     else

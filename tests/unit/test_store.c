@@ -315,7 +315,7 @@ static void attacks_by_name_touch_nothing(void **state)
         c = (struct sl_commit){
             .name = "a", .manifest = manifest, .number = -1, .run = bad[i], .output = "prompts"};
         assert_int_equal(sl_store_commit(f->store, &c, &record, NULL, NULL), SL_SPEC);
-        assert_int_equal(sl_store_allocate(f->store, "a", manifest, "r", bad[i], &n, NULL),
+        assert_int_equal(sl_store_allocate(f->store, "a", manifest, "r", bad[i], NULL, &n, NULL),
                          SL_SPEC);
         assert_int_equal(sl_store_resolve(f->store, bad[i], "latest", &record, NULL), SL_SPEC);
         assert_int_equal(sl_store_artifact(f->store, bad[i], &record, NULL), SL_SPEC);
@@ -438,6 +438,50 @@ static void versions_and_aliases(void **state)
     json_decref(artifact);
 }
 
+/* Aliases that are never used again, one a run, must not make the artifact unreadable. */
+static void aliases_have_a_limit_that_harms_nothing(void **state)
+{
+    struct fixture *f = *state;
+    char manifest[65], alias[SL_NAME_MAX + 1];
+    int number, refused = 0;
+    bool created;
+    put_manifest(f, "one", manifest);
+    for (int i = 0; i < SL_STORE_MAX_ALIASES / SL_COMMIT_MAX_ALIASES + 2; i++) {
+        json_t *aliases = json_array(), *record = NULL;
+        for (int k = 0; k < SL_COMMIT_MAX_ALIASES; k++) {
+            snprintf(alias, sizeof alias, "%04d-%0120d", i, k);
+            json_array_append_new(aliases, json_string(alias));
+        }
+        struct sl_commit c = {
+            .name = "many", .manifest = manifest, .number = -1, .aliases = aliases};
+        sl_err_clear(&f->err);
+        int rc = sl_store_commit(f->store, &c, &record, NULL, &f->err);
+        if (rc) {
+            assert_int_equal(rc, SL_CONFLICT);
+            assert_non_null(strstr(f->err.msg, "aliases"));
+            char run[16];
+            snprintf(run, sizeof run, "r%d", i);
+            assert_int_equal(sl_store_allocate(f->store, "many", manifest, run, "o", aliases, &number,
+                                               NULL),
+                             SL_CONFLICT);
+            /* A run's result that the queue has taken already is stored all the same. */
+            c.run = run, c.output = "o";
+            assert_int_equal(sl_store_commit(f->store, &c, &record, NULL, NULL), 0);
+            refused++;
+        }
+        json_decref(record);
+        json_decref(aliases);
+    }
+    assert_true(refused > 0);
+    assert_int_equal(sl_store_alias(f->store, "many", "one-more", "v0", NULL), SL_CONFLICT);
+    snprintf(alias, sizeof alias, "%04d-%0120d", 0, 0);
+    assert_int_equal(sl_store_alias(f->store, "many", alias, "v0", NULL), 0); /* moving one is fine */
+    assert_int_equal(resolve(f, "many", alias), 0);
+    assert_int_equal(commit(f, "other", "two", NULL, "candidate", &created), 0);
+    reopen(f);
+    assert_int_equal(resolve(f, "many", "latest"), 0);
+}
+
 static void an_output_is_published_once(void **state)
 {
     struct fixture *f = *state;
@@ -480,8 +524,8 @@ static void allocated_numbers_are_kept(void **state)
     put_manifest(f, "a", a);
     put_manifest(f, "b", b);
     put_manifest(f, "c", c);
-    assert_int_equal(sl_store_allocate(f->store, "p", a, "r1", "prompts", &first, &f->err), 0);
-    assert_int_equal(sl_store_allocate(f->store, "p", b, "r2", "prompts", &second, &f->err), 0);
+    assert_int_equal(sl_store_allocate(f->store, "p", a, "r1", "prompts", NULL, &first, &f->err), 0);
+    assert_int_equal(sl_store_allocate(f->store, "p", b, "r2", "prompts", NULL, &second, &f->err), 0);
     assert_int_equal(first, 0);
     assert_int_equal(second, 1);
     assert_int_equal(commit(f, "p", "plain", NULL, NULL, &created), 2); /* goes around them */
@@ -491,9 +535,9 @@ static void allocated_numbers_are_kept(void **state)
     assert_int_equal(sl_store_commit(f->store, &r2, &record, &created, &f->err), 0);
     assert_int_equal(sl_json_int(record, "number", -1), 1);
     json_decref(record);
-    assert_int_equal(sl_store_allocate(f->store, "p", c, "r3", "prompts", &third, &f->err), 0);
+    assert_int_equal(sl_store_allocate(f->store, "p", c, "r3", "prompts", NULL, &third, &f->err), 0);
     assert_int_equal(third, 3);
-    assert_int_equal(sl_store_allocate(f->store, "p", b, "r2", "prompts", &second, &f->err), 0);
+    assert_int_equal(sl_store_allocate(f->store, "p", b, "r2", "prompts", NULL, &second, &f->err), 0);
     assert_int_equal(second, 1); /* by its marker */
     /* After a crash the reservation is gone and another commit may have the number: it is kept. */
     reopen(f);
@@ -673,6 +717,7 @@ int main(void)
         T(manifests_that_are_refused),
         T(missing_and_short_blobs_are_named),
         T(versions_and_aliases),
+        T(aliases_have_a_limit_that_harms_nothing),
         T(an_output_is_published_once),
         T(allocated_numbers_are_kept),
         T(a_cut_commit_is_finished),
