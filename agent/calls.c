@@ -110,6 +110,14 @@ void sl_agent_name_checkpoint(struct sl_agent *a)
     a->work.naming = !send_for_work(a, &c, on_named);
 }
 
+static void record_again(void *arg)
+{
+    struct sl_agent *a = arg;
+
+    a->retry_timer = -1;
+    sl_agent_record(a);
+}
+
 static void on_recorded(void *arg, const redisReply *reply, const struct sl_err *err)
 {
     struct sl_agent *a = take_call(arg);
@@ -117,8 +125,12 @@ static void on_recorded(void *arg, const redisReply *reply, const struct sl_err 
     if (!a)
         return;
     a->work.recording = false;
-    if (err && err->code == SL_RETRY)
-        return; /* again when Redis is back; a repeated call gets the first answer */
+    if (err && err->code == SL_RETRY) {
+        /* A repeated call gets the first answer. Without a connection EV_REDIS sends it again. */
+        if (sl_redis_async_up(a->redis))
+            sl_agent_timer(a, &a->retry_timer, SL_AGENT_RECORD_RETRY_US, record_again);
+        return;
+    }
     if (err)
         sl_log(SL_WARN, a->work.claim.run, "the outcome was not taken: %s", err->msg);
     else

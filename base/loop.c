@@ -47,6 +47,7 @@ int sl_loop_new(struct sl_loop **ret_loop, struct sl_err *err)
         return sl_err_set(err, SL_NOMEM, "no memory for an event loop");
     l->signal_fd = -1;
     sigemptyset(&l->signals);
+    signal(SIGCHLD, SIG_DFL); /* ignored (it is inherited), the kernel would keep no exit status */
     l->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (l->epoll < 0) {
         int rc = sl_err_errno(err, "creating an epoll descriptor");

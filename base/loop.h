@@ -33,7 +33,7 @@ int sl_loop_timer(struct sl_loop *loop, int64_t delay_us, sl_timer_fn *fn, void 
 void sl_loop_timer_cancel(struct sl_loop *loop, int timer); /* a fired or negative handle is fine */
 /* Blocks signo in this thread and delivers it here; call before making threads. */
 int sl_loop_signal(struct sl_loop *loop, int signo, sl_signal_fn *fn, void *arg, struct sl_err *err);
-/* Reaps pid through a pidfd and calls fn once. */
+/* Reaps pid through a pidfd and calls fn once. A loop needs SIGCHLD not to be ignored, and sees to it. */
 int sl_loop_child(struct sl_loop *loop, pid_t pid, sl_child_fn *fn, void *arg, struct sl_err *err);
 
 #endif

@@ -136,7 +136,8 @@ int cmd_agent(int argc, char **argv)
         rc = sl_http_read_token(token_file, &token, &err);
     else if (!rc && from_env("SOFTLAUNCH_TOKEN"))
         token = strdup(from_env("SOFTLAUNCH_TOKEN"));
-    unsetenv("SOFTLAUNCH_TOKEN"); /* workers must not see it */
+    unsetenv("SOFTLAUNCH_TOKEN"); /* workers must see neither; the text itself stays where it is */
+    unsetenv("SOFTLAUNCH_REDIS");
     config.token = token;
     sl_log_setup("agent", !isatty(STDERR_FILENO), least);
     if (!rc)

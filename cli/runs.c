@@ -101,23 +101,33 @@ static void print_run(const json_t *r)
 static int list(struct sl_api *api, int limit, const char *state, const char *queue, bool json,
                 struct sl_err *err)
 {
-    char path[512], *s = sl_api_escape(state), *q = sl_api_escape(queue);
-    json_t *page;
-    int rc;
+    char path[512], below[64] = "", *s = sl_api_escape(state), *q = sl_api_escape(queue);
+    json_t *all = json_pack("{s:[], s:n}", "runs", "next"), *page;
+    json_t *runs = json_object_get(all, "runs");
+    int rc, left = limit;
 
-    snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%s&queue=%s", limit, s ? s : "",
-             q ? q : "");
+    /* A page looks at a bounded number of runs: it may be short, even empty, and yet have a next one. */
+    do {
+        snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%s&queue=%s%s", left, s ? s : "",
+                 q ? q : "", below);
+        rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
+        if (rc)
+            break;
+        const char *next = sl_json_str(page, "next", "");
+        snprintf(below, sizeof below, *next ? "&below=%.20s" : "", next);
+        json_array_extend(runs, json_object_get(page, "runs"));
+        json_object_set(all, "next", json_object_get(page, "next"));
+        json_decref(page);
+        left = limit - (int)json_array_size(runs);
+    } while (*below && left > 0);
     free(s);
     free(q);
-    rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
-    if (rc)
-        return rc;
-    if (json)
-        cli_print_json(page);
-    else
-        print_list(page);
-    json_decref(page);
-    return 0;
+    if (!rc && json)
+        cli_print_json(all);
+    else if (!rc)
+        print_list(all);
+    json_decref(all);
+    return rc;
 }
 
 static int show(struct sl_api *api, const char *text, bool json, struct sl_err *err)

@@ -68,6 +68,7 @@ int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 
 struct view {
     const struct cli_follow *how;
     bool terminal, line_open; /* a line of numbers that is being rewritten */
+    bool outputs;             /* they are in the store */
     int64_t steps, first_step, start_ms, metric_us;
 };
 
@@ -195,6 +196,12 @@ static int get_state(struct sl_api *api, const char *run, char *ret_state, struc
     return 0;
 }
 
+/* A run has succeeded a moment before its outputs are in the store: its end is when they can be fetched. */
+static bool is_over(const struct view *v, const char *state)
+{
+    return cli_is_final(state) && (v->outputs || strcmp(state, "succeeded") != 0);
+}
+
 /* One read of events; *ret_n how many there were. */
 static int read_events(struct sl_api *api, const char *run, struct view *v, char last[64],
                        int *ret_n, char *state, struct sl_err *err)
@@ -205,14 +212,16 @@ static int read_events(struct sl_api *api, const char *run, struct view *v, char
     int rc;
 
     snprintf(path, sizeof path, "/api/v1/runs/%s/events?after=%s&wait_ms=%d", run, last,
-             v->how->follow ? 1000 : 0);
+             v->how->follow && !is_over(v, state) ? 1000 : 0);
     rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
     if (rc)
         return rc;
     json_array_foreach(json_object_get(page, "events"), i, e) {
         print_event(v, e);
-        if (!strcmp(sl_json_str(e, "type", ""), "state"))
+        const char *type = sl_json_str(e, "type", "");
+        if (!strcmp(type, "state"))
             snprintf(state, 32, "%s", sl_json_str(e, "data.state", ""));
+        v->outputs |= !strcmp(type, "outputs");
     }
     *ret_n = (int)json_array_size(json_object_get(page, "events"));
     snprintf(last, 64, "%s", sl_json_str(page, "last", "0"));
@@ -225,7 +234,7 @@ int cli_follow_run(struct sl_api *api, const char *run, const struct cli_follow 
 {
     struct view v = {.how = how, .terminal = isatty(STDOUT_FILENO)};
     char last[64] = "0", state[32] = "";
-    int64_t away_us = 0;
+    int64_t away_us = 0, final_us = 0;
     int n = 0, rc = 0;
 
     for (;;) {
@@ -249,8 +258,19 @@ int cli_follow_run(struct sl_api *api, const char *run, const struct cli_follow 
             break;
         }
         away_us = 0;
-        if (n == 0 && (!how->follow || cli_is_final(state)))
+        if (n == 0 && (!how->follow || is_over(&v, state)))
             break;
+        if (!cli_is_final(state))
+            final_us = 0;
+        else if (!final_us)
+            final_us = sl_boot_us();
+        else if (sl_boot_us() - final_us > CLI_FOLLOW_AWAY_S * INT64_C(1000000)) {
+            rc = sl_err_set(err, SL_RETRY,
+                            "run %s has succeeded, but its outputs are not in the store yet: the "
+                            "server's log tells why",
+                            run);
+            break;
+        }
     }
     close_line(&v);
     if (!rc)

@@ -14,7 +14,7 @@
 #include <jansson.h>
 
 #define SL_QUEUE_NAMESPACE "softlaunch"
-#define SL_QUEUE_CONNECTIONS 16
+#define SL_QUEUE_CONNECTIONS 41 /* one for every thread of the server that calls: see server/runs.c */
 #define SL_QUEUE_NAMES_MAX 16    /* queues that one agent serves */
 #define SL_QUEUE_NAME_MAX 64     /* bytes of a queue's name */
 #define SL_QUEUE_PAGE_MAX 200    /* runs a list call gives */

@@ -203,7 +203,6 @@ static int push(struct sl_redis_async *r, const struct sl_cmd *c, int64_t wait_u
 static void become_up(struct sl_redis_async *r)
 {
     r->state = UP;
-    r->backoff_us = SL_REDIS_BACKOFF_MIN_US;
     r->state_fn(r->arg, true, NULL);
 }
 
@@ -233,6 +232,7 @@ static int handle_reply(struct sl_redis_async *r, const redisReply *reply, struc
             become_up(r);
         return 0;
     }
+    r->backoff_us = SL_REDIS_BACKOFF_MIN_US; /* only now: a server may let us in and put us out again */
     if (sl_redis_error(reply, &failed))
         p.fn(p.arg, NULL, &failed);
     else

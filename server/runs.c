@@ -5,6 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Handlers, long polls and the reaper: none waits for a connection that another one blocks on. */
+_Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 1,
+               "fewer Redis connections than threads that use them");
+
 static void enqueue(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;

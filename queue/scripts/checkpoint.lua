@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Names the run's newest checkpoint: from here the next attempt goes on.
 -- ARGV: run, lease id, manifest digest, step
 -- Reply: {'OK', the manifest that it replaces or ''} or {'old', ''} when a later step is named already.
