@@ -1,4 +1,5 @@
 #include "engine/weights.h"
+#include "base/file.h"
 #include "engine/tokenizer.h"
 #include "engine/weights_format.h"
 #include <errno.h>
@@ -13,17 +14,18 @@
 #define MAX_POSITIONS (1 << 24)
 #define HEAD_BYTES 512         /* of a file, for telling its format */
 #define PARALLEL_MIN (1 << 15) /* elements; below, one thread reads */
+#define COLUMN_ROWS 32         /* rows that are read together of a tensor stored by columns */
 
 /* One format per file plugs in here. */
 static const struct sl_format *const formats[] = {&sl_format_gguf};
-#define SUPPORTED "supported: GGUF"
+#define SUPPORTED "supported: GGUF, Hugging Face directory"
 
 /* Formats that are known but not read, by what stands at an offset of the file. */
 static const struct {
     size_t at, len;
     const char *magic, *name;
 } others[] = {
-    {8, 1, "{", "a safetensors file"},
+    {8, 1, "{", "a safetensors file without its config.json (name the directory of both)"},
     {0, 4, "PK\3\4", "a zip archive, such as a PyTorch checkpoint"},
     {257, 5, "ustar", "a tar archive, such as a .nemo file"},
     {0, 2, "\x1f\x8b", "a gzip file"},
@@ -169,6 +171,7 @@ static int check_layer(struct sl_weights *w, int layer, struct sl_err *err)
         {"down", true, h, f},
         {"down.bias", gpt2, 1, h},
         {"gate", gated, f, h},
+        {"gate.bias", false, 1, f},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char name[SL_TENSOR_NAME_MAX];
@@ -212,10 +215,15 @@ static int tell_format(const char *path, const struct sl_format **ret_format, st
     if (stat(path, &st) < 0)
         return errno == ENOENT ? sl_err_set(err, SL_NOTFOUND, "no such file")
                                : sl_err_errno(err, "cannot be opened");
-    if (S_ISDIR(st.st_mode))
-        return sl_err_set(err, SL_SPEC,
-                          "a directory, such as a Hugging Face model, is not "
-                          "supported (" SUPPORTED ")");
+    if (S_ISDIR(st.st_mode)) {
+        char config[SL_PATH_MAX];
+        if (sl_path(config, err, "%s/config.json", path) || !sl_file_exists(config))
+            return sl_err_set(err, SL_SPEC,
+                              "a directory without config.json is no Hugging Face model (" SUPPORTED
+                              ")");
+        *ret_format = &sl_format_hf;
+        return 0;
+    }
     if (!S_ISREG(st.st_mode))
         return sl_err_set(err, SL_SPEC, "not a regular file");
     FILE *f = fopen(path, "rbe");
@@ -322,6 +330,29 @@ static const unsigned char *row_data(const struct sl_tensor *t, int64_t row)
     return t->data + (size_t)stored_row(t, t->rows, row) * sl_tensor_row_bytes(t);
 }
 
+/* Rows row0 to row0 + n, at most COLUMN_ROWS, of a tensor stored by columns. */
+static void read_columns(const struct sl_tensor *t, int64_t row0, int64_t n, float *out)
+{
+    const unsigned char *from =
+        t->data + (size_t)row0 * (size_t)sl_dtype_info(t->dtype)->block_bytes;
+    float part[COLUMN_ROWS];
+    for (int64_t c = 0; c < t->cols; c++, from += t->column_bytes) {
+        sl_dequant_row(t->dtype, from, n, part);
+        for (int64_t i = 0; i < n; i++)
+            out[i * t->cols + c] = part[i];
+    }
+}
+
+/* The same as they are stored. */
+static void copy_columns(const struct sl_tensor *t, int64_t row0, int64_t n, unsigned char *out)
+{
+    size_t bytes = (size_t)sl_dtype_info(t->dtype)->block_bytes;
+    const unsigned char *from = t->data + (size_t)row0 * bytes;
+    for (int64_t c = 0; c < t->cols; c++, from += t->column_bytes)
+        for (int64_t i = 0; i < n; i++)
+            memcpy(out + (size_t)(i * t->cols + c) * bytes, from + (size_t)i * bytes, bytes);
+}
+
 /* The bias of Q or K: its elements are what is permuted. */
 static int read_permuted_vector(const struct sl_tensor *t, float *out, struct sl_err *err)
 {
@@ -369,9 +400,31 @@ int sl_weights_read_f32(const struct sl_weights *w, const char *name, int64_t ro
                           (long long)n_rows, (long long)row0, name, (long long)t->rows);
     if (t->rows == 1 && t->rotary_heads > 0)
         return n_rows == 0 ? 0 : read_permuted_vector(t, out, err);
+    if (t->column_bytes > 0) {
+#pragma omp parallel for schedule(static) if (n_rows * t->cols >= PARALLEL_MIN)
+        for (int64_t i = 0; i < n_rows; i += COLUMN_ROWS)
+            read_columns(t, row0 + i, n_rows - i < COLUMN_ROWS ? n_rows - i : COLUMN_ROWS,
+                         out + i * t->cols);
+        return 0;
+    }
 #pragma omp parallel for schedule(static) if (n_rows * t->cols >= PARALLEL_MIN)
     for (int64_t i = 0; i < n_rows; i++)
         sl_dequant_row(t->dtype, row_data(t, row0 + i), t->cols, out + i * t->cols);
+    return 0;
+}
+
+static int digest_columns(struct sl_sha256 *d, const struct sl_tensor *t, struct sl_err *err)
+{
+    size_t row_bytes = sl_tensor_row_bytes(t);
+    unsigned char *rows = malloc(COLUMN_ROWS * row_bytes);
+    if (!rows)
+        return sl_err_set(err, SL_NOMEM, "out of memory for weight '%s'", t->name);
+    for (int64_t row = 0; row < t->rows; row += COLUMN_ROWS) {
+        int64_t n = t->rows - row < COLUMN_ROWS ? t->rows - row : COLUMN_ROWS;
+        copy_columns(t, row, n, rows);
+        sl_sha256_update(d, rows, (size_t)n * row_bytes);
+    }
+    free(rows);
     return 0;
 }
 
@@ -389,9 +442,13 @@ int sl_weights_digest(struct sl_weights *w, char ret_hex[SL_SHA256_HEX + 1], str
             sl_sha256_update(&d, t->name, strlen(t->name) + 1);
             sl_sha256_update(&d, type, strlen(type) + 1);
             sl_sha256_update(&d, shape, sizeof shape);
-            for (int64_t row = 0; t->rows > 1 && row < t->rows; row++)
+            if (t->column_bytes > 0 && (rc = digest_columns(&d, t, err)) < 0) {
+                sl_sha256_release(&d);
+                return rc;
+            }
+            for (int64_t row = 0; t->column_bytes == 0 && t->rows > 1 && row < t->rows; row++)
                 sl_sha256_update(&d, row_data(t, row), sl_tensor_row_bytes(t));
-            if (t->rows == 1)
+            if (t->column_bytes == 0 && t->rows == 1)
                 sl_sha256_update(&d, t->data, sl_tensor_row_bytes(t));
         }
         sl_sha256_hex(&d, w->digest);

@@ -1,6 +1,6 @@
 /* A base model on disk: its architecture and its tensors, whatever the file format.
  *
- * Files are mapped, not copied. One format per source file (gguf.c now; safetensors, .nemo later)
+ * Files are mapped, not copied. One format per source file (gguf_model.c, hf.c; .nemo later)
  * fills the same table, under the canonical names below, so that model.c never learns where a
  * weight came from. What an architecture lacks is simply not in the table. Everything read from a
  * file is checked against its length before use: a hostile or truncated file gives SL_DATA and a
@@ -18,9 +18,9 @@
  *                                   Q and K in the half-split rotary order of Hugging Face
  *   layers.%d.q_norm, .k_norm       [head_dim] (Qwen3)
  *   layers.%d.o, .o.bias            [hidden, heads * head_dim], [hidden]
- *   layers.%d.gate                  [ffn, hidden] (Llama)
- *   layers.%d.up, .up.bias          [ffn, hidden], [ffn] (bias: GPT-2)
- *   layers.%d.down, .down.bias      [hidden, ffn], [hidden] (bias: GPT-2)
+ *   layers.%d.gate, .gate.bias      [ffn, hidden], [ffn] (Llama)
+ *   layers.%d.up, .up.bias          [ffn, hidden], [ffn]
+ *   layers.%d.down, .down.bias      [hidden, ffn], [hidden]
  *   norm.weight, norm.bias          [hidden]
  *   head                            [vocab, hidden] (absent: tied to embed) */
 #ifndef SL_ENGINE_WEIGHTS_H
@@ -44,6 +44,8 @@ struct sl_arch {
     enum sl_family family;
     enum sl_activation activation;
     int layers, hidden, heads, kv_heads, head_dim, ffn, vocab, max_positions;
+    int sliding_window; /* > 0: the model has more positions than max_positions, but farther ones
+                           would see only this many keys, which is not supported */
     float norm_eps;
     bool rms_norm;    /* RMSNorm, else LayerNorm */
     bool learned_pos; /* pos_embed, else rotary */

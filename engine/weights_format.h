@@ -17,6 +17,8 @@ struct sl_tensor {
     enum sl_dtype dtype;
     int64_t rows, cols;
     const unsigned char *data; /* rows one after another */
+    size_t column_bytes; /* > 0: stored by columns (GPT-2's Conv1D), this far from one to the next;
+                            of a type with blocks of one element */
     int rotary_heads; /* > 0: rows lie in the adjacent-pair rotary order of this many heads (ggml's
                          Llama) */
     bool expected;    /* set by weights.c: it has its place in the architecture */
@@ -24,7 +26,8 @@ struct sl_tensor {
 
 struct sl_format {
     const char *name;
-    bool (*probe)(const unsigned char *head, size_t len); /* the file's first bytes */
+    bool (*probe)(const unsigned char *head,
+                  size_t len); /* the file's first bytes; NULL: a directory */
     /* Fills w->impl, which close frees, also when it fails half-way. Messages need not name the
      * file. */
     int (*open)(struct sl_weights *w, const char *path, struct sl_err *err);
@@ -50,6 +53,6 @@ size_t sl_tensor_row_bytes(const struct sl_tensor *t);
  */
 const char *sl_shown(const char *text, size_t len, char ret_text[SL_SHOWN_MAX]);
 
-extern const struct sl_format sl_format_gguf;
+extern const struct sl_format sl_format_gguf, sl_format_hf;
 
 #endif
