@@ -4,7 +4,7 @@
 #   make worker     the worker alone (needs jansson, libcrypto, libyaml, PCRE2 and OpenBLAS only)
 #   make test       installs what is missing, builds, runs every suite      make demo   the product at work
 #   make asan       everything under $(BUILD)-asan with ASan and UBSan      make bench  side-by-side speeds
-#   make test-long  the slow checks (live peers, sanitizers)
+#   make test-long  the slow checks (live peers, sanitizers)           make fuzz   search for inputs that break a reader
 #   make lint       folder rules, clang-tidy, cppcheck                      make format clang-format
 #
 # Sources are found by folder: a new .c file in a part's folder belongs to that part. BUILD=dir builds elsewhere.
@@ -36,7 +36,7 @@ ENGINE    := $(call src,engine) $(call src,engine/cpu)
 
 ifneq ($(filter-out deps clean format,$(or $(MAKECMDGOALS),all)),)
 BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto yaml-0.1 2>/dev/null)
-PCRE_LIBS   := $(shell $(PKG) --libs libpcre2-8 2>/dev/null)
+PCRE_LIBS   := $(shell $(PKG) --libs libpcre2-8 zlib 2>/dev/null)
 BLAS_LIBS   := $(shell $(PKG) --libs openblas 2>/dev/null || echo -lopenblas)
 NET_LIBS    := $(shell $(PKG) --libs libcurl libarchive hiredis libmicrohttpd 2>/dev/null)
 PKG_CFLAGS  := $(shell $(PKG) --cflags jansson libcrypto yaml-0.1 libpcre2-8 2>/dev/null)
@@ -84,7 +84,7 @@ $(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 
-.PHONY: all worker command deps test test-long test-programs demo asan bench lint format clean fuzz unit
+.PHONY: all worker command deps test test-long test-programs demo asan bench lint format clean unit
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker
@@ -131,6 +131,7 @@ demo: deps
 
 # Programs that test scripts drive: rules above add theirs to TEST_PROGRAMS.
 TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump $(BUILD)/tests/bench/bench_step
+include tests/fuzz/rules.mk
 test-programs: $(TEST_PROGRAMS)
 
 clean:

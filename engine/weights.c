@@ -17,8 +17,8 @@
 #define COLUMN_ROWS 32         /* rows that are read together of a tensor stored by columns */
 
 /* One format per file plugs in here. */
-static const struct sl_format *const formats[] = {&sl_format_gguf};
-#define SUPPORTED "supported: GGUF, Hugging Face directory"
+static const struct sl_format *const formats[] = {&sl_format_gguf, &sl_format_nemo};
+#define SUPPORTED "supported: GGUF, Hugging Face directory, NeMo (.nemo)"
 
 /* Formats that are known but not read, by what stands at an offset of the file. */
 static const struct {
@@ -27,8 +27,6 @@ static const struct {
 } others[] = {
     {8, 1, "{", "a safetensors file without its config.json (name the directory of both)"},
     {0, 4, "PK\3\4", "a zip archive, such as a PyTorch checkpoint"},
-    {257, 5, "ustar", "a tar archive, such as a .nemo file"},
-    {0, 2, "\x1f\x8b", "a gzip file"},
     {0, 4, "\x28\xb5\x2f\xfd", "a zstd file"},
     {0, 2, "\x80\x02", "a Python pickle"},
     {0, 4, "lmgg", "a GGML file from before GGUF"},
@@ -353,6 +351,57 @@ static void copy_columns(const struct sl_tensor *t, int64_t row0, int64_t n, uns
             memcpy(out + (size_t)(i * t->cols + c) * bytes, from + (size_t)i * bytes, bytes);
 }
 
+/* Row i of part p of a layout, or element i. */
+static const unsigned char *part_row(const struct sl_layout *l, int part, int64_t i, size_t bytes)
+{
+    int64_t at = i / l->block_rows * l->block_step + i % l->block_rows;
+    return l->part[part] + (size_t)at * bytes;
+}
+
+/* Copies row i of a tensor with a layout, as it is stored, to out. */
+static void gather_row(const struct sl_tensor *t, int64_t i, unsigned char *out)
+{
+    const struct sl_layout *l = t->layout;
+    size_t element = (size_t)sl_dtype_info(t->dtype)->block_bytes, row = sl_tensor_row_bytes(t);
+    size_t piece = row / (size_t)l->n_parts;
+    if (l->split == SL_SPLIT_ROWS)
+        memcpy(out, part_row(l, (int)(i / l->part_rows), i % l->part_rows, row), row);
+    for (int p = 0; l->split == SL_SPLIT_COLS && p < l->n_parts; p++)
+        memcpy(out + (size_t)p * piece, l->part[p] + (size_t)i * piece, piece);
+    for (int64_t e = 0; l->split == SL_SPLIT_ELEMENTS && e < t->cols; e++)
+        memcpy(out + (size_t)e * element,
+               part_row(l, (int)(e / l->part_rows), e % l->part_rows, element), element);
+}
+
+/* The same as fp32; stored is room for a row. */
+static void read_row(const struct sl_tensor *t, int64_t i, unsigned char *stored, float *out)
+{
+    gather_row(t, i, stored);
+    sl_dequant_row(t->dtype, stored, t->cols, out);
+    for (int64_t c = 0; t->layout->plus != 0 && c < t->cols; c++)
+        out[c] += t->layout->plus;
+}
+
+static int read_laid_out(const struct sl_tensor *t, int64_t row0, int64_t n_rows, float *out,
+                         struct sl_err *err)
+{
+    bool failed = false;
+#pragma omp parallel if (n_rows * t->cols >= PARALLEL_MIN)
+    {
+        unsigned char *stored = malloc(sl_tensor_row_bytes(t));
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n_rows; i++) {
+            if (stored)
+                read_row(t, row0 + i, stored, out + i * t->cols);
+        }
+        if (!stored)
+#pragma omp atomic write
+            failed = true;
+        free(stored);
+    }
+    return failed ? sl_err_set(err, SL_NOMEM, "out of memory for weight '%s'", t->name) : 0;
+}
+
 /* The bias of Q or K: its elements are what is permuted. */
 static int read_permuted_vector(const struct sl_tensor *t, float *out, struct sl_err *err)
 {
@@ -398,6 +447,8 @@ int sl_weights_read_f32(const struct sl_weights *w, const char *name, int64_t ro
     if (row0 < 0 || n_rows < 0 || row0 > t->rows || n_rows > t->rows - row0)
         return sl_err_set(err, SL_SPEC, "%lld rows from %lld of weight '%s', which has %lld",
                           (long long)n_rows, (long long)row0, name, (long long)t->rows);
+    if (t->layout)
+        return read_laid_out(t, row0, n_rows, out, err);
     if (t->rows == 1 && t->rotary_heads > 0)
         return n_rows == 0 ? 0 : read_permuted_vector(t, out, err);
     if (t->column_bytes > 0) {
@@ -410,6 +461,21 @@ int sl_weights_read_f32(const struct sl_weights *w, const char *name, int64_t ro
 #pragma omp parallel for schedule(static) if (n_rows * t->cols >= PARALLEL_MIN)
     for (int64_t i = 0; i < n_rows; i++)
         sl_dequant_row(t->dtype, row_data(t, row0 + i), t->cols, out + i * t->cols);
+    return 0;
+}
+
+static int digest_laid_out(struct sl_sha256 *d, const struct sl_tensor *t, struct sl_err *err)
+{
+    unsigned char *row = malloc(sl_tensor_row_bytes(t));
+    if (!row)
+        return sl_err_set(err, SL_NOMEM, "out of memory for weight '%s'", t->name);
+    if (t->layout->plus != 0)
+        sl_sha256_update(d, &t->layout->plus, sizeof t->layout->plus);
+    for (int64_t i = 0; i < t->rows; i++) {
+        gather_row(t, i, row);
+        sl_sha256_update(d, row, sl_tensor_row_bytes(t));
+    }
+    free(row);
     return 0;
 }
 
@@ -442,6 +508,14 @@ int sl_weights_digest(struct sl_weights *w, char ret_hex[SL_SHA256_HEX + 1], str
             sl_sha256_update(&d, t->name, strlen(t->name) + 1);
             sl_sha256_update(&d, type, strlen(type) + 1);
             sl_sha256_update(&d, shape, sizeof shape);
+            if (t->layout) {
+                rc = digest_laid_out(&d, t, err);
+                if (rc < 0) {
+                    sl_sha256_release(&d);
+                    return rc;
+                }
+                continue;
+            }
             if (t->column_bytes > 0 && (rc = digest_columns(&d, t, err)) < 0) {
                 sl_sha256_release(&d);
                 return rc;

@@ -46,6 +46,7 @@ struct sl_arch {
     int layers, hidden, heads, kv_heads, head_dim, ffn, vocab, max_positions;
     int sliding_window; /* > 0: the model has more positions than max_positions, but farther ones
                            would see only this many keys, which is not supported */
+    int padding_rows;   /* of the stored vocabulary, which no token has: left out of vocab (NeMo) */
     float norm_eps;
     bool rms_norm;    /* RMSNorm, else LayerNorm */
     bool learned_pos; /* pos_embed, else rotary */

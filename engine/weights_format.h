@@ -12,11 +12,28 @@
 #define SL_TENSOR_NAME_MAX 64
 #define SL_SHOWN_MAX 64 /* bytes of a name from a file in messages */
 
+/* Where the rows of a tensor lie when they are not one run: pieces of several files (tensor
+ * parallelism), and rows that are stored interleaved with others. Unquantised types only. */
+enum sl_split {
+    SL_SPLIT_ROWS,    /* part p holds rows [p * part_rows, (p + 1) * part_rows) */
+    SL_SPLIT_COLS,    /* part p holds columns [p * cols / n_parts, ...) of every row */
+    SL_SPLIT_ELEMENTS /* of a vector (rows 1): as SL_SPLIT_ROWS, a row being one element */
+};
+struct sl_layout {
+    enum sl_split split;
+    float plus; /* added to every element (layernorm1p) */
+    int n_parts;
+    const unsigned char *const *part; /* n_parts pointers, owned by the format */
+    /* Of a part's rows, block_rows follow one another every block_step rows; SL_SPLIT_COLS: 0. */
+    int64_t part_rows, block_rows, block_step;
+};
+
 struct sl_tensor {
     char name[SL_TENSOR_NAME_MAX];
     enum sl_dtype dtype;
     int64_t rows, cols;
-    const unsigned char *data; /* rows one after another */
+    const unsigned char *data;      /* rows one after another; NULL with a layout */
+    const struct sl_layout *layout; /* owned by the format; NULL: none */
     size_t column_bytes; /* > 0: stored by columns (GPT-2's Conv1D), this far from one to the next;
                             of a type with blocks of one element */
     int rotary_heads; /* > 0: rows lie in the adjacent-pair rotary order of this many heads (ggml's
@@ -54,5 +71,6 @@ size_t sl_tensor_row_bytes(const struct sl_tensor *t);
 const char *sl_shown(const char *text, size_t len, char ret_text[SL_SHOWN_MAX]);
 
 extern const struct sl_format sl_format_gguf, sl_format_hf;
+extern const struct sl_format sl_format_nemo;
 
 #endif
