@@ -13,6 +13,9 @@
 
 #define INPUTS "inputs/" /* where the fetch puts what the spec names */
 
+#define RESTORE_KEY "config.model.restore_path"
+#define RESTORE "restore" /* its name below inputs/ */
+
 static const char *const kinds[] = {"train", "validation", "test"};
 #define N_KINDS (sizeof kinds / sizeof *kinds)
 
@@ -162,6 +165,10 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
             json_array_append_new(items, fetch_item(json_array_get(list, i), dest));
         }
     }
+    if (sl_json_str(claim->spec, RESTORE_KEY, NULL))
+        json_array_append_new(items, json_pack("{s:s, s:s, s:s}", "ref",
+                                               sl_json_str(claim->spec, RESTORE_KEY, NULL), "dest",
+                                               INPUTS RESTORE, "unpack", "tarball"));
     if (claim->checkpoint[0])
         json_array_append_new(items, json_pack("{s:s, s:s, s:b}", "manifest", claim->checkpoint,
                                                "dest", "checkpoint", "unpack", 1));
@@ -175,7 +182,8 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
 int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim,
                        struct sl_err *err)
 {
-    json_t *datasets = json_object(), *config = json_object_get(claim->spec, "config");
+    json_t *datasets = json_object(),
+           *config = json_deep_copy(json_object_get(claim->spec, "config"));
     json_t *outputs = json_object_get(claim->spec, "outputs");
     char name[64], key[64], path[SL_PATH_MAX];
 
@@ -188,8 +196,11 @@ int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim
         }
         json_object_set_new(datasets, kinds[k], files);
     }
+    if (sl_json_str(claim->spec, RESTORE_KEY, NULL))
+        json_object_set_new(json_object_get(config, "model"), "restore_path",
+                            json_string(INPUTS RESTORE));
     return write_plan(dir, "run.json",
-                      json_pack("{s:s, s:i, s:s, s:s, s:o, s:O*, s:O*}", "run", claim->run,
+                      json_pack("{s:s, s:i, s:s, s:s, s:o, s:o*, s:O*}", "run", claim->run,
                                 "attempt", claim->attempt, "name", claim->name, "model",
                                 "inputs/model", "datasets", datasets, "config", config, "outputs",
                                 outputs),
@@ -205,6 +216,10 @@ static const char *source_of(const struct sl_claim *claim, const char *name, siz
     if (!strncmp(name, "model", 5)) {
         source = sl_json_get(claim->spec, "model");
         *ret_len = 5;
+    }
+    if (!strncmp(name, RESTORE, strlen(RESTORE))) {
+        source = sl_json_get(claim->spec, RESTORE_KEY);
+        *ret_len = strlen(RESTORE);
     }
     for (size_t k = 0; k < N_KINDS && !source; k++) {
         snprintf(key, sizeof key, "datasets.%s", kinds[k]);

@@ -27,6 +27,7 @@ struct item {
     const char *ref;    /* as given */
     const char *sha256; /* expected, or NULL */
     bool unpack;
+    bool unpack_tarball; /* unpack if it turns out to be one */
     char dest[SL_PATH_MAX];
     const char *path;           /* relative */
     const char *name, *version; /* of an artifact; borrowed from record */
@@ -101,6 +102,8 @@ static int fetch_files(struct fetch *f, struct item *it, const json_t *manifest,
     if (!file && it->unpack)
         return sl_err_set(err, SL_SPEC, "%s holds %zu files: only a single tarball can be unpacked",
                           it->ref, json_array_size(files));
+    if (file && it->unpack_tarball)
+        it->unpack = sl_is_tarball(sl_json_str(file, "path", ""));
     const char *shown = file ? sl_json_str(file, "sha256", "") : digest;
     int rc = expect_digest(it, shown, err);
     memcpy(it->digest, shown, SL_SHA256_HEX + 1);
@@ -169,6 +172,8 @@ static int fetch_url(struct fetch *f, struct item *it, struct sl_err *err)
     int rc = sl_transfer_get(&f->transfer, &f->cache, it->ref, it->ref, it->sha256, -1, &got, err);
     if (rc)
         return rc;
+    if (it->unpack_tarball)
+        it->unpack = sl_is_tarball(it->ref);
     memcpy(it->digest, got.sha256, sizeof it->digest);
     it->bytes = got.bytes;
     sl_watch_expect(&f->transfer.watch, got.bytes);
@@ -258,6 +263,8 @@ static int fetch_local(struct fetch *f, struct item *it, struct sl_err *err)
     if (rc == 0)
         sl_watch_expect(&f->transfer.watch, it->bytes);
     sl_watch_progress(&f->transfer.watch, it->bytes);
+    if (it->unpack_tarball)
+        it->unpack = !S_ISDIR(st.st_mode) && sl_is_tarball(real);
     if (rc == 0 && it->unpack)
         return place(f, it, real, it->dest, NULL, err);
     if (rc == 0)
@@ -286,7 +293,8 @@ static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, st
     struct item it = {.ref = named,
                       .sha256 = sl_json_str(given, "sha256", NULL),
                       .path = sl_json_str(given, "dest", ""),
-                      .unpack = sl_json_bool(given, "unpack", false)};
+                      .unpack = sl_json_bool(given, "unpack", false),
+                      .unpack_tarball = strcmp(sl_json_str(given, "unpack", ""), "tarball") == 0};
     json_t *record = NULL;
     if (!named || !sl_entry_path_valid(it.path))
         return sl_err_set(

@@ -20,6 +20,11 @@ static bool ends_with(const char *text, const char *end)
     return a >= b && strcmp(text + a - b, end) == 0;
 }
 
+bool sl_is_tarball(const char *path)
+{
+    return ends_with(path, ".tar.zst") || ends_with(path, ".tar.gz") || ends_with(path, ".tar");
+}
+
 static int add_entry(json_t *entries, const char *path, const char *sha256, int64_t bytes,
                      struct sl_err *err)
 {

@@ -10,6 +10,7 @@
 #include "base/digest.h"
 #include "base/err.h"
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define SL_UNPACK_MAX_ENTRIES 10000
@@ -23,6 +24,7 @@ struct sl_packed {
     json_t *entries; /* [{"path", "sha256", "bytes"}, ...]; the caller's reference */
 };
 
+bool sl_is_tarball(const char *path); /* by its name: .tar.zst, .tar.gz or .tar */
 /* Packs the files below dir into path, whose ending chooses the compression. path is removed on
  * failure. watch counts the bytes read. SL_SPEC as sl_tree_list; SL_DATA: a file changed while it
  * was read. */

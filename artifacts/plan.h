@@ -3,14 +3,15 @@
  * Fetch plan:
  *   {"server": URL, "cache": dir, "allow_paths": [dir, ...], "run_dir": dir, "items": [...]}
  * Its items, each to be found at run_dir/dest afterwards (what was there is replaced):
- *   {"ref", "sha256": expected (optional), "dest", "unpack": bool}, where ref is
+ *   {"ref", "sha256": expected (optional), "dest", "unpack": bool or "tarball"}, where ref is
  *      name, name:v3 or name:alias, each with /file behind it or not
  *      http(s)://...
  *      /abs/path or file:///abs/path, below one of allow_paths
  *   {"blob": sha256, "dest", "unpack"}
  *   {"manifest": sha256, "dest", "unpack"}
  * One file becomes a file, several a folder, a local path a symbolic link; with "unpack" a tarball
- * becomes a folder, compared with its manifest's entries. Resolved, in the items' order:
+ * becomes a folder, compared with its manifest's entries; "unpack": "tarball" does so for a file that is
+ * called one, and leaves others as they are. Resolved, in the items' order:
  *   [{"ref", "name", "version", "sha256", "bytes", "path"}]
  * sha256 is the file's, of several files their manifest's; name and version: of artifacts only.
  *

@@ -11,7 +11,8 @@
 static void test_inputs_are_named_as_in_the_spec(void **state)
 {
     static const char spec[] =
-        "{\"model\": {\"ref\": \"tiny:v3\", \"sha256\": \"00\"}, \"datasets\": "
+        "{\"model\": {\"ref\": \"tiny:v3\", \"sha256\": \"00\"}, "
+        "\"config\": {\"model\": {\"restore_path\": \"first:v0\"}}, \"datasets\": "
         "{\"train\": [\"words:latest/train.jsonl\", \"http://h/more\"]}}";
     static const char *const cases[][2] = {
         {"/w/runs/r-1/inputs/train-0.jsonl:417: not valid JSON",
@@ -20,6 +21,7 @@ static void test_inputs_are_named_as_in_the_spec(void **state)
         {"/w/runs/r-1/inputs/model/config.json: no", "tiny:v3/config.json: no"},
         {"/w/runs/r-1/inputs/train-1.jsonl and /w/runs/r-1/inputs/train-0.jsonl",
          "http://h/more and words:latest/train.jsonl"},
+        {"/w/runs/r-1/inputs/restore: no table", "first:v0: no table"},
         {"/w/runs/r-1/inputs/train-2.jsonl", "/w/runs/r-1/inputs/train-2.jsonl"},
         {"/w/runs/r-2/inputs/model", "/w/runs/r-2/inputs/model"},
         {"writing /w/runs/r-1/checkpoint.tmp: No space left on device",
