@@ -93,7 +93,7 @@ worker: $(BUILD)/bin/softlaunch-worker
 # tests/unit/test_NAME.c and tests/ops/test_NAME.c each make one cmocka program of that name.
 UNIT := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c tests/ops/test_*.c))
 $(BUILD)/tests/unit/% $(BUILD)/tests/ops/% $(BUILD)/tests/bench/%: ALL_CFLAGS += -fopenmp $(BLAS_CFLAGS)
-TEST_O := $(patsubst %,$(BUILD)/tests/%.o,golden/golden unit/tiny_model unit/reference unit/gguf_make)
+TEST_O := $(patsubst %,$(BUILD)/tests/%.o,golden/golden golden/golden_train unit/tiny_model unit/reference unit/gguf_make)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_O) $(WORKER_LIBS) $(CMD_LIBS)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(TEST_O) $(call lib,agent) $(call lib,server) $(call lib,queue) \
 	  $(call lib,artifacts) $(WORKER_LIBS) -lcmocka $(NET_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl

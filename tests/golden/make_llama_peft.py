@@ -384,6 +384,66 @@ def distance(a, b):
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+def record(name, build):
+    """Trains the case that build() makes, twice; the tensors and metadata to keep, and the case."""
+    case, batches, peak, about = build()
+    start = {n: p.detach().clone() for n, p in case.params.items()}
+    rec, last = train(case, batches, peak)
+    rec.update(case.extra)
+    about.setdefault("shared_encoder", 0)
+    first = float(rec["loss"][0])
+    assert last <= 0.8 * first, f"{name}: loss {first} -> {last}: not down by 20 %"
+
+    again, _, _, _ = build()  # the same once more, from a hair beside
+    for n, p in again.params.items():
+        p.data = start[n] * (1 + JITTER * torch.randn_like(p))
+    beside, _ = train(again, batches, peak)
+
+    meta = dict(
+        about,
+        case=name,
+        steps=STEPS,
+        batches=len(batches),
+        lr=peak,
+        warmup_steps=WARMUP,
+        min_lr=MIN_LR,
+        beta1=BETA1,
+        beta2=BETA2,
+        eps=EPS,
+        weight_decay=DECAY,
+        gradient_clip_val=CLIP,
+        noise_loss=float((rec["loss"] - beside["loss"]).abs().max()),
+        noise_grad=max(distance(rec[n], beside[n]) for n in rec if n.startswith("grad.")),
+        noise_table=max(distance(rec[n], beside[n]) for n in rec if n.startswith("table.")),
+        made_with=f"peft {peft.__version__}, torch {torch.__version__.split('+')[0]}",
+    )
+    for b, batch in enumerate(batches):
+        flat = lambda i: torch.tensor(sum((list(r[i]) for r in batch), []), dtype=torch.int32)
+        rec[f"batch.{b}.ids"], rec[f"batch.{b}.answer"] = flat(0), flat(1)
+        rec[f"batch.{b}.length"] = torch.tensor([len(r[0]) for r in batch], dtype=torch.int32)
+        rec[f"batch.{b}.slot"] = torch.tensor([r[2] for r in batch], dtype=torch.int32)
+    return case, rec, meta, last
+
+
+def save(target, rec, meta, last):
+    rec = {
+        n: t if t.dtype == torch.int32 else t.detach().float().contiguous() for n, t in rec.items()
+    }
+    golden_file.save(target, rec, meta)
+    print(
+        json.dumps(
+            dict(
+                case=meta["case"],
+                first_loss=float(rec["loss"][0]),
+                last_loss=last,
+                grad_norm=float(rec["grad_norm"][0]),
+                **{k: v for k, v in meta.items() if k.startswith("noise")},
+                bytes=os.path.getsize(target),
+            )
+        )
+    )
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -393,63 +453,10 @@ def main():
     path = os.path.join(out, "tiny_llama.gguf")
     write_gguf(make_model(), path)
     for name in ("mlp", "lstm", "prompt", "tpmlp", "two_tables", "two_tasks"):
-        case, batches, peak, about = make_case(name, make_model())
-        start = {n: p.detach().clone() for n, p in case.params.items()}
-        rec, last = train(case, batches, peak)
-        rec.update(case.extra)
-        about.setdefault("shared_encoder", 0)
-        assert (
-            last <= 0.8 * rec["loss"][0]
-        ), f"{name}: loss {rec['loss'][0]} -> {last}: not down by 20 %"
-
-        again, _, _, _ = make_case(name, make_model())  # the same once more, from a hair beside
-        for n, p in again.params.items():
-            p.data = start[n] * (1 + JITTER * torch.randn_like(p))
-        beside, _ = train(again, batches, peak)
-
-        meta = dict(
-            about,
-            case=name,
-            steps=STEPS,
-            batches=len(batches),
-            lr=peak,
-            warmup_steps=WARMUP,
-            min_lr=MIN_LR,
-            beta1=BETA1,
-            beta2=BETA2,
-            eps=EPS,
-            weight_decay=DECAY,
-            gradient_clip_val=CLIP,
-            noise_loss=float((rec["loss"] - beside["loss"]).abs().max()),
-            noise_grad=max(distance(rec[n], beside[n]) for n in rec if n.startswith("grad.")),
-            noise_table=max(distance(rec[n], beside[n]) for n in rec if n.startswith("table.")),
-            made_with=f"peft {peft.__version__}, torch {torch.__version__.split('+')[0]}",
-        )
+        case, rec, meta, last = record(name, lambda: make_case(name, make_model()))
         if isinstance(case, PeftCase):
             record_adapter(case, rec, meta, path)
-        for b, batch in enumerate(batches):
-            flat = lambda i: torch.tensor(sum((list(r[i]) for r in batch), []), dtype=torch.int32)
-            rec[f"batch.{b}.ids"], rec[f"batch.{b}.answer"] = flat(0), flat(1)
-            rec[f"batch.{b}.length"] = torch.tensor([len(r[0]) for r in batch], dtype=torch.int32)
-            rec[f"batch.{b}.slot"] = torch.tensor([r[2] for r in batch], dtype=torch.int32)
-        rec = {
-            n: t if t.dtype == torch.int32 else t.detach().float().contiguous()
-            for n, t in rec.items()
-        }
-        target = os.path.join(out, f"train_{name}.safetensors")
-        golden_file.save(target, rec, meta)
-        print(
-            json.dumps(
-                dict(
-                    case=name,
-                    first_loss=float(rec["loss"][0]),
-                    last_loss=last,
-                    grad_norm=float(rec["grad_norm"][0]),
-                    **{k: v for k, v in meta.items() if k.startswith("noise")},
-                    bytes=os.path.getsize(target),
-                )
-            )
-        )
+        save(os.path.join(out, f"train_{name}.safetensors"), rec, meta, last)
 
 
 if __name__ == "__main__":
