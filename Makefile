@@ -32,11 +32,13 @@ AGENT     := $(call src,agent)
 SERVER    := $(call src,server)
 CLI       := $(call src,cli)
 # engine/worker.c is the worker's main. The command never links the engine: it execs the worker.
-ENGINE    := $(call src,engine) $(call src,engine/cpu)
+# engine/spm.cc, the one C++ file, wraps SentencePiece's library.
+ENGINE    := $(call src,engine) $(call src,engine/cpu) engine/spm.cc
 
 ifneq ($(filter-out deps clean format,$(or $(MAKECMDGOALS),all)),)
 BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto yaml-0.1 2>/dev/null)
 PCRE_LIBS   := $(shell $(PKG) --libs libpcre2-8 zlib 2>/dev/null)
+TEXT_LIBS   := $(shell $(PKG) --libs libutf8proc 2>/dev/null || echo -lutf8proc) -lsentencepiece -lstdc++
 BLAS_LIBS   := $(shell $(PKG) --libs openblas 2>/dev/null || echo -lopenblas)
 NET_LIBS    := $(shell $(PKG) --libs libcurl libarchive hiredis libmicrohttpd 2>/dev/null)
 PKG_CFLAGS  := $(shell $(PKG) --cflags jansson libcrypto yaml-0.1 libpcre2-8 2>/dev/null)
@@ -44,7 +46,7 @@ PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl libarchive hiredis libmicrohtt
 BLAS_CFLAGS := $(shell $(PKG) --cflags openblas 2>/dev/null)
 endif
 
-obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
+obj = $(patsubst %,$(BUILD)/%.o,$(basename $(1)))
 $(BUILD)/engine/%.o: ALL_CFLAGS += -O3 -fopenmp $(BLAS_CFLAGS)
 # Standard C11 would forbid fused multiply-add; errno and traps would keep loops from being vectorised.
 $(BUILD)/engine/cpu/%.o: ALL_CFLAGS += -ffp-contract=fast -fno-math-errno -fno-trapping-math
@@ -52,6 +54,9 @@ $(BUILD)/engine/cpu/%.o: ALL_CFLAGS += -ffp-contract=fast -fno-math-errno -fno-t
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	@$(if $(V),,echo '  cc  $<';) $(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) $(PKG_CFLAGS_NET) -c $< -o $@
+$(BUILD)/%.o: %.cc
+	@mkdir -p $(@D)
+	@$(if $(V),,echo '  c++ $<';) $(CXX) -std=c++17 -Wall -Wextra -Werror -Wshadow $(CFLAGS) $(EXTRA_CFLAGS) -I. -MMD -MP -c $< -o $@
 
 # ---- files embedded at build time: Lua scripts, the job schema, static pages --------------------------------
 # An embedded file a/b.c-d becomes the string sl_embed_a_b_c_d with its length in sl_embed_a_b_c_d_len.
@@ -82,7 +87,7 @@ $(BUILD)/bin/softlaunch: $(call obj,$(CLI)) $(CMD_LIBS)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -o $@ $(call obj,$(CLI)) $(CMD_LIBS) $(NET_LIBS) $(BASE_LIBS) -lm -lpthread
 $(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
+	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(TEXT_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 
 .PHONY: all worker command deps test test-long test-programs demo asan bench lint format clean unit
 all: command worker
@@ -96,7 +101,7 @@ $(BUILD)/tests/unit/% $(BUILD)/tests/ops/% $(BUILD)/tests/bench/%: ALL_CFLAGS +=
 TEST_O := $(patsubst %,$(BUILD)/tests/%.o,golden/golden golden/golden_train unit/tiny_model unit/reference unit/gguf_make)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(TEST_O) $(WORKER_LIBS) $(CMD_LIBS)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(TEST_O) $(call lib,agent) $(call lib,server) $(call lib,queue) \
-	  $(call lib,artifacts) $(WORKER_LIBS) -lcmocka $(NET_LIBS) $(PCRE_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
+	  $(call lib,artifacts) $(WORKER_LIBS) -lcmocka $(NET_LIBS) $(PCRE_LIBS) $(TEXT_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 unit: $(UNIT)
 
 deps:
