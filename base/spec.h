@@ -31,9 +31,13 @@ int sl_spec_errors_text(const json_t *errors, struct sl_buf *text);
 /* Sets one key from the command line: "key=value". The key is a dotted path, array elements as ".0"
  * or "[0]"; one that starts with a section of config ("model.", "trainer.", "exp_manager.",
  * "inference.") is relative to config; "model=..." alone is the spec's model. Missing objects on
- * the way are made; an index may be one past the end. The value is JSON, or else a string as it
- * stands. Validates nothing. SL_SPEC, SL_NOMEM; spec is then as it was. */
+ * the way are made; an index may be one past the end. The value is JSON, or else what
+ * sl_yaml_value (base/yaml.h) makes of it: [a, b], True, a string as it stands. Hydra's "+key=value"
+ * and "++key=value" are the same, "~key" removes. Validates nothing. SL_SPEC, SL_NOMEM; spec is then
+ * as it was. */
 int sl_spec_apply_override(json_t *spec, const char *key_value, struct sl_err *err);
+/* The same where the sections stand at the top. */
+int sl_config_apply_override(json_t *config, const char *key_value, struct sl_err *err);
 
 /* A copy of a valid spec (or of a config) with the schema's defaults filled in. New reference. */
 int sl_spec_with_defaults(const json_t *spec, json_t **ret_spec, struct sl_err *err);

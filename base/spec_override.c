@@ -1,4 +1,5 @@
 #include "base/spec.h"
+#include "base/yaml.h"
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,8 +45,13 @@ static int split_key(char *key, char *ret_parts[OVERRIDE_MAX_PARTS], struct sl_e
     }
 }
 
+/* value NULL: removes it. */
 static int set_member(json_t *at, const char *part, json_t *value, struct sl_err *err)
 {
+    if (!value)
+        return (json_is_array(at) ? json_array_remove(at, (size_t)atoi(part)) : json_object_del(at, part))
+                   ? sl_err_set(err, SL_SPEC, "there is no \"%s\" to remove", part)
+                   : 0;
     if (json_is_array(at)) {
         size_t i = (size_t)atoi(part);
         int rc =
@@ -77,6 +83,8 @@ static int set_path(json_t *at, char *const *parts, int n, json_t *value, struct
         if (i == n - 1)
             return set_member(at, parts[i], value, err);
         if (!next || json_is_null(next)) {
+            if (!value)
+                return sl_err_set(err, SL_SPEC, "there is no \"%s\" to remove from", parts[i]);
             next = json_object();
             rc = next ? set_member(at, parts[i], next, err)
                       : sl_err_set(err, SL_NOMEM, "out of memory");
@@ -98,36 +106,65 @@ static bool in_config(char *const *parts, int n)
     return false;
 }
 
-int sl_spec_apply_override(json_t *spec, const char *key_value, struct sl_err *err)
+/* Hydra's "+key", "++key" and "~key". Returns where the key begins. */
+static const char *skip_prefix(const char *key_value, bool *ret_remove)
 {
-    const char *equals = strchr(key_value, '=');
+    *ret_remove = *key_value == '~';
+    return key_value + (*key_value == '~' ? 1 : strspn(key_value, "+") <= 2 ? strspn(key_value, "+") : 0);
+}
+
+static int read_value(const char *text, json_t **ret_value, struct sl_err *err)
+{
+    json_t *value = json_loads(text, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, NULL);
+
+    if (!value)
+        return sl_yaml_value(text, ret_value, err);
+    *ret_value = value;
+    return 0;
+}
+
+/* sections: keys that begin with a section of config are relative to it. */
+static int apply(json_t *root, const char *key_value, bool sections, struct sl_err *err)
+{
+    bool remove;
+    const char *start = skip_prefix(key_value, &remove), *equals = strchr(start, '=');
     char *parts[OVERRIDE_MAX_PARTS + 1], *key = NULL;
     json_t *copy = NULL, *value = NULL;
-    int n, rc;
+    int n, rc = 0;
 
-    if (!equals || strlen(key_value) > OVERRIDE_MAX_BYTES)
+    if ((!equals && !remove) || strlen(key_value) > OVERRIDE_MAX_BYTES)
         return sl_err_set(err, SL_SPEC,
                           "override \"%.100s\": write key=value, as model.optim.lr=3e-4",
                           key_value);
-    value = json_loads(equals + 1, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, NULL);
-    if (!value)
-        value = json_string(equals + 1);
-    key = strndup(key_value, (size_t)(equals - key_value));
-    copy = json_deep_copy(spec);
+    if (!remove)
+        rc = read_value(equals + 1, &value, err);
+    key = strndup(start, equals ? (size_t)(equals - start) : strlen(start));
+    copy = json_deep_copy(root);
     parts[0] = "config";
-    if (!value)
-        rc = sl_err_set(err, SL_SPEC, "the value is not UTF-8");
-    else if (!key || !copy)
+    if (!rc && (!key || !copy))
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
-    else if ((n = split_key(key, parts + 1, err)) < 0)
-        rc = n;
-    else
-        rc = in_config(parts + 1, n) ? set_path(copy, parts, n + 1, value, err)
-                                     : set_path(copy, parts + 1, n, value, err);
-    if (!rc && (json_object_clear(spec), json_object_update(spec, copy)))
+    if (!rc) {
+        n = split_key(key, parts + 1, err);
+        if (n < 0)
+            rc = n;
+        else
+            rc = sections && in_config(parts + 1, n) ? set_path(copy, parts, n + 1, value, err)
+                                                     : set_path(copy, parts + 1, n, value, err);
+    }
+    if (!rc && (json_object_clear(root), json_object_update(root, copy)))
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
     json_decref(value);
     json_decref(copy);
     free(key);
     return rc ? sl_err_wrap(err, rc, "override \"%.100s\"", key_value) : 0;
+}
+
+int sl_spec_apply_override(json_t *spec, const char *key_value, struct sl_err *err)
+{
+    return apply(spec, key_value, true, err);
+}
+
+int sl_config_apply_override(json_t *config, const char *key_value, struct sl_err *err)
+{
+    return apply(config, key_value, false, err);
 }

@@ -1,3 +1,4 @@
+#include "base/config_yaml.h"
 #include "base/json.h"
 #include "base/spec.h"
 #include "cli/api.h"
@@ -10,7 +11,13 @@
 
 static const char usage[] =
     "usage: softlaunch enqueue SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json]\n"
-    "                          [--server URL] [--token-file FILE]\n\n"
+    "                          [--server URL] [--token-file FILE]\n"
+    "       softlaunch enqueue --config FILE.yaml [--allow-unknown] [KEY=VALUE ...] ...\n\n"
+    "  --config FILE    a run configuration in NeMo's YAML in place of a spec: the base model is its\n"
+    "                   model.language_model_path, rows are model.data.train_ds, validation_ds, test_ds,\n"
+    "                   name is its name; project, queue, priority, resources, retry and outputs may stand\n"
+    "                   at its top\n"
+    "  --allow-unknown  keys of FILE that nobody knows are named and ignored; else they are errors\n"
     "  KEY=VALUE        changes the spec: priority=high, model.optim.lr=3e-4, "
     "datasets.train.0=...\n"
     "  --wait           waits for the run's end; exit status 0 only when it succeeded\n"
@@ -20,32 +27,55 @@ static const char usage[] =
     "  --server URL     default: SOFTLAUNCH_SERVER or " SL_SERVER_DEFAULT "\n"
     "  --token-file F   default: the token in SOFTLAUNCH_TOKEN\n";
 
-/* Reads the spec, applies the overrides, and prints everything that is wrong with it. */
+/* Prints everything that is wrong with the spec of path. */
+static int refuse(const char *path, const char *what, const json_t *errors, struct sl_err *err)
+{
+    size_t count = json_array_size(errors);
+    struct sl_buf text;
+
+    sl_buf_init(&text, 1u << 20);
+    sl_spec_errors_text(errors, &text);
+    fputs(text.p, stderr);
+    sl_buf_release(&text);
+    return sl_err_set(err, SL_SPEC, "%s: %zu error%s in the %s; nothing was enqueued", path, count,
+                      count == 1 ? "" : "s", what);
+}
+
 static int read_spec(const char *path, int n, char **overrides, json_t **ret_spec,
                      struct sl_err *err)
 {
     json_t *spec = NULL, *errors = NULL;
-    struct sl_buf text;
     int rc = sl_json_read(path, SL_SPEC_FILE_MAX, &spec, err);
 
     for (int i = 0; !rc && i < n; i++)
         rc = sl_spec_apply_override(spec, overrides[i], err);
     if (!rc)
         rc = sl_spec_validate(spec, &errors, err);
-    if (!rc && json_array_size(errors)) {
-        size_t count = json_array_size(errors);
-        sl_buf_init(&text, 1u << 20);
-        sl_spec_errors_text(errors, &text);
-        fputs(text.p, stderr);
-        sl_buf_release(&text);
-        rc = sl_err_set(err, SL_SPEC, "%s: %zu error%s in the job spec; nothing was enqueued", path,
-                        count, count == 1 ? "" : "s");
-    }
+    if (!rc && json_array_size(errors))
+        rc = refuse(path, "job spec", errors, err);
     json_decref(errors);
     if (rc)
         json_decref(spec);
     else
         *ret_spec = spec;
+    return rc;
+}
+
+static int read_yaml(const char *path, const struct sl_config_yaml_options *options,
+                     json_t **ret_spec, struct sl_err *err)
+{
+    struct sl_config_yaml config = {0};
+    json_t *note;
+    size_t i;
+    int rc = sl_config_yaml_read(path, options, &config, err);
+
+    json_array_foreach(config.notes, i, note)
+        fprintf(stderr, "%s: %s\n", path, json_string_value(note));
+    if (!rc && json_array_size(config.errors))
+        rc = refuse(path, "run configuration", config.errors, err);
+    if (!rc)
+        *ret_spec = json_incref(config.spec);
+    sl_config_yaml_release(&config);
     return rc;
 }
 
@@ -69,10 +99,11 @@ int cmd_enqueue(int argc, char **argv)
         {"wait", no_argument, NULL, 'w'},         {"follow", no_argument, NULL, 'f'},
         {"key", required_argument, NULL, 'k'},    {"json", no_argument, NULL, 'j'},
         {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
+        {"config", required_argument, NULL, 'c'}, {"allow-unknown", no_argument, NULL, 'u'},
         {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
-    const char *server = NULL, *token_file = NULL, *key = NULL;
-    bool wait = false, follow = false, json = false;
+    const char *server = NULL, *token_file = NULL, *key = NULL, *config = NULL;
+    bool wait = false, follow = false, json = false, allow_unknown = false;
     char random[SL_ID_HEX + 1], run[SL_ID_HEX + 1] = "";
     json_t *spec = NULL, *reply = NULL;
     struct sl_err err = SL_ERR_INIT;
@@ -99,6 +130,12 @@ int cmd_enqueue(int argc, char **argv)
         case 't':
             token_file = optarg;
             break;
+        case 'c':
+            config = optarg;
+            break;
+        case 'u':
+            allow_unknown = true;
+            break;
         case 'h':
             fputs(usage, stdout);
             return 0;
@@ -106,7 +143,7 @@ int cmd_enqueue(int argc, char **argv)
             fputs(usage, stderr);
             return 2;
         }
-    if (optind >= argc) {
+    if (optind >= argc && !config) {
         fputs(usage, stderr);
         return 2;
     }
@@ -114,7 +151,13 @@ int cmd_enqueue(int argc, char **argv)
         sl_random_id(random);
         key = random;
     }
-    rc = read_spec(argv[optind], argc - optind - 1, argv + optind + 1, &spec, &err);
+    if (config)
+        rc = read_yaml(config,
+                       &(struct sl_config_yaml_options){argv + optind, argc - optind,
+                                                        allow_unknown, false},
+                       &spec, &err);
+    else
+        rc = read_spec(argv[optind], argc - optind - 1, argv + optind + 1, &spec, &err);
     if (!rc)
         rc = sl_api_open(server, token_file, &api, &err);
     if (!rc)

@@ -176,34 +176,58 @@ static int localise(json_t *spec, json_t *run_json, struct sl_err *err)
     return rc;
 }
 
-int sl_run_prepare(const char *dir, const char *spec_path, char *const *overrides, int n_overrides,
-                   struct sl_err *err)
+static int refuse(const char *path, const char *what, const json_t *errors, struct sl_err *err)
 {
-    char path[SL_PATH_MAX];
     struct sl_buf text;
-    json_t *spec = NULL, *errors = NULL, *run_json = json_object();
-    int rc = sl_json_read(spec_path, SL_SPEC_FILE_MAX, &spec, err);
+    int rc;
 
     sl_buf_init(&text, SL_ERR_MSG_MAX - 256);
-    for (int i = 0; i < n_overrides && !rc; i++)
-        rc = sl_spec_apply_override(spec, overrides[i], err);
-    if (!rc)
-        rc = sl_spec_validate(spec, &errors, err);
-    if (!rc && json_array_size(errors)) {
-        sl_spec_errors_text(errors, &text);
-        rc = sl_err_set(err, SL_SPEC, "%s is not a valid spec:\n%s", spec_path, text.p);
-    }
-    if (!rc)
-        rc = localise(spec, run_json, err);
+    sl_spec_errors_text(errors, &text);
+    rc = sl_err_set(err, SL_SPEC, "%s is not a valid %s:\n%s", path, what, text.p);
+    sl_buf_release(&text);
+    return rc;
+}
+
+/* dir/run.json of a valid spec. */
+static int write_run(const char *dir, json_t *spec, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    json_t *run_json = json_object();
+    int rc = localise(spec, run_json, err);
+
     if (!rc)
         rc = sl_mkdirs(dir, err);
     if (!rc)
         rc = sl_path(path, err, "%s/run.json", dir);
     if (!rc)
         rc = sl_json_write(path, run_json, err);
-    sl_buf_release(&text);
-    json_decref(spec);
-    json_decref(errors);
     json_decref(run_json);
     return rc;
+}
+
+int sl_run_prepare(const char *dir, const char *spec_path, char *const *overrides, int n_overrides,
+                   struct sl_err *err)
+{
+    json_t *spec = NULL, *errors = NULL;
+    int rc = sl_json_read(spec_path, SL_SPEC_FILE_MAX, &spec, err);
+
+    for (int i = 0; i < n_overrides && !rc; i++)
+        rc = sl_spec_apply_override(spec, overrides[i], err);
+    if (!rc)
+        rc = sl_spec_validate(spec, &errors, err);
+    if (!rc && json_array_size(errors))
+        rc = refuse(spec_path, "spec", errors, err);
+    if (!rc)
+        rc = write_run(dir, spec, err);
+    json_decref(spec);
+    json_decref(errors);
+    return rc;
+}
+
+int sl_run_prepare_yaml(const char *dir, const char *config_path, const struct sl_config_yaml *config,
+                        struct sl_err *err)
+{
+    if (json_array_size(config->errors))
+        return refuse(config_path, "run configuration", config->errors, err);
+    return write_run(dir, config->spec, err);
 }

@@ -6,6 +6,7 @@
  *   out/          what the run leaves: prompt_table.safetensors, peft/TASK/, predictions.jsonl, metrics.json */
 #ifndef SL_ENGINE_RUN_H
 #define SL_ENGINE_RUN_H
+#include "base/config_yaml.h"
 #include "base/file.h"
 #include "engine/config.h"
 
@@ -27,5 +28,8 @@ void sl_run_release(struct sl_run *run); /* NULL-safe */
  * overrides. SL_SPEC lists every error of the spec. */
 int sl_run_prepare(const char *dir, const char *spec_path, char *const *overrides, int n_overrides,
                    struct sl_err *err);
+/* The same from a YAML configuration that was read from config_path (for messages). */
+int sl_run_prepare_yaml(const char *dir, const char *config_path, const struct sl_config_yaml *config,
+                        struct sl_err *err);
 
 #endif

@@ -1,6 +1,6 @@
 /* `softlaunch-worker`: the engine's process. One run, then it ends.
  *
- *   train --run-dir DIR [--events-fd N --control-fd N] [--spec FILE [key=value ...]] [--threads N] [--no-share]
+ *   train --run-dir DIR [--events-fd N --control-fd N] [--spec FILE | --config FILE [key=value ...]] [--threads N] [--no-share]
  *   generate ...   data ...   (their own files)
  *
  * Exit status: 0 done; 75 preempted with a checkpoint; 76 cancelled; 77 abandoned by its agent; 1 failed: the cause is
@@ -16,9 +16,13 @@
 #include <string.h>
 
 static const char train_usage[] =
-    "usage: softlaunch train --run-dir DIR [--spec FILE [key=value ...]]\n"
+    "usage: softlaunch train --run-dir DIR [--spec SPEC.json [key=value ...]]\n"
+    "       softlaunch train --config FILE.yaml [--run-dir DIR] [--allow-unknown] [key=value ...]\n"
     "  --run-dir DIR    a prepared run directory (run.json); results go to DIR/out, checkpoints to DIR/checkpoint\n"
     "  --spec FILE      make DIR/run.json from a job spec whose model and datasets are files\n"
+    "  --config FILE    the same from a run configuration in NeMo's YAML, as model.optim.lr=3e-4 changes it; DIR is\n"
+    "                   its exp_manager.explicit_log_dir, or exp_dir/name (nemo_experiments/NAME) by default\n"
+    "  --allow-unknown  keys of FILE that nobody knows are named and ignored; else they are errors\n"
     "  --threads N      CPU threads (default: all)\n"
     "  --no-share       compute shared prefixes once per row (slower; the same result)\n"
     "  --events-fd N, --control-fd N   how an agent talks to it\n"
@@ -66,14 +70,40 @@ static int train(const char *run_dir, const struct sl_trainer_options *options, 
     return report_end(report, rc, want, metrics, &err);
 }
 
+/* Makes a run directory from a YAML configuration; ret_dir: where, unless run_dir says it. */
+static int prepare_yaml(const char *path, char **overrides, int n, bool allow_unknown, const char *run_dir,
+                        char ret_dir[SL_PATH_MAX], struct sl_err *err)
+{
+    const struct sl_config_yaml_options options = {overrides, n, allow_unknown, false};
+    struct sl_config_yaml config = {0};
+    json_t *note;
+    size_t i;
+    int rc = sl_config_yaml_read(path, &options, &config, err);
+
+    json_array_foreach(config.notes, i, note) fprintf(stderr, "%s: %s\n", path, json_string_value(note));
+    if (!rc)
+        rc = sl_path(ret_dir, err, "%s", run_dir ? run_dir : config.run_dir);
+    if (!rc && !*ret_dir)
+        rc = sl_err_set(err, SL_SPEC, "%s: exp_manager names no folder for the run: add --run-dir", path);
+    if (!rc)
+        rc = sl_run_prepare_yaml(ret_dir, path, &config, err);
+    if (!rc && !run_dir)
+        fprintf(stderr, "%s: results go to %s/out\n", path, ret_dir);
+    sl_config_yaml_release(&config);
+    return rc;
+}
+
 static int train_main(int argc, char **argv)
 {
     static const struct option long_options[] = {
         {"run-dir", required_argument, NULL, 'r'},   {"spec", required_argument, NULL, 's'},
+        {"config", required_argument, NULL, 'y'},    {"allow-unknown", no_argument, NULL, 'u'},
         {"threads", required_argument, NULL, 't'},   {"events-fd", required_argument, NULL, 'e'},
         {"control-fd", required_argument, NULL, 'c'}, {"no-share", no_argument, NULL, 'n'},
         {"help", no_argument, NULL, 'h'},            {NULL, 0, NULL, 0}};
-    const char *run_dir = NULL, *spec = NULL;
+    const char *run_dir = NULL, *spec = NULL, *config = NULL;
+    char yaml_dir[SL_PATH_MAX] = "";
+    bool allow_unknown = false;
     struct sl_trainer_options options = {0};
     struct sl_control *control = NULL;
     struct sl_err err = SL_ERR_INIT;
@@ -85,6 +115,10 @@ static int train_main(int argc, char **argv)
             run_dir = optarg;
         else if (c == 's')
             spec = optarg;
+        else if (c == 'y')
+            config = optarg;
+        else if (c == 'u')
+            allow_unknown = true;
         else if (c == 't')
             options.threads = atoi(optarg);
         else if (c == 'e')
@@ -98,15 +132,16 @@ static int train_main(int argc, char **argv)
             return c == 'h' ? 0 : 2;
         }
     }
-    if (!run_dir || (optind < argc && !spec)) {
+    if ((!run_dir && !config) || (spec && config) || (optind < argc && !spec && !config)) {
         fputs(train_usage, stderr);
         return 2;
     }
     sl_emit_init(&report, events_fd);
     if (sl_control_new(control_fd, &control, &err) ||
-        (spec && sl_run_prepare(run_dir, spec, argv + optind, argc - optind, &err)))
+        (spec && sl_run_prepare(run_dir, spec, argv + optind, argc - optind, &err)) ||
+        (config && prepare_yaml(config, argv + optind, argc - optind, allow_unknown, run_dir, yaml_dir, &err)))
         return report_end(&report, err.code, SL_WANT_NOTHING, NULL, &err);
-    status = train(run_dir, &options, &report, control);
+    status = train(config ? yaml_dir : run_dir, &options, &report, control);
     sl_control_free(control);
     return status;
 }
