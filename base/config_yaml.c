@@ -217,8 +217,10 @@ static void fix_trainer(struct reading *r, json_t *trainer)
     if (json_is_null(json_object_get(trainer, "gradient_clip_val")))
         set(r, trainer, "gradient_clip_val", json_real(0));
     for (size_t i = 0; i < sizeof spellings / sizeof *spellings; i++)
-        if (!strcmp(precision, spellings[i][0]))
+        if (!strcmp(precision, spellings[i][0])) {
             set(r, trainer, "precision", json_string(spellings[i][1]));
+            return; /* precision is gone */
+        }
 }
 
 static bool holds(const json_t *list, const char *name)
