@@ -1,4 +1,5 @@
 #include "engine/config.h"
+#include "base/config_yaml.h"
 #include "base/json.h"
 #include <ctype.h>
 #include <stdlib.h>
@@ -305,12 +306,36 @@ int sl_config_parse(const json_t *config, struct sl_config *ret_config, struct s
     return rc;
 }
 
+static bool is_yaml(const char *path)
+{
+    size_t n = strlen(path);
+
+    return (n > 5 && !strcmp(path + n - 5, ".yaml")) || (n > 4 && !strcmp(path + n - 4, ".yml"));
+}
+
+static int read_yaml(const char *path, struct sl_config *ret_config, struct sl_err *err)
+{
+    const struct sl_config_yaml_options options = {.config_only = true};
+    struct sl_config_yaml yaml = {0};
+    int rc = sl_config_yaml_read(path, &options, &yaml, err);
+
+    if (rc)
+        return rc;
+    rc = json_array_size(yaml.errors) ? refuse(yaml.errors, err)
+                                      : sl_config_parse(yaml.spec, ret_config, err);
+    sl_config_yaml_release(&yaml);
+    return rc ? sl_err_wrap(err, rc, "%s", path) : 0;
+}
+
 int sl_config_read(const char *path, struct sl_config *ret_config, struct sl_err *err)
 {
     json_t *json = NULL;
     const json_t *config;
-    int rc = sl_json_read(path, SL_SPEC_FILE_MAX, &json, err);
+    int rc;
 
+    if (is_yaml(path))
+        return read_yaml(path, ret_config, err);
+    rc = sl_json_read(path, SL_SPEC_FILE_MAX, &json, err);
     if (rc)
         return rc;
     config = json_object_get(json, "config");

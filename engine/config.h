@@ -126,8 +126,8 @@ struct sl_config {
 /* Validates (base/spec.h) and fills *ret_config, which the caller releases. SL_SPEC with every
  * error in the message, SL_NOMEM. */
 int sl_config_parse(const json_t *config, struct sl_config *ret_config, struct sl_err *err);
-/* Reads a JSON file that is a config, a job spec or a run.json (an object with "config"). Blocks.
- */
+/* Reads a JSON file that is a config, a job spec or a run.json (an object with "config"), or NeMo YAML
+ * (*.yaml, *.yml; base/config_yaml.h, whose notes are left out). Blocks. */
 int sl_config_read(const char *path, struct sl_config *ret_config, struct sl_err *err);
 void sl_config_release(struct sl_config *c); /* NULL-safe; c is all zero afterwards */
 /* Index in c->task, or -1. */

@@ -1,5 +1,6 @@
 #include "base/file.h"
 #include "base/json.h"
+#include "base/yaml.h"
 #include "engine/data.h"
 #include "engine/dataset.h"
 #include "engine/weights.h"
@@ -189,8 +190,10 @@ static int check_named(struct check *c, const char *spec_path, struct sl_err *er
     json_t *spec = NULL, *entry, *datasets;
     bool any = false;
     size_t i;
-    int rc = sl_json_read(spec_path, SL_SPEC_FILE_MAX, &spec, err), n;
+    int rc = 0, n;
 
+    if (!lists[0]->n && !lists[1]->n && !lists[2]->n)
+        rc = sl_yaml_read(spec_path, &spec, err); /* of a job spec, which is JSON and so YAML */
     datasets = json_object_get(spec, "datasets");
     for (int k = 0; !rc && k < 3; k++) {
         n = 0;
@@ -243,7 +246,7 @@ int sl_data_check(int argc, char **argv)
     if (!ok || !config || !model || optind < argc) {
         fprintf(stderr, "usage: softlaunch data check --config FILE --model MODEL [--rows N] "
                         "[--data FILE ...]\n"
-                        "FILE is a run configuration or a job spec. Without --data its own files "
+                        "FILE is a run configuration (JSON, or NeMo's YAML: *.yaml) or a job spec. Without --data its own files "
                         "are checked.\n");
         return 2;
     }

@@ -382,6 +382,24 @@ static void a_config_alone_may_lack_model_and_files(void **state)
     sl_config_yaml_release(&c);
 }
 
+static void the_engine_reads_it(void **state)
+{
+    struct sl_config c = {0};
+    struct sl_err err = SL_ERR_INIT;
+
+    (void)state;
+    put(nemo);
+    if (sl_config_read(path, &c, &err))
+        fail_msg("%s", err.msg);
+    assert_int_equal(c.trainer.max_steps, 100);
+    assert_int_equal(c.data.train.n, 1);
+    assert_string_equal(c.language_model_path, "models/gpt.nemo");
+    sl_config_release(&c);
+    put("model: {task_templates: []}\n");
+    assert_int_equal(sl_config_read(path, &c, &err), SL_SPEC);
+    assert_non_null(strstr(err.msg, "model.task_templates: "));
+}
+
 static void refused(const char *text, char *const *sets, const char *message)
 {
     struct sl_config_yaml_options o = options(sets);
@@ -541,6 +559,7 @@ int main(void)
         cmocka_unit_test(mistakes_are_named),
         cmocka_unit_test(unknown_keys_can_be_allowed),
         cmocka_unit_test(a_config_alone_may_lack_model_and_files),
+        cmocka_unit_test(the_engine_reads_it),
         cmocka_unit_test(files_that_are_none),
         cmocka_unit_test(wrong_overrides),
         cmocka_unit_test(references_have_their_values_type),
