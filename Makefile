@@ -46,6 +46,19 @@ PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl libarchive hiredis libmicrohtt
 BLAS_CFLAGS := $(shell $(PKG) --cflags openblas 2>/dev/null)
 endif
 
+# CUDA=auto builds the CUDA backend where nvcc is, CUDA=1 insists on it, CUDA=0 leaves it out.
+NVCC      ?= nvcc
+NVCC_PATH := $(if $(filter 0,$(CUDA)),,$(shell command -v $(NVCC) 2>/dev/null))
+ifeq ($(CUDA)$(NVCC_PATH),1)
+$(error CUDA=1, but $(NVCC) was not found: install the CUDA toolkit or say NVCC=/path/to/nvcc)
+endif
+ifneq ($(filter-out deps clean format lint,$(or $(MAKECMDGOALS),all)),)
+ifeq ($(MAKELEVEL),0)
+$(info CUDA backend: $(if $(NVCC_PATH),built with $(NVCC_PATH),$(if $(filter 0,$(CUDA)),left out,no nvcc: left out)) (CUDA=$(CUDA)))
+endif
+endif
+CUDA_SO := $(if $(NVCC_PATH),$(BUILD)/bin/libsoftlaunch-cuda.so)
+
 obj = $(patsubst %,$(BUILD)/%.o,$(basename $(1)))
 $(BUILD)/engine/%.o: ALL_CFLAGS += -O3 -fopenmp $(BLAS_CFLAGS)
 # Standard C11 would forbid fused multiply-add; errno and traps would keep loops from being vectorised.
@@ -89,10 +102,26 @@ $(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(TEXT_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 
+# A library that the worker loads when it is there (engine/backend.h): machine code for compute capability 8.0 and
+# 9.0, PTX for what comes later. Of the rest of the program it has base/err.c, with names of its own.
+NVCC_ARCH  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+NVCC_FLAGS  = -std=c++20 -O3 -lineinfo -I. -MMD -MP $(NVCC_ARCH) -Werror all-warnings \
+              -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror
+CUDA_O     := $(patsubst %.cu,$(BUILD)/%.o,$(sort $(wildcard cuda/*.cu)))
+$(BUILD)/cuda/%.o: cuda/%.cu
+	@mkdir -p $(@D)
+	@$(if $(V),,echo '  nvcc $<';) $(NVCC) $(NVCC_FLAGS) -MF $(@:.o=.d) -c $< -o $@
+$(BUILD)/cuda/err.o: base/err.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -fPIC -fvisibility=hidden -c $< -o $@
+$(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(BUILD)/cuda/err.o
+	@mkdir -p $(@D)
+	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -Xlinker -rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
+
 .PHONY: all worker command deps test test-long test-programs demo asan bench lint format clean unit
 all: command worker
 command: $(BUILD)/bin/softlaunch
-worker: $(BUILD)/bin/softlaunch-worker
+worker: $(BUILD)/bin/softlaunch-worker $(CUDA_SO)
 
 # ---- tests ---------------------------------------------------------------------------------------------------
 # tests/unit/test_NAME.c and tests/ops/test_NAME.c each make one cmocka program of that name.

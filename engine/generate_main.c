@@ -1,4 +1,5 @@
 #include "engine/generate_main.h"
+#include "engine/backend.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "engine/export.h"
@@ -16,6 +17,7 @@ static const char usage[] =
     "  --task NAME      answer every row as this task\n"
     "  --output FILE    the prediction table as JSONL (default predictions.jsonl)\n"
     "  --untuned        without the virtual tokens, for comparison\n"
+    "  --device D       auto (a GPU if there is one), cpu, cuda or cuda:N; default: SOFTLAUNCH_DEVICE, or auto\n"
     "  --threads N      CPU threads (default: all)\n"
     "inference keys: greedy, temperature, top_k, top_p, repetition_penalty, tokens_to_generate, min_tokens,\n"
     "  stop='[\"...\"]', choices='{\"TASK\": [\"...\"]}' (a column of likeliest labels); and seed=N.\n"
@@ -24,6 +26,7 @@ static const char usage[] =
 struct args {
     const char *model, *prompts, *input, *task, *output;
     bool untuned;
+    const char *device;
     int threads;
     char **overrides;
     int n_overrides;
@@ -140,8 +143,7 @@ static int upload_tables(const struct sl_tables *tables, const struct sl_ops *op
 
 static int generate(const struct args *a, struct sl_err *err)
 {
-    const struct sl_ops *ops = &sl_cpu_ops;
-    struct sl_backend_opts opts = {.threads = a->threads};
+    const struct sl_ops *ops = NULL;
     struct sl_tables tables = {0};
     struct sl_config config = {0};
     struct sl_weights *weights = NULL;
@@ -187,7 +189,8 @@ static int generate(const struct args *a, struct sl_err *err)
         sl_emit_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
                                         "another quantisation of it) than %s", a->model);
     if (!rc)
-        rc = ops->open(&opts, &be, err);
+        rc = sl_backend_open(a->device, config.trainer.precision == SL_PRECISION_FP32, a->threads, &ops, &be,
+                             err);
     if (!rc)
         rc = sl_model_new(weights, ops, be, &g.model, err);
     if (!rc)
@@ -230,7 +233,8 @@ int sl_generate_main(int argc, char **argv)
         {"model", required_argument, NULL, 'm'},  {"prompts", required_argument, NULL, 'p'},
         {"input", required_argument, NULL, 'i'},  {"task", required_argument, NULL, 't'},
         {"output", required_argument, NULL, 'o'}, {"untuned", no_argument, NULL, 'u'},
-        {"threads", required_argument, NULL, 'n'}, {"help", no_argument, NULL, 'h'},
+        {"threads", required_argument, NULL, 'n'}, {"device", required_argument, NULL, 'd'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0}};
     struct args a = {.output = "predictions.jsonl"};
     struct sl_err err = SL_ERR_INIT;
@@ -251,6 +255,8 @@ int sl_generate_main(int argc, char **argv)
             a.untuned = true;
         else if (c == 'n')
             a.threads = atoi(optarg);
+        else if (c == 'd')
+            a.device = optarg;
         else {
             fputs(usage, c == 'h' ? stdout : stderr);
             return c == 'h' ? 0 : 2;

@@ -18,6 +18,7 @@
 struct sl_trainer_options {
     bool no_share; /* no shared prefixes: a test's reference */
     int threads;   /* 0: all */
+    const char *device; /* engine/backend.h; NULL: by the environment, or automatic */
     enum sl_fault fault; /* planted, for tests */
 };
 

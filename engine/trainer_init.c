@@ -1,5 +1,6 @@
 /* Loading: everything a trainer holds, in the order in which it can go wrong for the user: configuration and data
  * first, weights last. */
+#include "engine/backend.h"
 #include "engine/export.h"
 #include "engine/generate.h"
 #include "engine/trainer.h"
@@ -229,12 +230,10 @@ static int resume(struct sl_trainer *t, struct sl_err *err)
 static int init(struct sl_trainer *t, struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
-    struct sl_backend_opts opts = {.threads = t->options.threads};
     struct sl_backend_info info;
     int rc;
 
     t->order_epoch = -1;
-    t->ops = &sl_cpu_ops;
     rc = lay_out_slots(t, err);
     if (!rc)
         rc = sl_weights_open(t->run->model, &t->weights, err);
@@ -247,7 +246,8 @@ static int init(struct sl_trainer *t, struct sl_err *err)
     if (!rc)
         rc = sl_weights_digest(t->weights, t->model_digest, err);
     if (!rc)
-        rc = t->ops->open(&opts, &t->be, err);
+        rc = sl_backend_open(t->options.device, c->trainer.precision == SL_PRECISION_FP32, t->options.threads,
+                             &t->ops, &t->be, err);
     if (!rc)
         rc = sl_model_new(t->weights, t->ops, t->be, &t->model, err);
     if (rc)

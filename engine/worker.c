@@ -23,6 +23,7 @@ static const char train_usage[] =
     "  --config FILE    the same from a run configuration in NeMo's YAML, as model.optim.lr=3e-4 changes it; DIR is\n"
     "                   its exp_manager.explicit_log_dir, or exp_dir/name (nemo_experiments/NAME) by default\n"
     "  --allow-unknown  keys of FILE that nobody knows are named and ignored; else they are errors\n"
+    "  --device D       auto (a GPU if there is one), cpu, cuda or cuda:N; default: SOFTLAUNCH_DEVICE, or auto\n"
     "  --threads N      CPU threads (default: all)\n"
     "  --no-share       compute shared prefixes once per row (slower; the same result)\n"
     "  --events-fd N, --control-fd N   how an agent talks to it\n"
@@ -100,7 +101,8 @@ static int train_main(int argc, char **argv)
         {"config", required_argument, NULL, 'y'},    {"allow-unknown", no_argument, NULL, 'u'},
         {"threads", required_argument, NULL, 't'},   {"events-fd", required_argument, NULL, 'e'},
         {"control-fd", required_argument, NULL, 'c'}, {"no-share", no_argument, NULL, 'n'},
-        {"help", no_argument, NULL, 'h'},            {NULL, 0, NULL, 0}};
+        {"device", required_argument, NULL, 'd'},     {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0}};
     const char *run_dir = NULL, *spec = NULL, *config = NULL;
     char yaml_dir[SL_PATH_MAX] = "";
     bool allow_unknown = false;
@@ -121,6 +123,8 @@ static int train_main(int argc, char **argv)
             allow_unknown = true;
         else if (c == 't')
             options.threads = atoi(optarg);
+        else if (c == 'd')
+            options.device = optarg;
         else if (c == 'e')
             events_fd = atoi(optarg);
         else if (c == 'c')

@@ -1,0 +1,443 @@
+/* Opening the backend, its memory and weights, and the two tables. */
+#include "cuda/cuda.cuh"
+extern "C" {
+#include "engine/backend.h"
+}
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGN 256
+
+/* ---- failures */
+static int code_of(cudaError_t e)
+{
+    return e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_DEVICE;
+}
+
+bool sl_cuda_failed(struct sl_backend *be, cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess)
+        return false;
+    (void)cudaGetLastError(); /* a failed allocation leaves no trace in later calls */
+    sl_err_set(&be->kept, code_of(e), "GPU %d: %s: %s", be->device, what, cudaGetErrorString(e));
+    return true;
+}
+
+static int take_kept(struct sl_backend *be, struct sl_err *err)
+{
+    if (!be->kept.code)
+        return 0;
+    int rc = sl_err_set(err, be->kept.code, "%s", be->kept.msg);
+    sl_err_clear(&be->kept);
+    return rc;
+}
+
+/* ---- scratch and small tables */
+void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t bytes)
+{
+    if (be->scratch[which].bytes >= bytes && be->scratch[which].p)
+        return be->scratch[which].p;
+    size_t want = bytes + bytes / 4 + ALIGN;
+    void *p = NULL;
+    cudaFree(be->scratch[which].p); /* waits for whoever uses it */
+    be->scratch[which].p = NULL;
+    be->scratch[which].bytes = 0;
+    cudaError_t e = cudaMalloc(&p, want);
+    if (e != cudaSuccess) {
+        char what[64];
+        snprintf(what, sizeof what, "%zu MiB of scratch", want >> 20);
+        sl_cuda_failed(be, e, what);
+        return NULL;
+    }
+    be->scratch[which].p = p;
+    be->scratch[which].bytes = want;
+    return p;
+}
+
+/* Room in the pinned ring, free for the host to write. */
+static char *ring_take(struct sl_backend *be, size_t bytes)
+{
+    if (be->ring_used + bytes > SL_CUDA_RING_BYTES) {
+        if (sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "waiting for table copies"))
+            return NULL;
+        be->ring_used = 0;
+    }
+    char *p = be->ring + be->ring_used;
+    be->ring_used += (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return p;
+}
+
+static bool table_room(struct sl_backend *be, enum sl_cuda_table which, size_t bytes)
+{
+    auto *t = &be->table[which];
+    if (bytes <= t->room)
+        return true;
+    size_t room = bytes + bytes / 2 + ALIGN;
+    cudaFree(t->device);
+    free(t->host);
+    *t = {};
+    t->host = malloc(room);
+    if (!t->host) {
+        sl_err_set(&be->kept, SL_NOMEM, "no memory for a table of %zu bytes", room);
+        return false;
+    }
+    if (sl_cuda_failed(be, cudaMalloc(&t->device, room), "memory for a batch's tables"))
+        return false;
+    t->room = room;
+    return true;
+}
+
+void *sl_cuda_table(struct sl_backend *be, enum sl_cuda_table which, const void *host, size_t bytes)
+{
+    auto *t = &be->table[which];
+    if (t->device && bytes == t->bytes && !memcmp(t->host, host, bytes))
+        return t->device;
+    if (!table_room(be, which, bytes))
+        return NULL;
+    cudaError_t e;
+    t->bytes = 0;
+    if (bytes <= SL_CUDA_RING_BYTES / 4) {
+        char *pinned = ring_take(be, bytes);
+        if (!pinned)
+            return NULL;
+        memcpy(pinned, host, bytes);
+        e = cudaMemcpyAsync(t->device, pinned, bytes, cudaMemcpyHostToDevice, be->stream);
+    } else { /* from pageable memory: host may be reused when the call returns */
+        e = cudaMemcpyAsync(t->device, host, bytes, cudaMemcpyHostToDevice, be->stream);
+    }
+    if (sl_cuda_failed(be, e, "copying a batch's tables"))
+        return NULL;
+    memcpy(t->host, host, bytes);
+    t->bytes = bytes;
+    return t->device;
+}
+
+/* ---- open and close */
+static void cuda_close(struct sl_backend *be)
+{
+    if (!be)
+        return;
+    cudaSetDevice(be->device);
+    if (be->stream)
+        cudaStreamSynchronize(be->stream);
+    sl_cuda_blas_free(be->blas);
+    for (int i = 0; i < SL_SCRATCHES; i++)
+        cudaFree(be->scratch[i].p);
+    for (int i = 0; i < SL_TABLES; i++) {
+        cudaFree(be->table[i].device);
+        free(be->table[i].host);
+    }
+    cudaFreeHost(be->ring);
+    cudaFreeHost(be->stage[0]);
+    cudaFreeHost(be->stage[1]);
+    cudaFree(be->stage_device);
+    if (be->stream)
+        cudaStreamDestroy(be->stream);
+    free(be);
+}
+
+static int check_device(int device, cudaDeviceProp *ret_prop, struct sl_err *err)
+{
+    cudaDeviceProp prop;
+    int count = 0;
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e == cudaErrorNoDevice || (e == cudaSuccess && count == 0))
+        return sl_err_set(err, SL_NOTFOUND, "there is no NVIDIA GPU that this process may use");
+    if (e == cudaErrorInsufficientDriver)
+        return sl_err_set(err, SL_NOTFOUND,
+                          "no NVIDIA driver, or one older than this program's CUDA %d.%d; update the driver",
+                          CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (e != cudaSuccess)
+        return sl_err_set(err, SL_DEVICE, "asking for GPUs: %s", cudaGetErrorString(e));
+    if (device < 0 || device >= count)
+        return sl_err_set(err, SL_SPEC, "GPU %d: this process may use 0 to %d", device, count - 1);
+    e = cudaGetDeviceProperties(&prop, device);
+    if (e != cudaSuccess)
+        return sl_err_set(err, SL_DEVICE, "GPU %d: %s", device, cudaGetErrorString(e));
+    if (prop.major < SL_CUDA_OLDEST_MAJOR)
+        return sl_err_set(err, SL_SPEC,
+                          "GPU %d, %s, has compute capability %d.%d; %d.0 or newer is needed. "
+                          "--device cpu trains without it",
+                          device, prop.name, prop.major, prop.minor, SL_CUDA_OLDEST_MAJOR);
+    *ret_prop = prop;
+    return 0;
+}
+
+static int open_device(const struct sl_backend_opts *opts, const char *type, struct sl_backend **ret_be,
+                       struct sl_err *err)
+{
+    cudaDeviceProp prop = {};
+    int device = opts ? opts->device : 0;
+    if (opts && opts->threads < 0)
+        return sl_err_set(err, SL_SPEC, "%d CPU threads: expected 0 or more", opts->threads);
+    int rc = check_device(device, &prop, err);
+    if (rc)
+        return rc;
+    struct sl_backend *be = (struct sl_backend *)calloc(1, sizeof *be);
+    if (!be)
+        return sl_err_set(err, SL_NOMEM, "no memory for the CUDA backend");
+    be->device = device;
+    snprintf(be->info.kernel, sizeof be->info.kernel, "cuda sm_%d%d %s", prop.major, prop.minor, type);
+    be->info.memory_bytes = (int64_t)prop.totalGlobalMem;
+    void *ring = NULL;
+    bool bad = sl_cuda_failed(be, cudaSetDevice(device), "selecting it") ||
+               sl_cuda_failed(be, cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking),
+                              "making a stream") ||
+               sl_cuda_failed(be, cudaHostAlloc(&ring, SL_CUDA_RING_BYTES, cudaHostAllocDefault),
+                              "pinning memory");
+    be->ring = (char *)ring;
+    rc = bad ? take_kept(be, err) : sl_cuda_blas_new(&be->blas, err);
+    if (rc) {
+        cuda_close(be);
+        return rc;
+    }
+    *ret_be = be;
+    return 0;
+}
+
+static int open_f32(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err)
+{
+    return open_device(opts, "fp32", ret_be, err);
+}
+
+static int open_bf16(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err)
+{
+    return open_device(opts, "bf16", ret_be, err);
+}
+
+static void cuda_info(const struct sl_backend *be, struct sl_backend_info *ret_info)
+{
+    *ret_info = be->info;
+}
+
+/* ---- memory */
+static int cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
+{
+    void *p = NULL;
+    cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e != cudaSuccess) {
+        size_t left = 0, all = 0;
+        (void)cudaGetLastError();
+        if (e != cudaErrorMemoryAllocation)
+            return sl_err_set(err, SL_DEVICE, "GPU %d: %zu MiB: %s", be->device, bytes >> 20,
+                              cudaGetErrorString(e));
+        cudaMemGetInfo(&left, &all);
+        return sl_err_set(err, SL_NOMEM, "GPU %d has no memory for %zu MiB: %zu of %zu MiB are free",
+                          be->device, bytes >> 20, left >> 20, all >> 20);
+    }
+    *ret_p = p;
+    return 0;
+}
+
+static void cuda_free(struct sl_backend *be, void *p)
+{
+    sl_cuda_failed(be, cudaFree(p), "freeing memory");
+}
+
+static int cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,
+                       struct sl_err *err)
+{
+    if (bytes && !sl_cuda_failed(be, cudaMemcpyAsync(dst, host_src, bytes, cudaMemcpyHostToDevice, be->stream),
+                                 "upload"))
+        sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "upload, or work before it");
+    return take_kept(be, err);
+}
+
+static int cuda_download(struct sl_backend *be, void *host_dst, const void *src, size_t bytes,
+                         struct sl_err *err)
+{
+    if (!be->kept.code && bytes)
+        sl_cuda_failed(be, cudaMemcpyAsync(host_dst, src, bytes, cudaMemcpyDeviceToHost, be->stream),
+                       "download");
+    sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "download, or work before it");
+    return take_kept(be, err);
+}
+
+static void cuda_zero(struct sl_backend *be, void *dst, size_t bytes)
+{
+    if (bytes)
+        sl_cuda_failed(be, cudaMemsetAsync(dst, 0, bytes, be->stream), "zero");
+}
+
+static void cuda_copy(struct sl_backend *be, void *dst, const void *src, size_t bytes)
+{
+    if (bytes)
+        sl_cuda_failed(be, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, be->stream), "copy");
+}
+
+/* ---- weights */
+static void cuda_weight_free(struct sl_backend *be, struct sl_weight *w)
+{
+    if (!w)
+        return;
+    sl_cuda_failed(be, cudaFree(w->data), "freeing a weight");
+    sl_cuda_failed(be, cudaFree(w->f32), "freeing a weight");
+    free(w);
+}
+
+static bool make_stages(struct sl_backend *be)
+{
+    for (int i = 0; i < 2; i++) {
+        void *p = NULL;
+        if (be->stage[i])
+            continue;
+        if (sl_cuda_failed(be, cudaHostAlloc(&p, SL_CUDA_STAGE_BYTES, cudaHostAllocDefault),
+                           "pinning memory for weights"))
+            return false;
+        be->stage[i] = (char *)p;
+    }
+    return be->stage_device || !sl_cuda_failed(be, cudaMalloc(&be->stage_device, 2 * SL_CUDA_STAGE_BYTES),
+                                               "memory for weights on their way");
+}
+
+/* Rows [row0, row0+n), pulled into the pinned buffer `at`, converted on the device. */
+template <typename T>
+static int weight_rows(struct sl_backend *be, struct sl_weight *w, int64_t row0, int64_t n, int at,
+                       sl_read_rows_fn *read, void *ctx, struct sl_err *err)
+{
+    float *host = (float *)(void *)be->stage[at];
+    float *from = (float *)((char *)be->stage_device + (size_t)at * SL_CUDA_STAGE_BYTES);
+    size_t count = (size_t)n * (size_t)w->cols;
+    int rc = read(ctx, row0, n, host, err);
+    if (rc)
+        return rc;
+    if (!sl_cuda_failed(be, cudaMemcpyAsync(from, host, count * sizeof *from, cudaMemcpyHostToDevice, be->stream),
+                        "uploading a weight"))
+        sl_cuda_from_f32<T>(be, from, (int64_t)count, (T *)w->data + row0 * w->cols);
+    return 0;
+}
+
+/* A row wider than the stage goes through memory of its own. */
+template <typename T>
+static int weight_long_row(struct sl_backend *be, struct sl_weight *w, int64_t row, sl_read_rows_fn *read,
+                           void *ctx, struct sl_err *err)
+{
+    size_t bytes = (size_t)w->cols * sizeof(float);
+    float *host = (float *)malloc(bytes);
+    void *from = NULL;
+    int rc = host ? read(ctx, row, 1, host, err)
+                  : sl_err_set(err, SL_NOMEM, "no memory for a row of %lld", (long long)w->cols);
+    if (!rc)
+        rc = cuda_alloc(be, bytes, &from, err);
+    if (!rc)
+        rc = cuda_upload(be, from, host, bytes, err);
+    if (!rc)
+        sl_cuda_from_f32<T>(be, (float *)from, w->cols, (T *)w->data + row * w->cols);
+    if (from)
+        cuda_free(be, from);
+    free(host);
+    return rc;
+}
+
+template <typename T>
+static int fill_weight(struct sl_backend *be, struct sl_weight *w, sl_read_rows_fn *read, void *ctx,
+                       struct sl_err *err)
+{
+    int64_t per = (int64_t)(SL_CUDA_STAGE_BYTES / sizeof(float)) / w->cols;
+    cudaEvent_t done[2] = {};
+    int rc = 0;
+    for (int i = 0; i < 2; i++)
+        sl_cuda_failed(be, cudaEventCreateWithFlags(&done[i], cudaEventDisableTiming), "making an event");
+    for (int64_t row = 0, piece = 0; row < w->rows && !rc && !be->kept.code; row += per > 0 ? per : 1, piece++) {
+        int at = (int)(piece & 1);
+        if (per < 1) {
+            rc = weight_long_row<T>(be, w, row, read, ctx, err);
+            continue;
+        }
+        if (piece > 1)
+            sl_cuda_failed(be, cudaEventSynchronize(done[at]), "uploading a weight");
+        rc = weight_rows<T>(be, w, row, w->rows - row < per ? w->rows - row : per, at, read, ctx, err);
+        sl_cuda_failed(be, cudaEventRecord(done[at], be->stream), "uploading a weight");
+    }
+    if (!rc && w->f32) /* one row: still what the stage holds, or in the activation type's precision */
+        sl_cuda_to_f32<T>(be, w->data, w->cols, w->f32);
+    if (!rc && w->f32 && per > 0)
+        sl_cuda_failed(be,
+                       cudaMemcpyAsync(w->f32, be->stage_device, (size_t)w->cols * sizeof(float),
+                                       cudaMemcpyDeviceToDevice, be->stream),
+                       "uploading a weight");
+    sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "uploading a weight"); /* the stage is used again */
+    for (int i = 0; i < 2; i++)
+        if (done[i])
+            cudaEventDestroy(done[i]);
+    return rc;
+}
+
+template <typename T>
+static int cuda_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
+                           void *ctx, struct sl_weight **ret_w, struct sl_err *err)
+{
+    if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX)
+        return sl_err_set(err, SL_SPEC, "weight of %lld x %lld: each must be 1 to 2^31-1", (long long)rows,
+                          (long long)cols);
+    if (!make_stages(be))
+        return take_kept(be, err);
+    struct sl_weight *w = (struct sl_weight *)calloc(1, sizeof *w);
+    if (!w)
+        return sl_err_set(err, SL_NOMEM, "no memory for a weight's handle");
+    w->rows = rows;
+    w->cols = cols;
+    int rc = cuda_alloc(be, (size_t)rows * (size_t)cols * sizeof(T), &w->data, err);
+    if (!rc && rows == 1) {
+        void *f32 = NULL;
+        rc = cuda_alloc(be, (size_t)cols * sizeof(float), &f32, err);
+        w->f32 = (float *)f32;
+    }
+    if (!rc)
+        rc = fill_weight<T>(be, w, read, ctx, err);
+    int kept = take_kept(be, rc ? NULL : err);
+    rc = rc ? rc : kept;
+    if (rc) {
+        cuda_weight_free(be, w);
+        return rc;
+    }
+    *ret_w = w;
+    return 0;
+}
+
+/* ---- a step */
+static void cuda_step_begin(struct sl_backend *be, uint64_t bucket)
+{
+    (void)be;
+    (void)bucket;
+}
+
+/* Does not wait: what only shows while the step runs is reported by the download that follows. */
+static int cuda_step_end(struct sl_backend *be, struct sl_err *err)
+{
+    sl_cuda_failed(be, cudaPeekAtLastError(), "a step");
+    return take_kept(be, err);
+}
+
+/* ---- the tables */
+#define TABLE(T, NAME, OPEN)                                                                         \
+    {                                                                                                \
+        .name = NAME, .act_bytes = sizeof(T), .open = OPEN, .close = cuda_close, .info = cuda_info,  \
+        .alloc = cuda_alloc, .free = cuda_free, .upload = cuda_upload, .download = cuda_download,    \
+        .zero = cuda_zero, .copy = cuda_copy, .to_f32 = sl_cuda_to_f32<T>,                           \
+        .from_f32 = sl_cuda_from_f32<T>, .weight_new = cuda_weight_new<T>,                           \
+        .weight_free = cuda_weight_free, .step_begin = cuda_step_begin, .step_end = cuda_step_end,   \
+        .matmul = sl_cuda_matmul<T>, .matmul_back = sl_cuda_matmul_back<T>,                          \
+        .embed = sl_cuda_embed<T>, .embed_back = sl_cuda_embed_back<T>, .gather = sl_cuda_gather<T>, \
+        .scatter = sl_cuda_scatter<T>, .norm = sl_cuda_norm<T>, .norm_back = sl_cuda_norm_back<T>,   \
+        .head_norm = sl_cuda_head_norm<T>, .head_norm_back = sl_cuda_head_norm_back<T>,              \
+        .rope = sl_cuda_rope<T>, .attention = sl_cuda_attention<T>,                                  \
+        .attention_back = sl_cuda_attention_back<T>, .activation = sl_cuda_activation<T>,            \
+        .activation_back = sl_cuda_activation_back<T>, .cross_entropy = sl_cuda_cross_entropy<T>,    \
+        .gemm_f32 = sl_cuda_gemm_f32, .bias_act_f32 = sl_cuda_bias_act_f32,                          \
+        .bias_act_back_f32 = sl_cuda_bias_act_back_f32, .lstm_saved = sl_cuda_lstm_saved,            \
+        .lstm = sl_cuda_lstm, .lstm_back = sl_cuda_lstm_back, .dropout_f32 = sl_cuda_dropout_f32,    \
+        .sumsq_f32 = sl_cuda_sumsq_f32, .clip_scale = sl_cuda_clip_scale, .adamw = sl_cuda_adamw,    \
+    }
+
+static const struct sl_ops cuda_f32 = TABLE(float, "cuda fp32", open_f32);
+static const struct sl_ops cuda_bf16 = TABLE(bf16, "cuda", open_bf16);
+
+extern "C" __attribute__((visibility("default"))) const struct sl_ops *sl_cuda_ops(unsigned abi, size_t ops_bytes,
+                                                                                   int fp32)
+{
+    if (abi != SL_CUDA_ABI || ops_bytes != sizeof(struct sl_ops))
+        return NULL;
+    return fp32 ? &cuda_f32 : &cuda_bf16;
+}
