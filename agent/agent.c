@@ -31,6 +31,7 @@ static sl_agent_step *const table[N_STATES][N_EVENTS] = {
     [ST_TRAINING] = {[EV_CHILD] = sl_step_trained,
                      [EV_PUSHED] = sl_step_pushed,
                      [EV_NEAR] = sl_step_pause,
+                     [EV_RENEWED] = sl_step_unpause,
                      [EV_CANCEL] = sl_step_cancel,
                      [EV_TERM] = sl_step_preempt,
                      [EV_GRACE] = sl_step_kill,
@@ -159,10 +160,9 @@ static void redis_state(void *arg, bool up, const struct sl_err *err)
         if (!a->told_away)
             sl_log(SL_WARN, sl_agent_run(a), "Redis is away, trying again: %s", err->msg);
         a->told_away = true;
+        a->told_there = false;
         return;
     }
-    sl_log(SL_INFO, sl_agent_run(a), "connected to Redis as agent %s", a->id);
-    a->told_away = false;
     if (a->work.lease[0]) {
         sl_agent_renew(a);
         sl_agent_name_checkpoint(a);

@@ -16,7 +16,7 @@ enum sl_agent_state {
     ST_TRAINING,   /* the worker runs; uploads of checkpoints beside it */
     ST_PUBLISHING, /* the outputs go up, and the server publishes them */
     ST_RELEASING,  /* preempted: the last checkpoint goes up */
-    ST_PAUSED, /* the lease could not be renewed: nothing runs until Redis says whose the run is */
+    ST_PAUSED, /* the lease has ended and so has the child: nothing runs until Redis says whose the run is */
     ST_ENDING, /* the outcome is on its way to Redis */
     ST_DROPPING, /* the run is not ours any more: children are killed, nothing is written */
     N_STATES
@@ -67,7 +67,8 @@ struct sl_work {
     struct sl_report *report;
     bool renewing;
     int64_t renew_sent_us;
-    bool cancelled, lost, pausing;
+    bool cancelled, lost;
+    bool pausing; /* the worker is to pause, or does: until the lease is renewed, or lost */
     enum sl_agent_state resume; /* where ST_PAUSED goes on */
     int publish_tries;
     /* checkpoints: the newest that the worker wrote, the one being uploaded, the one to be named in
@@ -92,7 +93,7 @@ struct sl_agent {
     char id[128], self[SL_PATH_MAX], worker[SL_PATH_MAX], cache[SL_PATH_MAX];
     enum sl_agent_state state;
     enum { WAIT_NONE, WAIT_RING, WAIT_ALL } waiting; /* what the bell connection blocks on */
-    bool claiming, leaving, told_away;
+    bool claiming, leaving, told_away, told_there; /* told: in the log */
     int runs_done;
     char lease[SL_ID_HEX + 1]; /* of the claim on its way */
     int64_t claim_sent_us;
@@ -131,7 +132,7 @@ void sl_agent_start_push(struct sl_agent *a); /* of the newest checkpoint, when 
 typedef void sl_agent_step(struct sl_agent *a);
 sl_agent_step sl_step_claim, sl_step_wait, sl_step_begin, sl_step_fetched, sl_step_trained,
     sl_step_publish, sl_step_published, sl_step_pushed, sl_step_pushed_last, sl_step_kill,
-    sl_step_cancel, sl_step_cancelled, sl_step_preempt, sl_step_pause, sl_step_resume,
+    sl_step_cancel, sl_step_cancelled, sl_step_preempt, sl_step_pause, sl_step_unpause, sl_step_resume,
     sl_step_release, sl_step_drop, sl_step_note_lost, sl_step_check_done, sl_step_recorded,
     sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish;
 

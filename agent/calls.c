@@ -146,6 +146,7 @@ void sl_agent_record(struct sl_agent *a)
 
     if (w->recording || w->recorded || !sl_report_drained(w->report))
         return;
+    w->naming = false; /* this goes behind a naming under way; nothing can be named after the outcome */
     sl_agent_name_checkpoint(a);
     if (w->kind[0]) {
         tail = sl_report_log_tail(w->report);
@@ -162,6 +163,19 @@ static void nothing_to_do(void *arg, const redisReply *reply, const struct sl_er
     (void)arg;
     (void)reply;
     (void)err;
+}
+
+/* Said when Redis has answered, not when it has let us in: it may put us out again at once. */
+static void on_beat(void *arg, const redisReply *reply, const struct sl_err *err)
+{
+    struct sl_agent *a = arg;
+
+    (void)reply;
+    if (err || a->told_there)
+        return;
+    sl_log(SL_INFO, sl_agent_run(a), "connected to Redis as agent %s", a->id);
+    a->told_there = true;
+    a->told_away = false;
 }
 
 void sl_agent_heartbeat(struct sl_agent *a)
@@ -181,7 +195,7 @@ void sl_agent_heartbeat(struct sl_agent *a)
         json_decref(o);
     }
     sl_queue_cmd_heartbeat(&c, a->id, json);
-    sl_redis_async_call(a->redis, &c, 0, nothing_to_do, NULL, NULL);
+    sl_redis_async_call(a->redis, &c, 0, on_beat, a, NULL);
     sl_cmd_release(&c);
     free(json);
 }

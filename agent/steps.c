@@ -230,6 +230,10 @@ static void begin_release(struct sl_agent *a)
 {
     int64_t since_us = a->term_us ? sl_boot_us() - a->term_us : 0;
 
+    if (a->leaving && !sl_redis_async_up(a->redis)) { /* nobody to give it back to: sl_step_leave_if_away */
+        sl_step_leave(a);
+        return;
+    }
     sl_agent_start_push(a);
     if (!a->pusher.child) {
         sl_step_release(a);
@@ -287,9 +291,19 @@ void sl_step_pause(struct sl_agent *a)
     if (a->work.pausing)
         return;
     sl_log(SL_WARN, a->work.claim.run,
-           "the lease ends soon and cannot be renewed: the worker writes a checkpoint");
+           "the lease ends soon and cannot be renewed: the worker writes a checkpoint and pauses");
     a->work.pausing = true;
-    sl_child_command(a->main.child, "preempt");
+    sl_child_command(a->main.child, "pause");
+}
+
+/* The worker keeps its model: a short absence of Redis costs no reload. */
+void sl_step_unpause(struct sl_agent *a)
+{
+    if (!a->work.pausing)
+        return;
+    sl_log(SL_INFO, a->work.claim.run, "the lease is ours again: the worker goes on");
+    a->work.pausing = false;
+    sl_child_command(a->main.child, "resume");
 }
 
 void sl_step_resume(struct sl_agent *a)
@@ -298,7 +312,7 @@ void sl_step_resume(struct sl_agent *a)
     struct sl_err err = SL_ERR_INIT;
 
     if (a->leaving) {
-        sl_step_release(a);
+        begin_release(a);
         return;
     }
     sl_log(SL_INFO, w->claim.run, "the lease is ours again: going on");

@@ -74,11 +74,13 @@ json_t *sl_wire_next(struct sl_buf *buf, int *bad)
 
 /* ---- the child's side ---- */
 
+#define PAUSE_LOOK_MS 20 /* how often a paused child looks whether it may go on */
+
 struct sl_control {
     int fd, stop_fd; /* stop_fd: an eventfd that ends the thread */
     pthread_t thread;
-    atomic_bool checkpoint, preempt, cancel;
-    _Atomic int64_t deadline_us;
+    atomic_bool checkpoint, preempt, cancel, pause;
+    _Atomic int64_t deadline_us, paused_us; /* paused_us: since when the main thread keeps a pause; 0: it does not */
 };
 
 static atomic_int signals_seen;
@@ -100,6 +102,11 @@ static void obey(struct sl_control *c, const json_t *cmd)
         atomic_store(&c->preempt, true);
     else if (!strcmp(what, "cancel"))
         atomic_store(&c->cancel, true);
+    else if (!strcmp(what, "pause")) {
+        atomic_store(&c->checkpoint, true);
+        atomic_store(&c->pause, true);
+    } else if (!strcmp(what, "resume"))
+        atomic_store(&c->pause, false);
     else if (!strcmp(what, "deadline"))
         atomic_store(&c->deadline_us, sl_json_int(cmd, "boot_us", 0));
 }
@@ -114,7 +121,8 @@ static void *listen_thread(void *arg)
     sl_buf_init(&buf, SL_WIRE_LINE_MAX);
     for (;;) {
         struct pollfd p[2] = {{.fd = c->fd, .events = POLLIN}, {.fd = c->stop_fd, .events = POLLIN}};
-        int64_t deadline = atomic_load(&c->deadline_us);
+        int64_t paused = atomic_load(&c->paused_us);
+        int64_t deadline = paused ? paused + SL_WIRE_PAUSE_MAX_US : atomic_load(&c->deadline_us);
         int64_t left_ms = deadline ? (deadline - sl_boot_us()) / 1000 : 500;
 
         if (deadline && left_ms <= 0)
@@ -184,11 +192,19 @@ void sl_control_free(struct sl_control *c)
 
 enum sl_wire_want sl_control_take(struct sl_control *c)
 {
-    if (atomic_load(&c->cancel))
-        return SL_WANT_CANCEL;
-    if (atomic_load(&c->preempt) || atomic_load(&signals_seen) > 0)
-        return SL_WANT_PREEMPT;
-    if (atomic_exchange(&c->checkpoint, false))
-        return SL_WANT_CHECKPOINT;
-    return SL_WANT_NOTHING;
+    enum sl_wire_want want;
+
+    for (;;) {
+        want = atomic_load(&c->cancel)                                       ? SL_WANT_CANCEL
+               : atomic_load(&c->preempt) || atomic_load(&signals_seen) > 0 ? SL_WANT_PREEMPT
+               : atomic_exchange(&c->checkpoint, false)                     ? SL_WANT_CHECKPOINT
+                                                                            : SL_WANT_NOTHING;
+        if (want != SL_WANT_NOTHING || !atomic_load(&c->pause))
+            break;
+        if (!atomic_load(&c->paused_us))
+            atomic_store(&c->paused_us, sl_boot_us());
+        poll(NULL, 0, PAUSE_LOOK_MS); /* a signal ends it at once */
+    }
+    atomic_store(&c->paused_us, 0);
+    return want;
 }

@@ -16,6 +16,9 @@
  *   deadline    boot_us: absolute, boot-time clock
  *   checkpoint  write a checkpoint at the next step boundary and go on
  *   preempt     write a checkpoint at the next step boundary, then end with state preempted
+ *   pause       write a checkpoint at the next step boundary, then wait there with the device idle; the deadline does
+ *               not count meanwhile, but no pause is longer than SL_WIRE_PAUSE_MAX_US
+ *   resume      take back a pause, or go on; sent behind a new deadline
  *   cancel      stop at the next step boundary, state cancelled */
 #ifndef SL_BASE_WIRE_H
 #define SL_BASE_WIRE_H
@@ -27,6 +30,7 @@
 
 #define SL_WIRE_LINE_MAX (256u << 10)
 #define SL_WIRE_GRACE_US 1500000
+#define SL_WIRE_PAUSE_MAX_US INT64_C(300000000) /* then abandoned: a stopped agent must not hold a device for ever */
 #define SL_EXIT_PREEMPTED 75 /* EX_TEMPFAIL */
 #define SL_EXIT_CANCELLED 76
 #define SL_EXIT_ABANDONED 77 /* agent gone or deadline passed */
@@ -45,7 +49,8 @@ struct sl_control;
  * a second one ends the process). With control_fd >= 0 SIGTERM means preempt too. */
 int sl_control_new(int control_fd, struct sl_control **ret_control, struct sl_err *err);
 void sl_control_free(struct sl_control *c);
-/* The most urgent wish since the last call (CHECKPOINT is cleared by being taken; the others stay). */
+/* To be called at step boundaries, with the device idle: keeps a pause, and returns from it. Gives the most urgent
+ * wish since the last call (CHECKPOINT is cleared by being taken; the others stay). */
 enum sl_wire_want sl_control_take(struct sl_control *c);
 
 #endif

@@ -235,6 +235,8 @@ int sl_trainer_run(struct sl_trainer *t, enum sl_wire_want *ret_want, struct sl_
             rc = checkpoint(t, err);
             saved_step = s->step;
         }
+        if (!rc && want == SL_WANT_CHECKPOINT)
+            continue; /* a pause follows its checkpoint: before the next step */
         if (rc || s->step >= t->steps || t->finished_early)
             break;
         rc = step(t, err);

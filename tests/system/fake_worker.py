@@ -19,7 +19,7 @@ steps, step_ms = int(steps), int(step_ms)
 def send(**event):
     os.write(a.events_fd, (json.dumps(event) + "\n").encode())
 
-wish = {"preempt": False, "cancel": False, "checkpoint": False, "deadline": None}
+wish = {"preempt": False, "cancel": False, "checkpoint": False, "pause": False, "paused": False, "deadline": None}
 
 def boot_us():
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1e6)
@@ -27,7 +27,7 @@ def boot_us():
 def listen():
     buf = b""
     while True:
-        if wish["deadline"] and boot_us() > wish["deadline"]:
+        if wish["deadline"] and boot_us() > wish["deadline"] and not wish["paused"]:
             os._exit(77)
         if not select.select([a.control_fd], [], [], 0.05)[0]:
             continue
@@ -40,6 +40,8 @@ def listen():
             c = json.loads(line)
             if c["cmd"] == "deadline":
                 wish["deadline"] = c["boot_us"]
+            elif c["cmd"] == "resume":
+                wish["pause"] = False
             else:
                 wish[c["cmd"]] = True
 
@@ -92,9 +94,13 @@ while step < steps:
     if wish["preempt"]:
         checkpoint(step, state)
         result("preempted", "ok", "", 75)
-    if wish["checkpoint"] or step % 5 == 0:
+    if wish["checkpoint"] or wish["pause"] or step % 5 == 0:
         wish["checkpoint"] = False
         checkpoint(step, state)
+    while wish["pause"] and not wish["cancel"] and not wish["preempt"]:
+        wish["paused"] = True
+        time.sleep(0.01)
+    wish["paused"] = False
 os.makedirs("out", exist_ok=True)
 open("out/prompt_table.safetensors", "w").write(state)
 json.dump({"final": state}, open("out/metrics.json", "w"))

@@ -196,6 +196,37 @@ def another_seed_gives_other_bits():
     w.end(a)
 
 
+def redis_away_pauses_the_worker():
+    """Longer than the lease, and nothing is loaded or trained again."""
+    a = w.agent("patient")
+    if "mlp" not in undisturbed:
+        run = w.submit(job("mlp"))
+        assert w.ended(run, 120)["state"] == "succeeded", w.run(run)
+        undisturbed["mlp"] = bits(run)
+    run = w.submit(job("mlp"))
+    in_the_middle(run, "mlp")
+    pid, = workers(a)
+    w.end(w.redis)
+    time.sleep(w.lease_ms / 1000 * 1.3)
+    ticks = cpu_ticks(pid)
+    time.sleep(1)
+    assert cpu_ticks(pid) - ticks <= 3, "it works under a lease that may be another's"
+    w.start_redis()
+    r = w.ended(run, 120)
+    assert r["state"] == "succeeded" and r["attempt"] == 1 and r["failures"] == r["lost"] == 0, r
+    assert len(w.events(run, "start")) == 1, "the worker was started again"
+    steps = [e["data"]["step"] for e in w.events(run, "metric") if "loss" in e["data"]]
+    assert len(steps) == len(set(steps)), "a step was trained twice"
+    compare(run, "mlp")
+    w.end(a)
+
+
+def cpu_ticks(pid):
+    """Processor time of a process in hundredths of a second."""
+    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
 def stopped_agent_keeps_no_worker():
     a = w.agent("stopped")
     run = w.submit(job("mlp"), "trainer.max_steps=100000")
@@ -230,4 +261,4 @@ def stopped_worker_is_not_in_the_way_of_leaving():
 
 tap(w, [mlp_agent_killed_and_told_to_leave, lstm_with_dropout_agent_killed_and_told_to_leave,
         prompt_tuning_agent_killed_and_told_to_leave, another_seed_gives_other_bits, told_to_leave_while_answering,
-        cancelled_by_command, stopped_agent_keeps_no_worker, stopped_worker_is_not_in_the_way_of_leaving])
+        cancelled_by_command, redis_away_pauses_the_worker, stopped_agent_keeps_no_worker, stopped_worker_is_not_in_the_way_of_leaving])

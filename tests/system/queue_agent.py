@@ -42,6 +42,17 @@ def check_result(run, steps):
     return r
 
 
+def worker_pids():
+    return subprocess.run(["pgrep", "-f", f"fake_worker.py train --run-dir {w.dir}/"], capture_output=True,
+                          text=True).stdout.split()
+
+
+def checkpoint_of(agent):
+    """The newest checkpoint in the only run folder of an agent."""
+    runs = f"{w.dir}/{agent}/runs"
+    return max(os.listdir(f"{runs}/{os.listdir(runs)[0]}/checkpoints"), key=lambda name: int(name.split("-")[1].split(".")[0]))
+
+
 def no_worker_left():
     wait(lambda: not subprocess.run(["pgrep", "-f", f"fake_worker.py train --run-dir {w.dir}/"],
                                     capture_output=True).stdout, 5, "no worker is left")
@@ -183,13 +194,65 @@ def redis_away_past_the_lease():
     a = w.agent("patient")
     run = w.enqueue("fake.40.50.ok")
     w.until(run, lambda r: (r["step"] or 0) >= 3)
+    before = worker_pids()
     w.end(w.redis)
-    time.sleep(w.lease_ms / 1000 * 2)
-    no_worker_left()     # nothing is computed under a lease that may be another's
+    time.sleep(w.lease_ms / 1000 * 1.5)
+    paused = checkpoint_of("patient")
+    time.sleep(w.lease_ms / 1000)
+    assert checkpoint_of("patient") == paused   # nothing is computed under a lease that may be another's
     w.start_redis()
     r = w.ended(run)
     check_result(run, 40)
     assert r["attempt"] == 1 and r["failures"] == 0, r
+    logs = [e["data"]["msg"] for e in w.events(run, "log")]
+    assert logs.count("starting at step 0") == 1 and not any("starting at step" in m and m[-1] != "0" for m in logs), logs
+    assert len(before) == 1     # and that one was it all the time: nothing was loaded again
+    w.end(a)
+
+
+def a_paused_worker_is_killed_when_the_run_is_anothers():
+    link = Link(w.dir + "/cut.sock", w.sock)
+    a = w.agent("cut-off", more=["--redis", link.url])
+    run = w.enqueue("fake.60.50.ok")
+    w.until(run, lambda r: r["checkpoint_step"])
+    first = worker_pids()
+    link.cut()
+    b = w.agent("heir")
+    w.until(run, lambda r: r["attempt"] == 2 and (r["step"] or 0) > 10)
+    assert first[0] in worker_pids()    # it waits; the agent does not know yet
+    link.mend()
+    wait(lambda: first[0] not in worker_pids(), 4, "the first worker is killed")
+    check_result(w.ended(run)["run"], 60)
+    assert "the lease is lost" in open(a.log).read()
+    w.end(a)
+    w.end(b)
+
+
+def a_paused_worker_obeys_term_and_cancel():
+    """Redis away, the agent told to leave: it leaves, and the next one goes on; the same with its own Redis back."""
+    link = Link(w.dir + "/cut2.sock", w.sock)
+    a = w.agent("leaves", more=["--redis", link.url])
+    run = w.enqueue("fake.40.50.ok")
+    w.until(run, lambda r: r["checkpoint_step"])
+    link.cut()
+    time.sleep(w.lease_ms / 1000 * 1.3)
+    start = time.monotonic()
+    w.end(a)
+    assert time.monotonic() - start < 3
+    no_worker_left()
+    b = w.agent("next")
+    check_result(w.ended(run)["run"], 40)
+    w.end(b)
+    link.mend()
+    a = w.agent("cancels", more=["--redis", link.url])
+    run = w.enqueue("fake.200.50.ok")
+    w.until(run, lambda r: (r["step"] or 0) >= 2)
+    link.cut()
+    time.sleep(w.lease_ms / 1000 * 0.9)     # paused, and its lease still there
+    w.api("POST", f"/api/v1/runs/{run}/cancel")
+    link.mend()
+    assert w.ended(run, 6)["state"] == "cancelled"
+    no_worker_left()
     w.end(a)
 
 
@@ -287,6 +350,7 @@ def several_agents_share_the_work():
 
 tap(w, [a_run_from_enqueue_to_artifact, commands_for_people, enqueue_twice_is_one_run, agent_killed_another_goes_on,
      term_hands_the_run_over, stopped_agent_writes_nothing_after_its_lease, redis_restarts_in_the_middle,
-     redis_away_past_the_lease, redis_down_at_start, cancel_while_training_and_while_in_line,
+     redis_away_past_the_lease,
+     a_paused_worker_is_killed_when_the_run_is_anothers, a_paused_worker_obeys_term_and_cancel, redis_down_at_start, cancel_while_training_and_while_in_line,
      crashes_are_retried_then_dead, wrong_requests_fail_for_good, server_down_while_publishing, many_log_lines,
      several_agents_share_the_work])

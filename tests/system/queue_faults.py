@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What surrounds the queue misbehaves: Redis refuses writes for a while, followers crowd the server, requests are hostile,
 the agent is started oddly. As a user or operator would notice it."""
-import json, os, signal, socket, subprocess, sys, threading, time
+import json, os, signal, subprocess, sys, threading, time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from queue_fixture import *
 
@@ -11,43 +11,13 @@ w.put("data", '{"taskname":"t","a":"x","b":"y"}\n')
 P = "{softlaunch}"
 
 
-class Refusing:
-    """Stands between an agent and Redis: a request with `word` in it is refused once instead of passed on."""
-
-    def __init__(self, path, word, answer):
-        self.word, self.answer, self.refused = word, answer, 0
-        self.url = "unix://" + path
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen()
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            client, server = self.listener.accept()[0], socket.socket(socket.AF_UNIX)
-            server.connect(w.sock)
-            threading.Thread(target=self.forward, args=(client, server, True), daemon=True).start()
-            threading.Thread(target=self.forward, args=(server, client, False), daemon=True).start()
-
-    def forward(self, source, sink, requests):
-        try:
-            while data := source.recv(1 << 20):
-                if requests and self.word in data and not self.refused:
-                    self.refused += 1
-                    source.sendall(self.answer)
-                else:
-                    sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass    # one end has gone
-
-
 def an_outcome_that_redis_refuses_is_told_again():
     """A Redis that takes no writes (failing disk, no replica) keeps its connections: nothing but time brings the answer."""
-    refusing = Refusing(w.dir + "/refusing.sock", b"\r\nfinal\r\n", b"-MISCONF Errors writing to the AOF file\r\n")
-    a = w.agent("refused", more=["--redis", refusing.url])
+    link = Link(w.dir + "/refusing.sock", w.sock)
+    link.refuse(b"\r\nfinal\r\n", b"-MISCONF Errors writing to the AOF file\r\n")
+    a = w.agent("refused", more=["--redis", link.url])
     assert w.ended(w.enqueue("fake.1.1.spec"), 10)["state"] == "failed"
-    assert refusing.refused == 1
+    assert link.refused == 1
     w.end(a)
 
 

@@ -1,5 +1,5 @@
 """A private Redis, server and agents for tests; everything is stopped by its own pid and lies in one folder."""
-import atexit, json, os, shutil, signal, subprocess, sys, tempfile, time, urllib.error, urllib.request
+import atexit, json, os, shutil, signal, socket, subprocess, sys, tempfile, threading, time, urllib.error, urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BIN = os.path.join(os.environ.get("SL_BIN") or os.path.join(os.environ.get("SL_BUILD", "build"), "bin"), "softlaunch")
@@ -134,6 +134,57 @@ class World:
 
     def ended(self, run, timeout=30):
         return self.until(run, lambda r: r["state"] in FINAL, timeout)
+
+
+class Link:
+    """Stands between an agent and Redis: can be cut, and can refuse one request instead of passing it on."""
+
+    def __init__(self, path, redis):
+        self.path, self.url, self.redis = path, "unix://" + path, redis
+        self.word, self.refused, self.ends = None, 0, []
+        self.mend()
+
+    def refuse(self, word, answer):
+        """The first request with word in it."""
+        self.word, self.answer = word, answer
+
+    def cut(self):
+        os.unlink(self.path)
+        for s in [self.listener] + self.ends:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass    # its other end was first
+        self.ends = []
+
+    def mend(self):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+
+    def accept(self, listener):
+        while True:
+            try:
+                client, server = listener.accept()[0], socket.socket(socket.AF_UNIX)
+                server.connect(self.redis)
+            except OSError:
+                return    # cut
+            self.ends += [client, server]
+            threading.Thread(target=self.forward, args=(client, server, True), daemon=True).start()
+            threading.Thread(target=self.forward, args=(server, client, False), daemon=True).start()
+
+    def forward(self, source, sink, requests):
+        try:
+            while data := source.recv(1 << 20):
+                if requests and self.word and self.word in data and not self.refused:
+                    self.refused += 1
+                    source.sendall(self.answer)
+                else:
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass    # one end has gone
 
 
 def wait(test, timeout, what):

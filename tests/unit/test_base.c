@@ -340,6 +340,99 @@ static void a_child_outlives_neither_pipe_nor_deadline(void **state)
     assert_true(us >= 299000 && us < 300000 + SL_WIRE_GRACE_US);
 }
 
+static void command(int fd, const char *cmd, int64_t boot_us)
+{
+    assert_int_equal(sl_wire_send(fd,
+                                  json_pack("{s:s, s:I}", "cmd", cmd, "boot_us", (json_int_t)boot_us),
+                                  NULL),
+                     0);
+}
+
+/* The child counts its boundaries into a pipe: one byte for each, 'c' when a checkpoint is wished. */
+static pid_t counting_child(int *ret_control, int *ret_counts)
+{
+    int control[2], counts[2];
+    pid_t pid;
+
+    assert_int_equal(pipe(control), 0);
+    assert_int_equal(pipe2(counts, O_NONBLOCK), 0);
+    pid = fork();
+    if (pid == 0) {
+        struct sl_control *c;
+
+        close(control[1]);
+        if (sl_control_new(control[0], &c, NULL))
+            _exit(1);
+        for (;;) {
+            enum sl_wire_want want = sl_control_take(c);
+
+            if (want == SL_WANT_CANCEL)
+                _exit(SL_EXIT_CANCELLED);
+            if (want == SL_WANT_PREEMPT)
+                _exit(SL_EXIT_PREEMPTED);
+            if (write(counts[1], want == SL_WANT_CHECKPOINT ? "c" : ".", 1) < 0)
+                _exit(1);
+            usleep(10000);
+        }
+    }
+    close(control[0]);
+    close(counts[1]);
+    *ret_control = control[1];
+    *ret_counts = counts[0];
+    return pid;
+}
+
+static ssize_t counted(int fd, char text[4096])
+{
+    ssize_t n = read(fd, text, 4095);
+
+    text[n < 0 ? 0 : n] = 0;
+    return n < 0 ? 0 : n;
+}
+
+/* Paused, it writes a checkpoint, does nothing more, outlives its deadline, and goes on when told. */
+static void a_paused_child_outlives_its_deadline(void **state)
+{
+    static const struct {
+        const char *cmd;
+        int status;
+    } ends[] = {{"cancel", SL_EXIT_CANCELLED}, {"preempt", SL_EXIT_PREEMPTED}, {NULL, SL_EXIT_ABANDONED}};
+    char text[4096];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        int control, counts, status;
+        pid_t pid = counting_child(&control, &counts);
+
+        command(control, "deadline", sl_boot_us() + 400000);
+        usleep(100000);
+        command(control, "pause", 0);
+        usleep(150000);
+        assert_true(counted(counts, text) > 0);
+        assert_string_equal(strchr(text, 'c'), "c"); /* the checkpoint is the last it did */
+        usleep(500000);                             /* the deadline is over */
+        assert_int_equal(waitpid(pid, &status, WNOHANG), 0);
+        assert_int_equal(counted(counts, text), 0);
+        command(control, "deadline", sl_boot_us() + 5000000);
+        command(control, "resume", 0);
+        usleep(300000);
+        assert_true(counted(counts, text) > 5);
+        assert_null(strchr(text, 'c'));
+        command(control, "pause", 0); /* and a second time, out of which it is called or left */
+        usleep(150000);
+        if (ends[i].cmd)
+            command(control, ends[i].cmd, 0);
+        else
+            close(control);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), ends[i].status);
+        if (ends[i].cmd)
+            close(control);
+        close(counts);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -354,6 +447,7 @@ int main(void)
         cmocka_unit_test(loop_serves_all_kinds),
         cmocka_unit_test(spawn_reports_a_missing_program),
         cmocka_unit_test(a_child_outlives_neither_pipe_nor_deadline),
+        cmocka_unit_test(a_paused_child_outlives_its_deadline),
     };
     int failed;
 
