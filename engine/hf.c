@@ -412,9 +412,7 @@ static void close_hf(void *impl)
 
 static int tokenizer(const void *impl, struct sl_tokenizer **ret_tok, struct sl_err *err)
 {
-    (void)impl;
-    (void)ret_tok;
-    return sl_err_set(err, SL_NOTFOUND, "tokenizer.json is not read yet");
+    return sl_tokenizer_from_dir(((const struct hf *)impl)->dir, ret_tok, err);
 }
 
 const struct sl_format sl_format_hf = {"Hugging Face directory", NULL, open_hf, close_hf,

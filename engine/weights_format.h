@@ -64,6 +64,8 @@ struct sl_weights {
 
 /* Copies the tensor into w. */
 int sl_weights_add(struct sl_weights *w, const struct sl_tensor *tensor, struct sl_err *err);
+/* NULL: none of that name. Once the tensors are sorted. */
+struct sl_tensor *sl_weights_find(const struct sl_weights *w, const char *name);
 size_t sl_tensor_row_bytes(const struct sl_tensor *t);
 
 /* Text from a file made fit for a message: cut, and anything that is not plain ASCII shown as '?'.
