@@ -162,6 +162,20 @@ static int parse(struct sl_template *t, struct sl_err *err)
     return rc;
 }
 
+static int check_markers(const struct sl_template *t, struct sl_err *err)
+{
+    int seen[SL_SPEC_MAX_SPLITS] = {0};
+
+    for (int i = 0; i < t->n_parts; i++)
+        if (t->part[i].kind == MARK)
+            seen[t->part[i].index]++;
+    for (int k = 0; k < t->task->n_splits; k++)
+        if (seen[k] != 1)
+            return sl_err_set(err, SL_SPEC, "marker %s%d|> appears %d times, expected once", MARKER,
+                              k, seen[k]);
+    return 0;
+}
+
 static int find_answer(struct sl_template *t, struct sl_err *err)
 {
     const struct part *last = t->n_parts ? &t->part[t->n_parts - 1] : NULL;
@@ -198,6 +212,8 @@ int sl_template_new(const struct sl_task *task, const struct sl_tokenizer *tok,
         at += task->split[i];
     }
     rc = parse(t, err);
+    if (!rc)
+        rc = check_markers(t, err);
     if (!rc)
         rc = find_answer(t, err);
     if (rc) {
