@@ -17,12 +17,12 @@ static const struct {
     {"runs", cmd_runs, "list runs, or show one: runs [show RUN]"},
     {"logs", cmd_logs, "a run's log, as it grows with -f: logs [-f] RUN"},
     {"cancel", cmd_cancel, "stop a run: cancel RUN"},
-    {"artifact", cmd_artifact, "models, data sets and results: artifact put|get|ls"},
+    {"artifact", cmd_artifact, "models, data sets and results: artifact put|get|ls|alias|convert"},
     {"serve", cmd_serve, "the server: API, artifact store, web UI"},
     {"agent", cmd_agent, "claim and run what is queued on this machine"},
     {"train", exec_worker, "train by hand, without a queue: train --run-dir DIR"},
     {"generate", exec_worker, "text from a model and a prompt table"},
-    {"data", exec_worker, "prepare and check data sets: data wordnet|check"},
+    {"data", exec_worker, "prepare and check data sets: data wordnet|squad|check"},
     {"transfer", cmd_transfer, NULL},
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
@@ -63,6 +63,8 @@ int main(int argc, char **argv)
         usage(stderr);
         return 2;
     }
+    if (argc > 2 && !strcmp(argv[1], "artifact") && !strcmp(argv[2], "convert"))
+        return exec_worker(argc - 2, argv + 2); /* prompt tables are the engine's */
     for (size_t i = 0; i < N_COMMANDS; i++)
         if (!strcmp(argv[1], commands[i].name))
             return commands[i].run(argc - 1, argv + 1);
