@@ -104,20 +104,6 @@ int sl_buf_addf(struct sl_buf *b, const char *fmt, ...)
     return rc;
 }
 
-void sl_utf8_trim(char *s)
-{
-    size_t n = strlen(s), back = 0;
-
-    while (back < 3 && back < n && ((unsigned char)s[n - 1 - back] & 0xc0) == 0x80)
-        back++;
-    if (back >= n)
-        return;
-    unsigned char lead = (unsigned char)s[n - 1 - back];
-    size_t need = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : lead >= 0xc0 ? 1 : 0;
-    if (need > back)
-        s[n - 1 - back] = '\0';
-}
-
 void sl_buf_consume(struct sl_buf *b, size_t n)
 {
     if (!n)

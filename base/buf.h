@@ -22,8 +22,6 @@ int sl_buf_addf(struct sl_buf *b, const char *fmt, ...) __attribute__((format(pr
 int sl_buf_addv(struct sl_buf *b, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 /* Makes room for len more bytes and returns where they go (NULL: over max or no memory); set len yourself. */
 char *sl_buf_reserve(struct sl_buf *b, size_t len);
-/* Cuts the incomplete UTF-8 character that a byte limit may have left at the end of a string. */
-void sl_utf8_trim(char *s);
 /* Removes the first n bytes. */
 void sl_buf_consume(struct sl_buf *b, size_t n);
 /* The string, heap-allocated; the caller frees it. b is empty afterwards. NULL when out of memory. */

@@ -1,5 +1,5 @@
+/* Stands alone: the CUDA backend links this file without the rest of base. */
 #include "base/err.h"
-#include "base/buf.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -8,6 +8,20 @@
 static const char *const code_names[] = {
     "ok", "retry",    "lease_lost", "spec",   "device", "out_of_memory",
     "io", "not_found", "conflict",   "denied", "data",   "cancelled"};
+
+void sl_utf8_trim(char *s)
+{
+    size_t n = strlen(s), back = 0;
+
+    while (back < 3 && back < n && ((unsigned char)s[n - 1 - back] & 0xc0) == 0x80)
+        back++;
+    if (back >= n)
+        return;
+    unsigned char lead = (unsigned char)s[n - 1 - back];
+    size_t need = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : lead >= 0xc0 ? 1 : 0;
+    if (need > back)
+        s[n - 1 - back] = '\0';
+}
 
 static void set_msg(struct sl_err *err, int code, const char *fmt, va_list ap)
 {

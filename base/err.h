@@ -39,6 +39,8 @@ int sl_err_errno(struct sl_err *err, const char *fmt, ...) __attribute__((format
 int sl_err_wrap(struct sl_err *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 void sl_err_clear(struct sl_err *err);
+/* Cuts the incomplete UTF-8 character that a byte limit may have left at the end of a string. */
+void sl_utf8_trim(char *s);
 /* "retry", "lease_lost", "spec", "device", "out_of_memory", "io", ... : the word used in run causes and events. */
 const char *sl_code_name(int code);
 /* Inverse of sl_code_name; SL_IO for a word nobody knows. */

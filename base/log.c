@@ -1,6 +1,6 @@
 #include "base/log.h"
-#include "base/buf.h"
 #include "base/clock.h"
+#include "base/err.h"
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
