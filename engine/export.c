@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define TASK_KEY "task." /* + name */
+#define UNKNOWN "unknown" /* for a digest, of tables that came from elsewhere */
 #define MARKER "<|VIRTUAL_PROMPT_"
 #define PEFT_TENSOR "prompt_embeddings"
 #define PEFT_MLP_LAYERS                                                                            \
@@ -32,8 +33,10 @@ static int tables_metadata(const struct sl_tables *t, json_t **ret_meta, struct 
 {
     json_t *meta = json_object();
     int bad =
-        add_text(meta, "format", SL_TABLES_FORMAT) | add_text(meta, "model", t->model_digest) |
-        add_text(meta, "tokenizer", t->tokenizer_digest) | add_text(meta, "softlaunch", SL_VERSION);
+        add_text(meta, "format", SL_TABLES_FORMAT) |
+        add_text(meta, "model", t->model_digest[0] ? t->model_digest : UNKNOWN) |
+        add_text(meta, "tokenizer", t->tokenizer_digest[0] ? t->tokenizer_digest : UNKNOWN) |
+        add_text(meta, "softlaunch", SL_VERSION);
 
     if (t->data)
         bad |= add_json(meta, "data", t->data);
@@ -105,6 +108,10 @@ static int get_digest(const json_t *meta, const char *key, char ret_hex[SL_SHA25
 {
     const char *text = json_string_value(json_object_get(meta, key));
 
+    if (text && !strcmp(text, UNKNOWN)) {
+        ret_hex[0] = '\0';
+        return 0;
+    }
     if (!text || !sl_sha256_valid(text))
         return sl_err_set(err, SL_DATA, "its metadata has no sha256 for \"%s\"", key);
     memcpy(ret_hex, text, SL_SHA256_HEX + 1);
@@ -279,8 +286,10 @@ static json_t *adapter_config(const struct sl_table *t, const struct sl_peft *p)
                                    json_string(lstm ? "LSTM" : "MLP"));
     }
     bad |= json_object_set_new(json, "inference_mode", json_true());
-    bad |= json_object_set_new(json, "num_attention_heads", json_integer(p->heads));
-    bad |= json_object_set_new(json, "num_layers", json_integer(p->layers));
+    bad |= json_object_set_new(json, "num_attention_heads",
+                               p->heads ? json_integer(p->heads) : json_null());
+    bad |= json_object_set_new(json, "num_layers",
+                               p->layers ? json_integer(p->layers) : json_null());
     bad |= json_object_set_new(json, "num_transformer_submodules", json_integer(1));
     bad |= json_object_set_new(json, "num_virtual_tokens", json_integer(t->virtual_tokens));
     bad |=

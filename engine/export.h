@@ -25,7 +25,7 @@ struct sl_table {
 struct sl_tables {
     int n;
     struct sl_table *table;
-    char model_digest[SL_SHA256_HEX + 1], tokenizer_digest[SL_SHA256_HEX + 1];
+    char model_digest[SL_SHA256_HEX + 1], tokenizer_digest[SL_SHA256_HEX + 1]; /* "": unknown */
     json_t *data; /* an object; may be NULL */
 };
 
@@ -42,7 +42,7 @@ int sl_tables_find(const struct sl_tables *t, const char *task); /* index, or -1
 /* What adapter_config.json says about the model and the training. */
 struct sl_peft {
     const char *base_model;    /* base_model_name_or_path; NULL: null */
-    int heads, layers;         /* the base model's */
+    int heads, layers;         /* the base model's; 0: unknown, which PEFT takes */
     enum sl_encoder_type type; /* SL_ENC_TABLE: PROMPT_TUNING, else P_TUNING */
     int encoder_hidden, encoder_layers;
     double dropout;

@@ -3,6 +3,7 @@
 #include "engine/export.h"
 #include "engine/generate.h"
 #include "engine/metrics.h"
+#include "engine/table_forms.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,6 +81,32 @@ static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, str
     return rc;
 }
 
+/* TensorRT-LLM's and NeMo's forms, beside ours; NeMo's under the name of model.nemo_path. */
+static int export_others(struct sl_trainer *t, const struct sl_tables *tables, struct sl_err *err)
+{
+    const struct sl_config *c = &t->run->config;
+    const char *slash = c->nemo_path ? strrchr(c->nemo_path, '/') : NULL;
+    const char *name = !c->nemo_path ? SL_NEMO_FILE : slash ? slash + 1 : c->nemo_path;
+    size_t n = strlen(name);
+    struct sl_err why = SL_ERR_INIT;
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/out/" SL_NPY_FILE, t->run->dir);
+
+    if (!rc)
+        rc = sl_export_npy(path, tables, err);
+    if (!rc)
+        rc = sl_path(path, err, "%s/out/%s%s", t->run->dir, name,
+                     n > 5 && !strcmp(name + n - 5, ".nemo") ? "" : ".nemo");
+    if (rc)
+        return rc;
+    rc = sl_export_nemo(path, tables, c->language_model_path, &why);
+    if (rc == SL_SPEC) { /* a task's name that NeMo cannot hold */
+        sl_emit_log(t->report, SL_WARN, "no .nemo of the prompt tables: %s", why.msg);
+        return 0;
+    }
+    return rc ? sl_err_set(err, rc, "%s", why.msg) : 0;
+}
+
 /* One file of tables from host rows; for_all (may be NULL) gets what was written. */
 static int export_rows(struct sl_trainer *t, const json_t *config, const float *rows, const char *path,
                        struct sl_tables *for_all, struct sl_err *err)
@@ -144,6 +171,8 @@ static int export_all(struct sl_trainer *t, struct sl_err *err)
         rc = export_rows(t, config, rows, path, &tables, err);
     if (!rc)
         rc = export_peft(t, &tables, err);
+    if (!rc)
+        rc = export_others(t, &tables, err);
     if (!rc)
         rc = export_top_k(t, config, err);
     free(rows);

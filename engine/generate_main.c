@@ -4,6 +4,7 @@
 #include "base/json.h"
 #include "engine/export.h"
 #include "engine/generate.h"
+#include "engine/table_forms.h"
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 static const char usage[] =
     "usage: softlaunch generate --model FILE --prompts FILE --input FILE [options] [inference.key=value ...]\n"
     "  --model FILE     the base model\n"
-    "  --prompts FILE   prompt_table.safetensors of a run, or a folder with one\n"
+    "  --prompts FILE   prompt_table.safetensors of a run or a folder with one; a PEFT adapter; NeMo's .nemo\n"
     "  --input FILE     JSONL rows; each names its task, or --task does\n"
     "  --task NAME      answer every row as this task\n"
     "  --output FILE    the prediction table as JSONL (default predictions.jsonl)\n"
@@ -159,7 +160,7 @@ static int generate(const struct args *a, struct sl_err *err)
     char **texts = NULL;
     const char **choice = NULL;
     struct sl_predictions table;
-    int n = 0, rc = sl_tables_read(a->prompts, &tables, err);
+    int n = 0, rc = sl_tables_import(a->prompts, NULL, 0, &tables, err);
 
     sl_emit_init(&report, -1);
     g.report = &report;
@@ -185,7 +186,7 @@ static int generate(const struct args *a, struct sl_err *err)
                       (long long)sl_dataset_counts(ds).read);
     if (!rc)
         rc = sl_weights_digest(weights, digest, err);
-    if (!rc && strcmp(digest, tables.model_digest))
+    if (!rc && tables.model_digest[0] && strcmp(digest, tables.model_digest))
         sl_emit_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
                                         "another quantisation of it) than %s", a->model);
     if (!rc)

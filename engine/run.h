@@ -3,7 +3,8 @@
  *                 "test": [...]}, "config": {...}}; paths, model.restore_path too, are relative to the directory
  *                 or absolute
  *   checkpoint/   the newest complete checkpoint, if there is one (checkpoint.h)
- *   out/          what the run leaves: prompt_table.safetensors, peft/TASK/, predictions.jsonl, metrics.json */
+ *   out/          what the run leaves: prompt_table.safetensors, .npy and .nemo (table_forms.h), peft/TASK/,
+ *                 predictions.jsonl, metrics.json */
 #ifndef SL_ENGINE_RUN_H
 #define SL_ENGINE_RUN_H
 #include "base/config_yaml.h"

@@ -1,7 +1,7 @@
 /* Loading: everything a trainer holds, in the order in which it can go wrong for the user: configuration and data
  * first, weights last. */
 #include "engine/backend.h"
-#include "engine/export.h"
+#include "engine/table_forms.h"
 #include "engine/generate.h"
 #include "engine/trainer.h"
 #include <math.h>
@@ -166,10 +166,10 @@ static int restore_tables(struct sl_trainer *t, struct sl_err *err)
     if (!c->restore_path)
         return sl_err_set(err, SL_SPEC,
                           "model.existing_tasks needs model.restore_path: the prompt table they are in");
-    rc = sl_tables_read(c->restore_path, &tables, err);
+    rc = sl_tables_import(c->restore_path, NULL, 0, &tables, err);
     if (rc)
         return rc;
-    if (strcmp(tables.model_digest, t->model_digest))
+    if (tables.model_digest[0] && strcmp(tables.model_digest, t->model_digest))
         sl_emit_log(t->report, SL_WARN,
                       "the existing tasks' tables were trained on another model (or another quantisation of "
                       "it) than %s",

@@ -10,6 +10,7 @@
 #include "engine/data.h"
 #include "engine/finish.h"
 #include "engine/generate_main.h"
+#include "engine/table_forms.h"
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -155,7 +156,8 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = {{"train", train_main}, {"generate", sl_generate_main}, {"data", sl_data_main}};
+    } commands[] = {{"train", train_main}, {"generate", sl_generate_main}, {"data", sl_data_main},
+                  {"convert", sl_convert_main}};
 
     if (sl_cpu_reexec(argv)) {
         perror("softlaunch-worker: starting over with the right BLAS kernels");
@@ -164,6 +166,6 @@ int main(int argc, char **argv)
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name))
             return commands[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "usage: softlaunch-worker train|generate|data ...\n");
+    fprintf(stderr, "usage: softlaunch-worker train|generate|data|convert ...\n");
     return 2;
 }
