@@ -108,7 +108,8 @@ static void must_be(struct reader *r, const char *name, bool value)
 static void read_rope(struct reader *r, struct sl_arch *a)
 {
     const json_t *scaling = get(r, "rope_scaling");
-    const json_t *all = json_object_size(scaling) ? scaling : get(r, "rope_parameters");
+    bool empty = json_is_object(scaling) && json_object_size(scaling) == 0;
+    const json_t *all = scaling && !empty ? scaling : get(r, "rope_parameters");
     const char *where = all == scaling ? "rope_scaling" : "rope_parameters", *key;
     struct reader in = {all, all == scaling ? "rope_scaling." : "rope_parameters.", r->err, 0};
     char type[SL_SHOWN_MAX];

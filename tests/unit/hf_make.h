@@ -42,6 +42,7 @@ static inline void hm_put_file(const char *dir, const char *name, const void *da
 {
     char path[SL_PATH_MAX];
     assert_int_equal(sl_path(path, NULL, "%s/%s", dir, name), 0);
+    unlink(path); /* a file written over may be flushed to disk when it is closed */
     FILE *f = fopen(path, "w");
     assert_non_null(f);
     assert_int_equal(fwrite(data, 1, len, f), len);
