@@ -102,14 +102,16 @@ static inline void train_dir(char ret_dir[SL_PATH_MAX], const char *const *overr
 /* ---- one process
  * ------------------------------------------------------------------------------------------- */
 
-/* What happens to a process: in the backward pass of optimizer step `step`, or while the checkpoint
- * of that step is being written; and what it forgets of the checkpoint that it resumes from. */
+/* What happens to a process: in the backward pass of optimizer step `step`, while the checkpoint
+ * of that step is being written, or in its validation; and what it forgets of the checkpoint that it
+ * resumes from. */
 struct fate {
     enum {
         RUNS_ON,
         PREEMPTED,
         KILLED,
         KILLED_WRITING,
+        PREEMPTED_VALIDATING,
         POISONED
     } what; /* POISONED: a parameter becomes NaN */
     int step;
@@ -139,6 +141,13 @@ static inline void fated_copy(struct sl_backend *be, void *dst, const void *src,
     const float nan = NAN;
 
     sl_cpu_ops.copy(be, dst, src, bytes);
+    if (fate.what == PREEMPTED_VALIDATING) {
+        if (fated->state.step == fate.step && sl_trainer_validation_due(fated)) {
+            raise(SIGTERM);
+            fate.what = RUNS_ON;
+        }
+        return;
+    }
     if (fated->state.step != fate.step - 1 || at < from ||
         at >= from + (size_t)g->n_tasks * (size_t)fated->slot_v[0] * (size_t)fated->hidden *
                          sizeof(float))
@@ -199,6 +208,7 @@ static inline void leave(const char *dir, struct sl_trainer *t, int rc, const st
             best, json_pack("[I, f]", (json_int_t)s->best[i].step, s->best[i].val_loss));
     if (t->prompts) {
         write_floats(dir, "tables.bin", t->prompts, n);
+        write_floats(dir, "best.bin", t->best, (size_t)t->n_keep * n);
         sl_trainer_place_tables(t, false);
         write_floats(dir, "encoded.bin", t->prompts, n);
     }
