@@ -589,10 +589,12 @@ static void checkpoints_only_go_forward_and_reach_the_next_owner(void **state)
     claim(L1);
     assert_int_equal(checkpoint(run, L1, "m20", 20), 0);
     assert_int_equal(checkpoint(run, L1, "m10", 10), 0);
+    assert_int_equal(checkpoint(run, L1, "m20", 21), 0); /* packed under the step before */
+    assert_int_equal(checkpoint(run, L1, "m20", 19), 0);
     give_back(run, L1, NULL);
     assert_string_equal(claim_for(L2, "a2", 60000, &c), "x");
     assert_string_equal(c.checkpoint, "m20");
-    assert_int_equal(c.checkpoint_step, 20);
+    assert_int_equal(c.checkpoint_step, 21);
     assert_int_equal(c.attempt, 2);
     sl_claim_release(&c);
 }
