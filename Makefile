@@ -103,7 +103,8 @@ $(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -fopenmp -o $@ $< $(WORKER_LIBS) $(PCRE_LIBS) $(TEXT_LIBS) $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 
 # A library that the worker loads when it is there (engine/backend.h): machine code for compute capability 8.0 and
-# 9.0, PTX for what comes later. Of the rest of the program it has base/err.c, with names of its own.
+# 9.0, PTX for what comes later. Of the rest of the program it has
+# base/err.c, not exported.
 NVCC_ARCH  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 NVCC_FLAGS  = -std=c++20 -O3 -lineinfo -I. -MMD -MP $(NVCC_ARCH) -Werror all-warnings \
               -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror
@@ -111,12 +112,13 @@ CUDA_O     := $(patsubst %.cu,$(BUILD)/%.o,$(sort $(wildcard cuda/*.cu)))
 $(BUILD)/cuda/%.o: cuda/%.cu
 	@mkdir -p $(@D)
 	@$(if $(V),,echo '  nvcc $<';) $(NVCC) $(NVCC_FLAGS) -MF $(@:.o=.d) -c $< -o $@
-$(BUILD)/cuda/err.o: base/err.c
+CUDA_BASE_O := $(patsubst base/%.c,$(BUILD)/cuda/base_%.o,base/err.c)
+$(BUILD)/cuda/base_%.o: base/%.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -fPIC -fvisibility=hidden -c $< -o $@
-$(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(BUILD)/cuda/err.o
+$(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(CUDA_BASE_O)
 	@mkdir -p $(@D)
-	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -Xlinker -rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
+	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
 
 .PHONY: all worker command deps test test-long test-programs demo asan bench lint format clean unit
 all: command worker

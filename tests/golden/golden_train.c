@@ -1,4 +1,5 @@
 #include "tests/golden/golden_train.h"
+#include "engine/backend.h"
 #include "engine/encoder.h"
 #include "engine/optim.h"
 #include <math.h>
@@ -30,7 +31,7 @@ static void ok(int rc, const struct sl_err *err)
 
 static struct sl_err err;
 static struct sl_ops faulty_ops;
-static const struct sl_ops *ops = &faulty_ops;
+static const struct sl_ops *ops = &faulty_ops, *plain_ops;
 static struct sl_backend *be; /* of the run that goes on, as is model */
 static struct sl_model *model;
 static enum golden_fault planted;
@@ -44,24 +45,25 @@ static void attention_back(struct sl_backend *b, const struct sl_attention *a, c
     const struct sl_seq *seq = a->host_seqs;
     size_t cols = (size_t)a->kv_heads * (size_t)a->head_dim;
 
-    sl_cpu_ops.attention_back(b, a, q, ldq, k, ldk, v, ldv, o, ldo, lse, d_o, ldd, dq, lddq, dk,
+    plain_ops->attention_back(b, a, q, ldq, k, ldk, v, ldv, o, ldo, lse, d_o, ldd, dq, lddq, dk,
                               lddk, dv, lddv);
     for (int s = 0; planted == GOLDEN_PREFIX_DK_LEFT_OUT && s < a->n_seqs; s++) {
         if (!seq[s].prefix_len || (s > 0 && seq[s - 1].prefix_start == seq[s].prefix_start))
             continue;
         for (int64_t i = 0; i < seq[s].prefix_len; i++)
-            memset((float *)dk + (seq[s].prefix_start + i) * lddk, 0, cols * sizeof(float));
+            ops->zero(b, (float *)dk + (seq[s].prefix_start + i) * lddk, cols * sizeof(float));
         if (s == 0 || seq[s - 1].kv_start != seq[s].prefix_start)
             continue; /* the last layer: the prefix asks nothing */
         struct sl_attention own = *a;
-        float *no_dv = calloc((size_t)a->n_keys * cols, sizeof *no_dv);
-        assert_non_null(no_dv);
+        void *no_dv;
+        ok(ops->alloc(b, (size_t)a->n_keys * cols * sizeof(float), &no_dv, &err), &err);
+        ops->zero(b, no_dv, (size_t)a->n_keys * cols * sizeof(float));
         own.n_seqs = 1;
         own.seqs += s - 1;
         own.host_seqs += s - 1;
-        sl_cpu_ops.attention_back(b, &own, q, ldq, k, ldk, v, ldv, o, ldo, lse, d_o, ldd, dq, lddq,
+        plain_ops->attention_back(b, &own, q, ldq, k, ldk, v, ldv, o, ldo, lse, d_o, ldd, dq, lddq,
                                   dk, lddk, no_dv, (int64_t)cols);
-        free(no_dv);
+        ops->free(b, no_dv);
     }
 }
 
@@ -71,17 +73,18 @@ static void head_norm_back(struct sl_backend *b, const sl_act *dy, int64_t lddy,
 {
     size_t bytes = (size_t)heads * (size_t)head_dim * sizeof(float);
     if (planted != GOLDEN_HEAD_NORM_BACK_LEFT_OUT)
-        sl_cpu_ops.head_norm_back(b, dy, lddy, x, ldx, rstd, rows, heads, head_dim, w, dx, lddx);
+        plain_ops->head_norm_back(b, dy, lddy, x, ldx, rstd, rows, heads, head_dim, w, dx, lddx);
     else
         for (int64_t r = 0; r < rows; r++)
-            memmove((float *)dx + r * lddx, (const float *)dy + r * lddy, bytes);
+            if (dx != dy)
+                ops->copy(b, (float *)dx + r * lddx, (const float *)dy + r * lddy, bytes);
 }
 
 static void matmul(struct sl_backend *b, const sl_act *x, int64_t ldx, int64_t rows,
                    const struct sl_weight *w, const struct sl_weight *bias, const sl_act *add,
                    int64_t ld_add, sl_act *y, int64_t ldy)
 {
-    sl_cpu_ops.matmul(b, x, ldx, rows, w, planted == GOLDEN_BIAS_LEFT_OUT ? NULL : bias, add,
+    plain_ops->matmul(b, x, ldx, rows, w, planted == GOLDEN_BIAS_LEFT_OUT ? NULL : bias, add,
                       ld_add, y, ldy);
 }
 
@@ -93,7 +96,10 @@ void golden_plant(enum golden_fault fault)
 void golden_model_open(struct golden_model *gm, const char *path)
 {
     struct sl_weights *w;
-    faulty_ops = sl_cpu_ops;
+    plain_ops = &sl_cpu_ops;
+    if (getenv("SL_TEST_CUDA")) /* the folder of the CUDA library: the same comparisons on a GPU, in fp32 */
+        ok(sl_backend_cuda(getenv("SL_TEST_CUDA"), true, &plain_ops, &err), &err);
+    faulty_ops = *plain_ops;
     faulty_ops.attention_back = attention_back;
     faulty_ops.head_norm_back = head_norm_back;
     faulty_ops.matmul = matmul;

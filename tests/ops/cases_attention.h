@@ -37,8 +37,8 @@ static void att_add_seq(struct dev *d, struct att_ref *r, int own, int prefix_st
     a->max_kv_len = keys > a->max_kv_len ? keys : a->max_kv_len;
 }
 
-/* Strides, numbers, and which keys anybody sees, when the sequences are there. */
-static void att_fill(struct dev *d, struct att_ref *r)
+/* Strides (gaps are multiples of unit), numbers, and which keys anybody sees, when the sequences are there. */
+static void att_fill(struct dev *d, struct att_ref *r, int unit)
 {
     struct sl_attention *a = &r->a;
     for (int i = 0; i < a->n_seqs; i++)
@@ -50,10 +50,10 @@ static void att_fill(struct dev *d, struct att_ref *r)
         }
     r->q_cols = (size_t)(a->heads * a->head_dim);
     r->kv_cols = (size_t)(a->kv_heads * a->head_dim);
-    r->ldq = r->q_cols + (size_t)rnd_int(d, 0, 5);
-    r->ldk = r->kv_cols + (size_t)rnd_int(d, 0, 5);
-    r->ldv = r->kv_cols + (size_t)rnd_int(d, 0, 5);
-    r->ldo = r->q_cols + (size_t)rnd_int(d, 0, 5);
+    r->ldq = r->q_cols + (size_t)(unit * rnd_int(d, 0, 5));
+    r->ldk = r->kv_cols + (size_t)(unit * rnd_int(d, 0, 5));
+    r->ldv = r->kv_cols + (size_t)(unit * rnd_int(d, 0, 5));
+    r->ldo = r->q_cols + (size_t)(unit * rnd_int(d, 0, 5));
     r->q = host_random(d, (size_t)a->n_queries * r->q_cols, 3);
     r->k = host_random(d, (size_t)a->n_keys * r->kv_cols, 3);
     r->v = host_random(d, (size_t)a->n_keys * r->kv_cols, 1);
@@ -79,7 +79,31 @@ static struct att_ref att_inputs(struct dev *d)
         att_add_seq(d, &r, rnd_int(d, 60, 110), 0, 0, false);
     if (a->n_queries == 0)
         att_add_seq(d, &r, 5, 0, 0, false);
-    att_fill(d, &r);
+    att_fill(d, &r, 1);
+    return r;
+}
+
+/* Head sizes, strides and lengths for which a backend may have kernels of its own: common sizes, 16-byte aligned
+ * rows, prefixes and sequences longer than a tile of keys or queries. */
+static struct att_ref wide_inputs(struct dev *d)
+{
+    static const int dims[] = {64, 80, 96, 128};
+    struct att_ref r = {.a = {.kv_heads = rnd_int(d, 1, 2), .head_dim = dims[rnd(d) % 4]}};
+    struct sl_attention *a = &r.a;
+    a->heads = a->kv_heads * rnd_int(d, 1, 3);
+    a->scale = 1.3f / sqrtf((float)a->head_dim);
+    bool some = rnd(d) & 1;
+    int slots = rnd_int(d, 1, 2);
+    for (int slot = 0; slot < slots; slot++) {
+        int start = a->n_keys, prefix = rnd(d) % 4 ? rnd_int(d, 1, 90) : 0;
+        if (prefix)
+            att_add_seq(d, &r, prefix, 0, 0, some);
+        for (int rows = rnd_int(d, 1, 4); rows > 0; rows--)
+            att_add_seq(d, &r, rnd_int(d, 1, slot ? 20 : 70), start, prefix, some);
+    }
+    if (a->n_queries == 0)
+        att_add_seq(d, &r, 5, 0, 0, false);
+    att_fill(d, &r, 8);
     return r;
 }
 
@@ -150,9 +174,8 @@ static struct att_dev att_upload(struct dev *d, const struct att_ref *r, const d
     return x;
 }
 
-static void case_attention(struct dev *d, struct vec *got, struct vec *want)
+static void attention_of(struct dev *d, struct att_ref r, struct vec *got, struct vec *want)
 {
-    struct att_ref r = att_inputs(d);
     size_t n = (size_t)r.a.n_queries, all = n * r.q_cols, stats = n * (size_t)r.a.heads;
     double *o = host_new(d, all), *lse = host_new(d, stats);
     struct att_dev x = att_upload(d, &r, o, lse);
@@ -167,6 +190,16 @@ static void case_attention(struct dev *d, struct vec *got, struct vec *want)
     put(want, lse, stats);
 }
 
+static void case_attention(struct dev *d, struct vec *got, struct vec *want)
+{
+    attention_of(d, att_inputs(d), got, want);
+}
+
+static void case_wide_attention(struct dev *d, struct vec *got, struct vec *want)
+{
+    attention_of(d, wide_inputs(d), got, want);
+}
+
 static double loss_attention(void *ctx)
 {
     struct att_ref *r = ctx;
@@ -179,9 +212,8 @@ static double loss_attention(void *ctx)
     return sum;
 }
 
-static void case_attention_back(struct dev *d, struct vec *got, struct vec *want)
+static void attention_back_of(struct dev *d, struct att_ref r, size_t samples, struct vec *got, struct vec *want)
 {
-    struct att_ref r = att_inputs(d);
     size_t n = (size_t)r.a.n_queries, keys = (size_t)r.a.n_keys, all = n * r.q_cols,
            kv = keys * r.kv_cols;
     double *o = host_new(d, all), *lse = host_new(d, n * (size_t)r.a.heads);
@@ -197,14 +229,24 @@ static void case_attention_back(struct dev *d, struct vec *got, struct vec *want
                            (int64_t)r.ldo, dk, (int64_t)r.ldk, dv, (int64_t)r.ldv);
     struct vec c = {0};
     get_act(d, dq, n, r.q_cols, r.ldo, &c);
-    check_gradient(d, "dq", r.q, all, 40, loss_attention, &r, &c, NULL, got, want);
+    check_gradient(d, "dq", r.q, all, samples, loss_attention, &r, &c, NULL, got, want);
     c.n = 0;
     get_act(d, dk, keys, r.kv_cols, r.ldk, &c);
-    check_gradient(d, "dk", r.k, kv, 60, loss_attention, &r, &c, dk0, got, want);
+    check_gradient(d, "dk", r.k, kv, samples, loss_attention, &r, &c, dk0, got, want);
     c.n = 0;
     get_act(d, dv, keys, r.kv_cols, r.ldv, &c);
-    check_gradient(d, "dv", r.v, kv, 60, loss_attention, &r, &c, dv0, got, want);
+    check_gradient(d, "dv", r.v, kv, samples, loss_attention, &r, &c, dv0, got, want);
     vec_free(&c);
+}
+
+static void case_attention_back(struct dev *d, struct vec *got, struct vec *want)
+{
+    attention_back_of(d, att_inputs(d), 60, got, want);
+}
+
+static void case_wide_attention_back(struct dev *d, struct vec *got, struct vec *want)
+{
+    attention_back_of(d, wide_inputs(d), d->bits_only ? 5000 : 16, got, want);
 }
 
 #endif

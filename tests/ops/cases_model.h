@@ -95,7 +95,7 @@ static void case_model_attention(struct dev *d, struct vec *got, struct vec *wan
     att_add_seq(d, &r, 16, 0, 0, false);
     for (int i = 0; i < 16; i++)
         att_add_seq(d, &r, rnd_int(d, 20, 28), 0, 16, false);
-    att_fill(d, &r);
+    att_fill(d, &r, 8);
     size_t n = (size_t)r.a.n_queries, all = n * r.q_cols, keys = (size_t)r.a.n_keys,
            kv = keys * r.kv_cols;
     double *o = host_new(d, all), *lse = host_new(d, n * (size_t)r.a.heads);

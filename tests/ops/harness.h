@@ -87,16 +87,20 @@ static inline int rnd_int(struct dev *d, int lo, int hi) /* lo..hi, both include
     return lo + (int)(rnd(d) % (uint64_t)(hi - lo + 1));
 }
 
-/* Uniform in (-1, 1), away from 0 where kinks are, and representable where it will be stored. */
+static inline double round_bf16(double x)
+{
+    float f = (float)x;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    bits &= 0xffff0000u;
+    memcpy(&f, &bits, sizeof f);
+    return (double)f;
+}
+
+/* Uniform in (-1, 1), away from 0 where kinks are. */
 static inline double rnd_num(struct dev *d)
 {
     float x = (float)(rnd(d) >> 40) * 0x1p-24f * 1.98f + 0.01f;
-    if (d->bf16_inputs) {
-        uint32_t bits;
-        memcpy(&bits, &x, sizeof bits);
-        bits &= 0xffff0000u;
-        memcpy(&x, &bits, sizeof x);
-    }
     return rnd(d) & 1 ? -(double)x / 2 : (double)x / 2;
 }
 
@@ -121,7 +125,7 @@ static inline double *host_random(struct dev *d, size_t n, double scale)
 {
     double *p = host_new(d, n);
     for (size_t i = 0; i < n; i++)
-        p[i] = scale * rnd_num(d);
+        p[i] = d->bf16_inputs ? round_bf16(scale * rnd_num(d)) : scale * rnd_num(d);
     return p;
 }
 

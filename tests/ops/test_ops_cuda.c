@@ -1,0 +1,87 @@
+/* Every operation of the CUDA backend, with fp32 and with bf16 activations: see suite.h. Without a GPU nothing of
+ * it runs, and it says so. The library is looked for in SL_BIN. */
+#include "engine/backend.h"
+#include "tests/ops/suite.h"
+
+#define SHIFT_FLOATS 64 /* allocations are aligned to 256 bytes */
+#define EXIT_NOT_RUN 77
+
+static const struct sl_ops *tables[2]; /* fp32, bf16 */
+
+static int setup_f32(void **state)
+{
+    (void)state;
+    return suite_open(tables[0]);
+}
+
+static int setup_bf16(void **state)
+{
+    (void)state;
+    return suite_open(tables[1]);
+}
+
+static void test_any_address(void **state)
+{
+    (void)state;
+    any_address(SHIFT_FLOATS);
+}
+
+static void test_errors(void **state)
+{
+    (void)state;
+    const struct sl_ops *ops = under_test.ops;
+    struct sl_backend *be = NULL;
+    struct sl_err err = SL_ERR_INIT;
+    void *p = &err, *before = p;
+    check_errors();
+    assert_int_equal(ops->open(&(struct sl_backend_opts){.device = 1000}, &be, &err), SL_SPEC);
+    assert_null(be);
+    sl_err_clear(&err);
+    assert_int_equal(ops->alloc(under_test.be, SIZE_MAX / 8, &p, &err), SL_NOMEM);
+    assert_ptr_equal(p, before);
+    assert_non_null(strstr(err.msg, "are free"));
+    sl_err_clear(&err);
+    /* A call that the driver refuses is kept, reported once, and breaks nothing. */
+    int *device = dev_bytes(&under_test, (int[]){7}, sizeof(int)), back = 0;
+    ops->copy(under_test.be, NULL, device, sizeof(int));
+    assert_int_equal(ops->step_end(under_test.be, &err), SL_DEVICE);
+    assert_non_null(strstr(err.msg, "GPU 0: copy"));
+    sl_err_clear(&err);
+    assert_int_equal(ops->step_end(under_test.be, &err), 0);
+    assert_int_equal(ops->download(under_test.be, &back, device, sizeof back, &err), 0);
+    assert_int_equal(back, 7);
+    dev_reset(&under_test);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest f32[] = {
+        cmocka_unit_test(test_reference),     cmocka_unit_test(test_planted_fault),
+        cmocka_unit_test(test_same_bits),     cmocka_unit_test(test_any_address),
+        cmocka_unit_test(test_other_backend), cmocka_unit_test(test_errors),
+    };
+    const struct CMUnitTest narrow_tests[] = {
+        cmocka_unit_test(test_reference),
+        cmocka_unit_test(test_planted_fault),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_other_backend),
+    };
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_backend *be = NULL;
+    (void)argc;
+    if (sl_cpu_reexec(argv))
+        return 1;
+    int rc = sl_backend_cuda(getenv("SL_BIN"), true, &tables[0], &err);
+    if (!rc)
+        rc = sl_backend_cuda(getenv("SL_BIN"), false, &tables[1], &err);
+    if (!rc)
+        rc = tables[0]->open(&(struct sl_backend_opts){0}, &be, &err);
+    if (rc) {
+        printf("%zu tests need a GPU: %s\n",
+               sizeof f32 / sizeof *f32 + sizeof narrow_tests / sizeof *narrow_tests, err.msg);
+        return rc == SL_NOTFOUND ? EXIT_NOT_RUN : 1;
+    }
+    tables[0]->close(be);
+    rc = cmocka_run_group_tests_name("operations, fp32", f32, setup_f32, teardown);
+    return rc + cmocka_run_group_tests_name("operations, bf16", narrow_tests, setup_bf16, teardown);
+}
