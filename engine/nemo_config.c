@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define VOCAB_FILE_MAX (64u << 20)
 #define FILE_PREFIX "nemo:"
 
 int sl_nemo_config(const struct sl_tar *tar, json_t **ret_config, struct sl_err *err)
@@ -201,116 +200,23 @@ static int find_file(const struct sl_tar *tar, const json_t *tokenizer, const ch
     return 0;
 }
 
-struct vocab {
-    const char **token, **merge;
-    int *token_len, *merge_len;
-    unsigned char *kind;
-    json_t *json;
-};
-
-static void vocab_release(struct vocab *v)
-{
-    free((void *)v->token);
-    free((void *)v->merge);
-    free(v->token_len);
-    free(v->merge_len);
-    free(v->kind);
-    json_decref(v->json);
-}
-
-/* vocab.json: an object of token: id, the ids 0 to n - 1. */
-static int read_vocab(const struct sl_tar_member *m, struct vocab *v,
-                      struct sl_tokenizer_spec *spec, struct sl_err *err)
-{
-    const char *token;
-    json_t *id;
-    size_t n;
-    int rc = sl_json_parse((const char *)m->data, m->len, "vocab.json", &v->json, err);
-
-    if (rc)
-        return rc;
-    n = json_object_size(v->json);
-    if (!n || n > SL_MAX_VOCAB)
-        return sl_err_set(err, SL_DATA, "vocab.json is no object of 1 to %d tokens", SL_MAX_VOCAB);
-    v->token = calloc(n, sizeof *v->token);
-    v->token_len = calloc(n, sizeof *v->token_len);
-    v->kind = calloc(n, 1);
-    if (!v->token || !v->token_len || !v->kind)
-        return sl_err_set(err, SL_NOMEM, "out of memory for %zu tokens", n);
-    json_object_foreach(v->json, token, id) {
-        json_int_t at = json_is_integer(id) ? json_integer_value(id) : -1;
-
-        if (at < 0 || (size_t)at >= n || v->token[at])
-            return sl_err_set(err, SL_DATA, "vocab.json: the ids are not 0 to %zu, each once",
-                              n - 1);
-        v->token[at] = token;
-        v->token_len[at] = (int)strlen(token);
-        v->kind[at] = strcmp(token, "<|endoftext|>") ? 1 : 3;
-        if (v->kind[at] == 3)
-            spec->bos_id = spec->eos_id = (int)at;
-    }
-    spec->n_tokens = (int)n;
-    spec->tokens = v->token;
-    spec->token_len = v->token_len;
-    spec->kind = v->kind;
-    return 0;
-}
-
-/* merges.txt: a "#version" line, then "left right" lines. */
-static int read_merges(const struct sl_tar_member *m, struct vocab *v,
-                       struct sl_tokenizer_spec *spec, struct sl_err *err)
-{
-    const char *p = (const char *)m->data, *end = p + m->len;
-    size_t lines = 1;
-
-    for (const char *c = p; c < end; c++)
-        lines += *c == '\n';
-    v->merge = calloc(lines, sizeof *v->merge);
-    v->merge_len = calloc(lines, sizeof *v->merge_len);
-    if (!v->merge || !v->merge_len)
-        return sl_err_set(err, SL_NOMEM, "out of memory for %zu merges", lines);
-    while (p < end) {
-        const char *stop = memchr(p, '\n', (size_t)(end - p));
-        size_t n;
-
-        stop = stop ? stop : end;
-        n = (size_t)(stop - p);
-        if (n && p[n - 1] == '\r')
-            n--;
-        if (n && !(n > 8 && !memcmp(p, "#version", 8))) {
-            v->merge[spec->n_merges] = p;
-            v->merge_len[spec->n_merges++] = (int)n;
-        }
-        p = stop + 1;
-    }
-    spec->merges = v->merge;
-    spec->merge_len = v->merge_len;
-    return 0;
-}
-
 int sl_nemo_tokenizer(const struct sl_tar *tar, const json_t *config, struct sl_tokenizer **ret_tok,
                       struct sl_err *err)
 {
     const json_t *t = json_object_get(config, "tokenizer");
-    const struct sl_tar_member *vocab_file = NULL, *merge_file = NULL;
-    struct sl_tokenizer_spec spec = {
-        .pre = "gpt-2", .bos_id = -1, .eos_id = -1, .pad_id = -1, .unk_id = -1};
-    struct vocab v = {0};
-    int rc;
+    static const struct sl_text_ends ends = {"<|endoftext|>", "<|endoftext|>", -1, -1};
+    const struct sl_tar_member *vocab = NULL, *merges = NULL;
+    bool pieces = !strcmp(text_of(t, "library", ""), "sentencepiece");
+    const char *model = text_of(t, "model", NULL) ? "model" : "tokenizer_model";
+    int rc = find_file(tar, t, pieces ? model : "vocab_file", &vocab, err);
 
-    if (!strcmp(text_of(t, "library", ""), "sentencepiece"))
-        return refuse(err, "tokenizer.library", "sentencepiece");
-    rc = find_file(tar, t, "vocab_file", &vocab_file, err);
-    if (!rc)
-        rc = find_file(tar, t, "merge_file", &merge_file, err);
-    if (!rc && (vocab_file->len > VOCAB_FILE_MAX || merge_file->len > VOCAB_FILE_MAX))
-        rc = sl_err_set(err, SL_DATA, "the tokenizer's files are over %u bytes", VOCAB_FILE_MAX);
-    if (!rc)
-        rc = read_vocab(vocab_file, &v, &spec, err);
-    if (!rc)
-        rc = read_merges(merge_file, &v, &spec, err);
-    if (!rc)
-        rc = sl_tokenizer_new(&spec, ret_tok, err);
-    vocab_release(&v);
-    return rc;
+    if (rc || pieces)
+        return rc ? rc
+                  : sl_tokenizer_from_sentencepiece(vocab->data, vocab->len, NULL, ret_tok, err);
+    rc = find_file(tar, t, "merge_file", &merges, err);
+    if (rc)
+        return rc;
+    return sl_tokenizer_from_vocab_merges((const char *)vocab->data, vocab->len,
+                                          (const char *)merges->data, merges->len, &ends, ret_tok,
+                                          err);
 }

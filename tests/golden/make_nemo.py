@@ -12,11 +12,13 @@ recorded. Weights are multiples of 1/128, small enough to be exact in fp32, fp16
   nemo_gz     fp16, gzip'd
   nemo_erf    fp32, exact GELU, an output layer of its own, names with model.module., transposed
               storage, Parameters
+  nemo_spm    fp16, a SentencePiece model with as many pieces as the others have tokens
   nemo_prompts  two prompt tables as NeMo 1.16 saves them
 
   ids [N]  logits [N, vocab] of all but nemo_erf  logits_erf [N, vocab]  prompts.a, prompts.b
+  spm_ids: of the text "ab abc b" by SentencePiece
 
-usage: make_nemo.py [FOLDER]        (needs torch, transformers, numpy)
+usage: make_nemo.py [FOLDER]        (needs torch, transformers, numpy, sentencepiece)
 """
 import collections
 import gzip
@@ -27,6 +29,7 @@ import os
 import sys
 import tarfile
 
+import sentencepiece
 import torch
 import transformers
 
@@ -72,11 +75,11 @@ rotary_percentage: 1.0
 attention_type: multihead
 share_embeddings_and_output_weights: {tied}
 tokenizer:
-  library: megatron
-  type: GPT2BPETokenizer
-  model: null
-  vocab_file: nemo:{vocab}
-  merge_file: nemo:{merges}
+  library: {library}
+  type: {type}
+  model: {model}
+  vocab_file: {vocab}
+  merge_file: {merges}
   delimiter: null
   sentencepiece_legacy: false
 megatron_legacy: {legacy}
@@ -101,6 +104,14 @@ def tokenizer_files():
     merges = ("#version: 0.2\n" + "\n".join(MERGES) + "\n").encode()
     name = lambda data, tail: hashlib.md5(data).hexdigest() + "_" + tail
     return len(tokens), {name(vocab, "vocab.json"): vocab, name(merges, "merges.txt"): merges}
+
+
+def sentencepiece_files(vocab):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ab abc b ab", "abc ab b"] * 20), model_writer=model, vocab_size=vocab,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity", minloglevel=2)
+    return {hashlib.md5(model.getvalue()).hexdigest() + "_mt.model": model.getvalue()}
 
 
 def on_grid(shape, scale, generator):
@@ -197,10 +208,15 @@ def write_tar(path, members, dot=False, gz=False):
 
 def write_nemo(folder, name, model, files, dtype=torch.float32, tp=1, pp=1, legacy=False, ln1p=False,
                erf=False, dot=False, gz=False):
-    vocab, merges = files
+    names = ["nemo:" + name for name in files]
+    if len(files) == 1:
+        tokenizer = dict(library="sentencepiece", type="null", model=names[0], vocab="null", merges="null")
+    else:
+        tokenizer = dict(library="megatron", type="GPT2BPETokenizer", model="null", vocab=names[0],
+                         merges=names[1])
     prefix = "model.module.language_model." if erf else "model.language_model."
-    config = CONFIG.format(tp=tp, pp=pp, norm="layernorm1p" if ln1p else "layernorm", vocab=vocab,
-                           merges=merges, legacy=str(legacy).lower(), fused=str(not erf).lower(),
+    config = CONFIG.format(tp=tp, pp=pp, norm="layernorm1p" if ln1p else "layernorm", **tokenizer,
+                           legacy=str(legacy).lower(), fused=str(not erf).lower(),
                            tied=str(not erf).lower())
     members = {"model_config.yaml": config.encode(), **files}
     states = rank_states(model, tp, pp, legacy, ln1p, prefix, erf)
@@ -267,13 +283,16 @@ def main():
     write_nemo(folder, "nemo_ln1p.nemo", model, files, half, ln1p=True)
     write_nemo(folder, "nemo_gz.nemo", model, files, half, gz=True)
     write_nemo(folder, "nemo_erf.nemo", erf, files, erf=True)
+    spm = sentencepiece_files(vocab)
+    write_nemo(folder, "nemo_spm.nemo", model, spm, half)
+    spm_ids = sentencepiece.SentencePieceProcessor(model_proto=[*spm.values()][0]).encode("ab abc b")
     g = torch.Generator().manual_seed(3)
     ids = torch.randint(0, vocab, (24,), generator=g).int()
     prompts = {"a": torch.randn((3, H), generator=g), "b": torch.randn((5, H), generator=g)}
     write_prompts(folder, prompts)
     save(os.path.join(folder, "nemo.safetensors"), {
         "ids": ids, "logits": logits_of(model, ids), "logits_erf": logits_of(erf, ids),
-        "prompts.a": prompts["a"], "prompts.b": prompts["b"]}, {
+        "spm_ids": torch.tensor(spm_ids).int(), "prompts.a": prompts["a"], "prompts.b": prompts["b"]}, {
         "torch": torch.__version__, "transformers": transformers.__version__})
 
 

@@ -83,6 +83,7 @@ static void gives_the_logits_of_transformers(void **state)
         {"nemo_pp2.nemo", "logits"},    {"nemo_tp2_pp2.nemo", "logits"},
         {"nemo_legacy.nemo", "logits"}, {"nemo_ln1p.nemo", "logits"},
         {"nemo_gz.nemo", "logits"},     {"nemo_erf.nemo", "logits_erf"},
+        {"nemo_spm.nemo", "logits"},
     };
 
     (void)state;
@@ -167,6 +168,24 @@ static void has_its_tokenizer(void **state)
     assert_string_equal(text.p, sample);
     assert_int_equal(sl_tokenizer_eos(tok), 266);
     sl_buf_release(&text);
+    sl_ids_release(&ids);
+    sl_tokenizer_free(tok);
+    sl_weights_close(w);
+}
+
+static void has_its_sentencepiece_model(void **state)
+{
+    struct sl_weights *w = open_golden("nemo_spm.nemo");
+    struct sl_tokenizer *tok = NULL;
+    struct sl_ids ids = {0};
+    int64_t n = 0;
+    const int32_t *want = golden_i32(&g, "spm_ids", &n);
+
+    (void)state;
+    ok(sl_weights_tokenizer(w, &tok, &err));
+    ok(sl_tokenize(tok, "ab abc b", 8, false, &ids, &err));
+    assert_int_equal(ids.n, n);
+    assert_memory_equal(ids.id, want, (size_t)n * sizeof *want);
     sl_ids_release(&ids);
     sl_tokenizer_free(tok);
     sl_weights_close(w);
@@ -357,6 +376,7 @@ int main(void)
         cmocka_unit_test(leaves_padding_out),
         cmocka_unit_test(shards_have_one_digest),
         cmocka_unit_test(has_its_tokenizer),
+        cmocka_unit_test(has_its_sentencepiece_model),
         cmocka_unit_test(refuses_by_key),
         cmocka_unit_test(names_a_missing_tokenizer),
         cmocka_unit_test(refuses_prompt_tables),
