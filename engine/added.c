@@ -200,7 +200,8 @@ int sl_added_split(const struct sl_added *a, const char *text, size_t len, bool 
                 to = char_end(text, len, to);
         if (from > start && (rc = fn(arg, -1, text + start, from - start, err)) < 0)
             return rc;
-        if ((rc = fn(arg, found->id, text + from, 0, err)) < 0)
+        /* Taken along whole by the token before: it leaves nothing, as in the reference. */
+        if (from < to && (rc = fn(arg, found->id, text + from, 0, err)) < 0)
             return rc;
         start = to;
     }

@@ -205,7 +205,7 @@ int sl_detokenize(const struct sl_tokenizer *t, const int32_t *ids, int n, bool 
         if (t->kind[ids[i]] == SL_TOKEN_CONTROL && !specials)
             continue;
         struct sl_text s = sl_token_text(t, ids[i]);
-        if (at_start && t->kind[ids[i]] != SL_TOKEN_BYTE && s.len > 0 && *s.p == ' ') {
+        if (at_start && t->kind[ids[i]] == SL_TOKEN_NORMAL && s.len > 0 && *s.p == ' ') {
             s.p++;
             s.len--;
             at_start = t->strip_all && s.len == 0;
