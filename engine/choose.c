@@ -1,4 +1,5 @@
-/* Labels by likelihood: each data set row is a slot of its own, so that its labels share their prompt. */
+/* Labels by likelihood: each data set row is a slot of its own, so that its labels share their
+ * prompt. */
 #include "engine/generate_impl.h"
 #include <stdlib.h>
 
@@ -84,8 +85,8 @@ static int score(const struct sl_generator *g, struct scoring *s, const struct s
 
     if (!s->n)
         return 0;
-    rc = sl_batch_pack(s->row, s->n, s->slot_v, s->n_slots, arch->vocab, arch->max_positions, true, 0,
-                       &batch, err);
+    rc = sl_batch_pack(s->row, s->n, s->slot_v, s->n_slots, arch->vocab, arch->max_positions, true,
+                       0, &batch, err);
     if (rc)
         return rc;
     loss = malloc((size_t)(batch.n_entries + 1) * sizeof *loss);

@@ -16,25 +16,26 @@ static json_t *template_of(const json_t *config, const char *task)
     json_t *list = json_object_get(json_object_get(config, "model"), "task_templates"), *entry;
     size_t i;
 
-    json_array_foreach(list, i, entry) if (!strcmp(sl_json_str(entry, "taskname", ""), task))
-    {
-        return json_incref(entry);
-    }
+    json_array_foreach(list, i, entry)
+        if (!strcmp(sl_json_str(entry, "taskname", ""), task)) {
+            return json_incref(entry);
+        }
     return json_object();
 }
 
 /* rows: host [n_prompts, hidden]. */
-static int gather_tables(struct sl_trainer *t, const json_t *config, const float *rows, struct sl_tables *ret,
-                         struct sl_err *err)
+static int gather_tables(struct sl_trainer *t, const json_t *config, const float *rows,
+                         struct sl_tables *ret, struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
     size_t hidden = (size_t)t->hidden;
     int rc = 0;
 
-    *ret = (struct sl_tables){.data = json_incref(json_object_get(
-                                  json_object_get(config, "model"), "data"))};
+    *ret = (struct sl_tables){
+        .data = json_incref(json_object_get(json_object_get(config, "model"), "data"))};
     memcpy(ret->model_digest, t->model_digest, sizeof ret->model_digest);
-    snprintf(ret->tokenizer_digest, sizeof ret->tokenizer_digest, "%s", sl_tokenizer_digest(t->tok));
+    snprintf(ret->tokenizer_digest, sizeof ret->tokenizer_digest, "%s",
+             sl_tokenizer_digest(t->tok));
     ret->table = calloc((size_t)c->n_tasks, sizeof *ret->table);
     if (!ret->table)
         return sl_err_set(err, SL_NOMEM, "no memory for %d tables", c->n_tasks);
@@ -71,10 +72,11 @@ static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, str
     for (int i = 0; i < c->n_tasks && !rc; i++) {
         struct sl_err why = SL_ERR_INIT;
 
-        how.type = c->task[i].style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE : c->p_tuning.encoder_type;
+        how.type =
+            c->task[i].style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE : c->p_tuning.encoder_type;
         if (sl_peft_check(c->task[i].name, c->task[i].prompt_template, c->data.add_bos, &why))
             sl_emit_log(t->report, SL_WARN, "no PEFT adapter for task '%s': %s", c->task[i].name,
-                          why.msg);
+                        why.msg);
         else
             rc = sl_export_peft(dir, &tables->table[i], &how, c->data.add_bos, err);
     }
@@ -108,8 +110,8 @@ static int export_others(struct sl_trainer *t, const struct sl_tables *tables, s
 }
 
 /* One file of tables from host rows; for_all (may be NULL) gets what was written. */
-static int export_rows(struct sl_trainer *t, const json_t *config, const float *rows, const char *path,
-                       struct sl_tables *for_all, struct sl_err *err)
+static int export_rows(struct sl_trainer *t, const json_t *config, const float *rows,
+                       const char *path, struct sl_tables *for_all, struct sl_err *err)
 {
     struct sl_tables tables = {0};
     int rc = gather_tables(t, config, rows, &tables, err);
@@ -205,19 +207,20 @@ static void tested_release(struct tested *t)
 }
 
 /* The same rows without virtual tokens, answered by the model as it is. */
-static int answer_untuned(struct sl_generator *g, struct sl_trainer *t, struct sl_dataset_options how,
-                          struct tested *test, struct sl_err *err)
+static int answer_untuned(struct sl_generator *g, struct sl_trainer *t,
+                          struct sl_dataset_options how, struct tested *test, struct sl_err *err)
 {
     struct sl_dataset *plain = NULL;
     int rc;
 
     how.no_virtual = true;
-    rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, &t->run->config, t->tok, &how,
-                         &plain, err);
+    rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, &t->run->config,
+                         t->tok, &how, &plain, err);
     if (!rc && sl_dataset_rows(plain) != sl_dataset_rows(test->ds))
-        rc = sl_err_set(err, SL_SPEC,
-                        "some test rows fit only without virtual tokens; raise max_seq_length or name "
-                        "a truncate_field");
+        rc = sl_err_set(
+            err, SL_SPEC,
+            "some test rows fit only without virtual tokens; raise max_seq_length or name "
+            "a truncate_field");
     g->tuned = false;
     g->phase = "answering without the prompts";
     if (!rc)
@@ -242,20 +245,22 @@ static int answer_all(struct sl_trainer *t, struct tested *test, struct sl_err *
                              .phase = "answering the test rows"};
     struct sl_dataset_options how = {.answer = SL_ANSWER_NONE};
     int64_t left_out;
-    int rc = sl_prompt_positions(c, sl_model_arch(t->model)->max_positions, &how.max_positions, err);
+    int rc =
+        sl_prompt_positions(c, sl_model_arch(t->model)->max_positions, &how.max_positions, err);
 
     if (!rc)
-        rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, c, t->tok, &how, &test->ds,
-                             err);
+        rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, c, t->tok, &how,
+                             &test->ds, err);
     if (rc)
         return rc;
     left_out = sl_dataset_counts(test->ds).read - sl_dataset_rows(test->ds);
     if (left_out)
-        sl_emit_log(t->report, SL_WARN,
-                      "%lld of %lld test rows do not fit beside inference.tokens_to_generate %d: they are "
-                      "neither answered nor scored",
-                      (long long)left_out, (long long)sl_dataset_counts(test->ds).read,
-                      c->inference.tokens_to_generate);
+        sl_emit_log(
+            t->report, SL_WARN,
+            "%lld of %lld test rows do not fit beside inference.tokens_to_generate %d: they are "
+            "neither answered nor scored",
+            (long long)left_out, (long long)sl_dataset_counts(test->ds).read,
+            c->inference.tokens_to_generate);
     rc = sl_row_answers(test->ds, &test->answer, err);
     if (!rc)
         rc = sl_generate(&g, test->ds, &test->tuned, err);
@@ -279,7 +284,8 @@ static double majority(const struct tested *test, int task, int64_t rows)
         if (sl_dataset_row(test->ds, i).slot != task)
             continue;
         for (int k = i; k < n; k++)
-            same += sl_dataset_row(test->ds, k).slot == task && !strcmp(test->answer[i], test->answer[k]);
+            same += sl_dataset_row(test->ds, k).slot == task &&
+                    !strcmp(test->answer[i], test->answer[k]);
         if (same > best)
             best = same;
     }
@@ -287,8 +293,8 @@ static double majority(const struct tested *test, int task, int64_t rows)
 }
 
 /* Exact match and F1 of a column over a task's rows; NULL in a row: an empty text. */
-static int score_column(const struct tested *test, const char *const *text, int task, struct sl_scores *ret,
-                        struct sl_err *err)
+static int score_column(const struct tested *test, const char *const *text, int task,
+                        struct sl_scores *ret, struct sl_err *err)
 {
     struct sl_scores sum = {0};
 
@@ -313,7 +319,8 @@ static int score_metric(const struct tested *test, enum sl_metric metric, int ta
                         struct sl_err *err)
 {
     int n = sl_dataset_rows(test->ds), kept = 0, rc;
-    const char **text = calloc((size_t)n + 1, sizeof *text), **ref = calloc((size_t)n + 1, sizeof *ref);
+    const char **text = calloc((size_t)n + 1, sizeof *text),
+               **ref = calloc((size_t)n + 1, sizeof *ref);
 
     for (int i = 0; text && ref && i < n; i++)
         if (sl_dataset_row(test->ds, i).slot == task) {
@@ -331,7 +338,7 @@ static int score_task(struct sl_trainer *t, const struct tested *test, int task,
                       struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
-    const char *const *tuned = (const char *const *)test->tuned, *const *untuned;
+    const char *const *tuned = (const char *const *)test->tuned, *const * untuned;
     struct sl_scores s;
     double metric = 0;
     json_t *o;
@@ -341,9 +348,9 @@ static int score_task(struct sl_trainer *t, const struct tested *test, int task,
         rc = score_metric(test, c->validation_metric, task, &metric, err);
     if (rc)
         return rc;
-    o = json_pack("{s:s, s:I, s:f, s:f, s:f}", "name", c->task[task].name, "rows", (json_int_t)s.rows,
-                  "exact_match", sl_scores_exact(&s), "f1", sl_scores_f1(&s), "majority",
-                  majority(test, task, s.rows));
+    o = json_pack("{s:s, s:I, s:f, s:f, s:f}", "name", c->task[task].name, "rows",
+                  (json_int_t)s.rows, "exact_match", sl_scores_exact(&s), "f1", sl_scores_f1(&s),
+                  "majority", majority(test, task, s.rows));
     if (c->report_validation_metric)
         json_object_set_new(o, sl_metric_name(c->validation_metric), json_real(metric));
     untuned = (const char *const *)test->untuned;
@@ -369,17 +376,18 @@ static int score_task(struct sl_trainer *t, const struct tested *test, int task,
 /* As named numbers, so that runs can be listed and compared by them: "test/TASK/exact_match". */
 static void send_scores(struct sl_trainer *t, const json_t *list)
 {
-    json_t *event = json_pack("{s:s, s:I}", "ev", "metric", "step", (json_int_t)t->state.step), *task, *value;
+    json_t *event = json_pack("{s:s, s:I}", "ev", "metric", "step", (json_int_t)t->state.step),
+           *task, *value;
     const char *key;
     char name[256];
     size_t i;
 
-    json_array_foreach(list, i, task) json_object_foreach(task, key, value)
-    {
-        snprintf(name, sizeof name, "test/%s/%s", sl_json_str(task, "name", ""), key);
-        if (json_is_real(value))
-            json_object_set(event, name, value);
-    }
+    json_array_foreach(list, i, task)
+        json_object_foreach(task, key, value) {
+            snprintf(name, sizeof name, "test/%s/%s", sl_json_str(task, "name", ""), key);
+            if (json_is_real(value))
+                json_object_set(event, name, value);
+        }
     sl_emit(t->report, event);
 }
 
@@ -391,12 +399,11 @@ static void send_predictions(struct sl_trainer *t, const struct tested *test)
         if (sl_dataset_json(test->ds, i, &row, NULL))
             return;
         sl_emit(t->report,
-                        json_pack("{s:s, s:s, s:O?, s:O?, s:s, s:s, s:s*}", "ev", "prediction", "task",
-                                  t->run->config.task[sl_dataset_row(test->ds, i).slot].name, "context",
-                                  json_object_get(row, "context"), "question",
-                                  json_object_get(row, "question"), "answer", test->answer[i],
-                                  "prediction", test->tuned[i], "untuned",
-                                  test->untuned ? test->untuned[i] : NULL));
+                json_pack("{s:s, s:s, s:O?, s:O?, s:s, s:s, s:s*}", "ev", "prediction", "task",
+                          t->run->config.task[sl_dataset_row(test->ds, i).slot].name, "context",
+                          json_object_get(row, "context"), "question",
+                          json_object_get(row, "question"), "answer", test->answer[i], "prediction",
+                          test->tuned[i], "untuned", test->untuned ? test->untuned[i] : NULL));
         json_decref(row);
     }
 }

@@ -1,16 +1,18 @@
-/* The end of a run: tables exported, the test split answered with and without the prompts, scores. */
+/* The end of a run: tables exported, the test split answered with and without the prompts, scores.
+ */
 #ifndef SL_ENGINE_FINISH_H
 #define SL_ENGINE_FINISH_H
 #include "engine/trainer.h"
 
 #define SL_TOP_K_DIR "top_k"
 
-/* Writes out/prompt_table.safetensors, out/top_k/step-N.safetensors (the tables of the save_top_k best validations, in
- * the same form), out/peft/TASK/ where PEFT can express the task (else logs why not), and, with a test split,
- * out/predictions.jsonl. ret_metrics: {"tasks": [{"name", "rows", "majority", "exact_match", "f1", "choice" (by
- * likelihood, when the task has inference.choices), each of the three as "untuned_..." too, and with
- * report_validation_metric that metric}], "val_loss", ...}, also in out/metrics.json. A run of style no-prompts has no
- * tables, and only the untuned model's answers, as "exact_match" and so on. New reference. SL_CANCELLED when control
+/* Writes out/prompt_table.safetensors, out/top_k/step-N.safetensors (the tables of the save_top_k
+ * best validations, in the same form), out/peft/TASK/ where PEFT can express the task (else logs
+ * why not), and, with a test split, out/predictions.jsonl. ret_metrics: {"tasks": [{"name", "rows",
+ * "majority", "exact_match", "f1", "choice" (by likelihood, when the task has inference.choices),
+ * each of the three as "untuned_..." too, and with report_validation_metric that metric}],
+ * "val_loss", ...}, also in out/metrics.json. A run of style no-prompts has no tables, and only the
+ * untuned model's answers, as "exact_match" and so on. New reference. SL_CANCELLED when control
  * asks to stop. */
 int sl_finish(struct sl_trainer *t, json_t **ret_metrics, struct sl_err *err);
 

@@ -21,24 +21,25 @@ int sl_generate_go_on(const struct sl_generator *g, int64_t done, int64_t total,
     if (want == SL_WANT_CANCEL || want == SL_WANT_PREEMPT)
         return sl_err_set(err, SL_CANCELLED, "asked to stop");
     if (g->report)
-        sl_emit(g->report,
-                        json_pack("{s:s, s:s, s:I, s:I}", "ev", "progress", "phase", g->phase, "done",
-                                  (json_int_t)done, "total", (json_int_t)total));
+        sl_emit(g->report, json_pack("{s:s, s:s, s:I, s:I}", "ev", "progress", "phase", g->phase,
+                                     "done", (json_int_t)done, "total", (json_int_t)total));
     return 0;
 }
 
-int sl_prompt_positions(const struct sl_config *c, int model_positions, int *ret_positions, struct sl_err *err)
+int sl_prompt_positions(const struct sl_config *c, int model_positions, int *ret_positions,
+                        struct sl_err *err)
 {
     int most = model_positions, n = c->inference.tokens_to_generate;
 
     if (c->data.max_seq_length && c->data.max_seq_length < most)
         most = c->data.max_seq_length;
     if (most <= n)
-        return sl_err_set(err, SL_SPEC,
-                          "inference.tokens_to_generate %d leaves no room for a prompt: a row has %d positions "
-                          "(%s)",
-                          n, most,
-                          most < model_positions ? "model.data.max_seq_length" : "what the model allows");
+        return sl_err_set(
+            err, SL_SPEC,
+            "inference.tokens_to_generate %d leaves no room for a prompt: a row has %d positions "
+            "(%s)",
+            n, most,
+            most < model_positions ? "model.data.max_seq_length" : "what the model allows");
     *ret_positions = most - n;
     return 0;
 }
@@ -86,16 +87,16 @@ static int look_for_stop(struct job *j, struct row_state *r, struct sl_err *err)
     return rc;
 }
 
-static int take_tokens(struct job *j, int row0, struct row_state *rows, const int *active, int n_active,
-                       int32_t *tokens, struct sl_err *err)
+static int take_tokens(struct job *j, int row0, struct row_state *rows, const int *active,
+                       int n_active, int32_t *tokens, struct sl_err *err)
 {
     int vocab = sl_model_arch(j->g->model)->vocab, eos = sl_tokenizer_eos(j->g->tok), rc = 0;
 
     for (int k = 0; k < n_active && !rc; k++) {
         struct row_state *r = &rows[active[k]];
 
-        rc = sl_sample(j->sampler, j->logits + (size_t)k * (size_t)vocab, r->context.id, r->context.n,
-                       row0 + active[k], r->context.n - r->n_prompt, &tokens[k], err);
+        rc = sl_sample(j->sampler, j->logits + (size_t)k * (size_t)vocab, r->context.id,
+                       r->context.n, row0 + active[k], r->context.n - r->n_prompt, &tokens[k], err);
         if (rc)
             break;
         if (tokens[k] == eos) {
@@ -192,8 +193,8 @@ static int rows_together(const struct job *j, int row0)
     int n = 0, rows = sl_dataset_rows(j->ds);
 
     while (row0 + n < rows && n < SL_GENERATE_ROWS) {
-        room -= position *
-                (sl_dataset_row(j->ds, row0 + n).n + (int64_t)j->g->config->inference.tokens_to_generate);
+        room -= position * (sl_dataset_row(j->ds, row0 + n).n +
+                            (int64_t)j->g->config->inference.tokens_to_generate);
         if (n && room < 0)
             break;
         n++;

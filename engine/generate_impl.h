@@ -4,6 +4,7 @@
 #include "engine/generate.h"
 
 /* Reports progress; SL_CANCELLED when control asks to stop. */
-int sl_generate_go_on(const struct sl_generator *g, int64_t done, int64_t total, struct sl_err *err);
+int sl_generate_go_on(const struct sl_generator *g, int64_t done, int64_t total,
+                      struct sl_err *err);
 
 #endif

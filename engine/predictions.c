@@ -102,9 +102,9 @@ void sl_print_predictions(const struct sl_predictions *p)
         const char *key;
         int width;
         bool there;
-    } columns[] = {{"context", 44, true},      {"question", 30, true},
-                   {"answer", 14, true},       {"prediction", 14, true},
-                   {"choice", 14, p->choice},  {"untuned", 14, p->untuned}};
+    } columns[] = {{"context", 44, true},     {"question", 30, true},
+                   {"answer", 14, true},      {"prediction", 14, true},
+                   {"choice", 14, p->choice}, {"untuned", 14, p->untuned}};
     int n = sl_dataset_rows(p->ds);
 
     for (size_t c = 0; c < sizeof columns / sizeof *columns; c++)

@@ -46,14 +46,15 @@ static void add_micro(struct sl_trainer *t)
     }
 }
 
-int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, int64_t total, float *dprompts,
-                    double *sum, int64_t *counted, int64_t *useful, struct sl_err *err)
+int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, int64_t total,
+                    float *dprompts, double *sum, int64_t *counted, int64_t *useful,
+                    struct sl_err *err)
 {
     const struct sl_arch *arch = sl_model_arch(t->model);
     struct sl_batch batch;
     float *loss;
-    int rc = sl_batch_pack(rows, n, t->slot_v, t->run->config.n_tasks, arch->vocab, arch->max_positions,
-                           !t->options.no_share, (int)total, &batch, err);
+    int rc = sl_batch_pack(rows, n, t->slot_v, t->run->config.n_tasks, arch->vocab,
+                           arch->max_positions, !t->options.no_share, (int)total, &batch, err);
 
     if (rc)
         return rc;
@@ -75,8 +76,8 @@ int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, int6
     return rc;
 }
 
-int sl_trainer_loss(struct sl_trainer *t, const int *rows, int n_rows, bool gradient, double *ret_loss,
-                    int64_t *ret_counted, int64_t *ret_useful, struct sl_err *err)
+int sl_trainer_loss(struct sl_trainer *t, const int *rows, int n_rows, bool gradient,
+                    double *ret_loss, int64_t *ret_counted, int64_t *ret_useful, struct sl_err *err)
 {
     int micro = t->run->config.micro_batch, rc = 0;
     int64_t total = 0, counted = 0, useful = 0;
@@ -93,8 +94,11 @@ int sl_trainer_loss(struct sl_trainer *t, const int *rows, int n_rows, bool grad
 
         for (int k = 0; k < n; k++)
             part[k] = sl_dataset_row(t->train, rows[i + k]);
-        rc = sl_trainer_pass(t, part, n, total, !gradient ? NULL : i ? t->dmicro : t->dprompts, &sum,
-                             &counted, &useful, err);
+        rc = sl_trainer_pass(t, part, n, total,
+                             !gradient ? NULL
+                             : i       ? t->dmicro
+                                       : t->dprompts,
+                             &sum, &counted, &useful, err);
         if (!rc && gradient && i)
             add_micro(t);
     }
@@ -124,10 +128,11 @@ static int checkpoint(struct sl_trainer *t, struct sl_err *err)
     sl_fingerprint_take(t->ops, t->be, &t->state.print);
     rc = sl_checkpoint_save(t->run->dir, &c, &t->state, err);
     if (rc)
-        return sl_err_wrap(err, rc, "writing the checkpoint of step %lld", (long long)t->state.step);
+        return sl_err_wrap(err, rc, "writing the checkpoint of step %lld",
+                           (long long)t->state.step);
     sl_emit(t->report,
-                    json_pack("{s:s, s:I, s:s, s:b}", "ev", "checkpoint", "step",
-                              (json_int_t)t->state.step, "path", SL_CHECKPOINT_DIR, "best", best));
+            json_pack("{s:s, s:I, s:s, s:b}", "ev", "checkpoint", "step", (json_int_t)t->state.step,
+                      "path", SL_CHECKPOINT_DIR, "best", best));
     return 0;
 }
 
@@ -162,11 +167,10 @@ static int step(struct sl_trainer *t, struct sl_err *err)
     s->position = s->step % t->steps_per_epoch * t->rows_per_step;
     s->tokens += useful;
     s->seconds += seconds;
-    sl_emit(t->report,
-                    json_pack("{s:s, s:I, s:i, s:f, s:f, s:f, s:I, s:f}", "ev", "metric", "step",
-                              (json_int_t)s->step, "epoch", epoch, "loss", loss, "lr", lr, "grad_norm",
-                              (double)norm, "tokens", (json_int_t)s->tokens, "tokens_per_s",
-                              (double)useful / (seconds > 0 ? seconds : 1)));
+    sl_emit(t->report, json_pack("{s:s, s:I, s:i, s:f, s:f, s:f, s:I, s:f}", "ev", "metric", "step",
+                                 (json_int_t)s->step, "epoch", epoch, "loss", loss, "lr", lr,
+                                 "grad_norm", (double)norm, "tokens", (json_int_t)s->tokens,
+                                 "tokens_per_s", (double)useful / (seconds > 0 ? seconds : 1)));
     return 0;
 }
 
@@ -181,13 +185,15 @@ static int keep_tables(struct sl_trainer *t, struct sl_err *err)
         sl_trainer_place_tables(t, false);
         return 0;
     }
-    sl_emit_log(t->report, SL_INFO, "keeping the tables of step %lld: val_loss %.4f (%.4f at step 0)",
-                  (long long)t->state.best_step, t->state.best_val_loss, t->state.first_val_loss);
+    sl_emit_log(t->report, SL_INFO,
+                "keeping the tables of step %lld: val_loss %.4f (%.4f at step 0)",
+                (long long)t->state.best_step, t->state.best_val_loss, t->state.first_val_loss);
     return t->ops->upload(t->be, t->prompts, t->best,
                           (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float), err);
 }
 
-/* Where validations and checkpoints belong. A part of an epoch counts from the start of each, steps from the run's. */
+/* Where validations and checkpoints belong. A part of an epoch counts from the start of each, steps
+ * from the run's. */
 static bool at_boundary(const struct sl_trainer *t)
 {
     int64_t step = t->state.step;
@@ -231,7 +237,8 @@ int sl_trainer_run(struct sl_trainer *t, enum sl_wire_want *ret_want, struct sl_
                 return rc;
             saved_step = -1;
         }
-        if (s->step > 0 && s->step != saved_step && (want == SL_WANT_CHECKPOINT || at_boundary(t))) {
+        if (s->step > 0 && s->step != saved_step &&
+            (want == SL_WANT_CHECKPOINT || at_boundary(t))) {
             rc = checkpoint(t, err);
             saved_step = s->step;
         }

@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of the vocabulary for a text: tokenised without BOS; at most max rows. Caller frees *ret_rows. */
+/* Rows of the vocabulary for a text: tokenised without BOS; at most max rows. Caller frees
+ * *ret_rows. */
 static int text_rows(struct sl_trainer *t, const char *text, int max, float **ret_rows, int *ret_n,
                      struct sl_err *err)
 {
@@ -28,7 +29,8 @@ static int text_rows(struct sl_trainer *t, const char *text, int max, float **re
     return rc;
 }
 
-static int table_from_text(struct sl_trainer *t, struct sl_trainer_group *g, int at, struct sl_err *err)
+static int table_from_text(struct sl_trainer *t, struct sl_trainer_group *g, int at,
+                           struct sl_err *err)
 {
     const struct sl_task *task = &t->run->config.task[g->slot[at]];
     int v = task->total_virtual_tokens, n = 0, rc;
@@ -39,7 +41,8 @@ static int table_from_text(struct sl_trainer *t, struct sl_trainer_group *g, int
     if (rc)
         return rc;
     if (!n)
-        return sl_err_set(err, SL_SPEC, "new_prompt_init_text of task '%s' has no tokens", task->name);
+        return sl_err_set(err, SL_SPEC, "new_prompt_init_text of task '%s' has no tokens",
+                          task->name);
     tiled = malloc((size_t)v * row * sizeof *tiled);
     for (int i = 0; tiled && i < v; i++)
         memcpy(tiled + (size_t)i * row, rows + (size_t)(i % n) * row, row * sizeof *tiled);
@@ -50,7 +53,8 @@ static int table_from_text(struct sl_trainer *t, struct sl_trainer_group *g, int
     return rc;
 }
 
-static int fix_name_rows(struct sl_trainer *t, struct sl_trainer_group *g, int at, struct sl_err *err)
+static int fix_name_rows(struct sl_trainer *t, struct sl_trainer_group *g, int at,
+                         struct sl_err *err)
 {
     const struct sl_task *task = &t->run->config.task[g->slot[at]];
     float *rows = NULL;
@@ -66,16 +70,16 @@ static int make_encoder(struct sl_trainer *t, struct sl_trainer_group *g, enum s
                         struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
-    struct sl_encoder_config e = {.type = style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE
-                                                                          : c->p_tuning.encoder_type,
-                                  .n_tasks = g->n_tasks,
-                                  .virtual_tokens = c->new_virtual_tokens,
-                                  .hidden = t->hidden,
-                                  .encoder_hidden = c->p_tuning.encoder_hidden,
-                                  .layers = c->p_tuning.num_layers,
-                                  .dropout = (float)c->p_tuning.dropout,
-                                  .init_std = (float)c->p_tuning.init_std,
-                                  .seed = c->seed};
+    struct sl_encoder_config e = {
+        .type = style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE : c->p_tuning.encoder_type,
+        .n_tasks = g->n_tasks,
+        .virtual_tokens = c->new_virtual_tokens,
+        .hidden = t->hidden,
+        .encoder_hidden = c->p_tuning.encoder_hidden,
+        .layers = c->p_tuning.num_layers,
+        .dropout = (float)c->p_tuning.dropout,
+        .init_std = (float)c->p_tuning.init_std,
+        .seed = c->seed};
     bool name_rows = c->p_tuning.taskname_rows == SL_TASKNAME_ROWS_ON ||
                      (c->p_tuning.taskname_rows == SL_TASKNAME_ROWS_AUTO && g->n_tasks > 1);
     int rc = sl_encoder_new(&e, t->ops, t->be, &g->encoder, err);
@@ -118,7 +122,8 @@ static int make_group(struct sl_trainer *t, enum sl_style style, struct sl_err *
     return rc;
 }
 
-/* A config without a learning rate gives each style its own default; t->schedule has that of model's style. */
+/* A config without a learning rate gives each style its own default; t->schedule has that of
+ * model's style. */
 static float lr_ratio(const struct sl_trainer *t, const struct sl_trainer_group *g)
 {
     const struct sl_config *c = &t->run->config;

@@ -1,8 +1,8 @@
-/* Loading: everything a trainer holds, in the order in which it can go wrong for the user: configuration and data
- * first, weights last. */
+/* Loading: everything a trainer holds, in the order in which it can go wrong for the user:
+ * configuration and data first, weights last. */
 #include "engine/backend.h"
-#include "engine/table_forms.h"
 #include "engine/generate.h"
+#include "engine/table_forms.h"
 #include "engine/trainer.h"
 #include <math.h>
 #include <stdlib.h>
@@ -13,8 +13,8 @@ static int open_rows(struct sl_trainer *t, const struct sl_strings *files, enum 
 {
     struct sl_dataset_options how = {.answer = answer, .max_positions = max_positions};
 
-    return sl_dataset_open((const char *const *)files->s, files->n, &t->run->config, t->tok, &how, ret_ds,
-                           err);
+    return sl_dataset_open((const char *const *)files->s, files->n, &t->run->config, t->tok, &how,
+                           ret_ds, err);
 }
 
 static void tell_rows(struct sl_trainer *t, const char *what, const struct sl_dataset *ds)
@@ -22,34 +22,37 @@ static void tell_rows(struct sl_trainer *t, const char *what, const struct sl_da
     struct sl_dataset_counts n = sl_dataset_counts(ds);
 
     sl_emit_log(t->report, SL_INFO,
-                  "%s rows: %lld of %lld, %lld truncated, %lld too long and %lld too short left "
-                  "out; %.1f positions and %.1f counted tokens a row",
-                  what, (long long)n.rows, (long long)n.read, (long long)n.truncated,
-                  (long long)n.too_long, (long long)n.too_short,
-                  (double)n.positions / (double)(n.rows ? n.rows : 1),
-                  (double)n.targets / (double)(n.rows ? n.rows : 1));
+                "%s rows: %lld of %lld, %lld truncated, %lld too long and %lld too short left "
+                "out; %.1f positions and %.1f counted tokens a row",
+                what, (long long)n.rows, (long long)n.read, (long long)n.truncated,
+                (long long)n.too_long, (long long)n.too_short,
+                (double)n.positions / (double)(n.rows ? n.rows : 1),
+                (double)n.targets / (double)(n.rows ? n.rows : 1));
     if (sl_dataset_mostly_skipped(ds))
         sl_emit_log(t->report, SL_WARN,
-                      "more than half of the %s rows do not fit and are left out: raise "
-                      "model.data.max_seq_length or name a truncate_field",
-                      what);
+                    "more than half of the %s rows do not fit and are left out: raise "
+                    "model.data.max_seq_length or name a truncate_field",
+                    what);
     if (n.split_boundary)
-        sl_emit_log(t->report, SL_WARN,
-                      "in %lld %s rows a token spans the start of the answer, so that generation starts "
-                      "from other tokens than training saw",
-                      (long long)n.split_boundary, what);
+        sl_emit_log(
+            t->report, SL_WARN,
+            "in %lld %s rows a token spans the start of the answer, so that generation starts "
+            "from other tokens than training saw",
+            (long long)n.split_boundary, what);
 }
 
 static int open_data(struct sl_trainer *t, struct sl_err *err)
 {
     const struct sl_config *c = &t->run->config;
-    int model_max = sl_weights_arch(t->weights)->max_positions, most = model_max, prompt = 0, rc = 0;
+    int model_max = sl_weights_arch(t->weights)->max_positions, most = model_max, prompt = 0,
+        rc = 0;
 
     if (c->data.max_seq_length && c->data.max_seq_length < most)
         most = c->data.max_seq_length;
     if (c->style != SL_STYLE_NO_PROMPTS) {
         if (!t->run->train.n)
-            return sl_err_set(err, SL_SPEC, "datasets.train names no file: there is nothing to train on");
+            return sl_err_set(err, SL_SPEC,
+                              "datasets.train names no file: there is nothing to train on");
         rc = open_rows(t, &t->run->train, SL_ANSWER_ROW, most, &t->train, err);
         if (rc)
             return rc;
@@ -83,18 +86,20 @@ static int plan_steps(struct sl_trainer *t, struct sl_err *err)
     t->rows_per_step = c->global_batch * c->trainer.accumulate_grad_batches;
     t->steps_per_epoch = rows / t->rows_per_step;
     if (!t->steps_per_epoch)
-        return sl_err_set(err, SL_SPEC,
-                          "%d training rows do not fill one step of %d (model.global_batch_size %d x "
-                          "trainer.accumulate_grad_batches %d); lower one of them",
-                          rows, t->rows_per_step, c->global_batch, c->trainer.accumulate_grad_batches);
-    by_epochs = c->trainer.max_epochs < 0 ? INT64_MAX
-                                          : (int64_t)c->trainer.max_epochs * t->steps_per_epoch;
+        return sl_err_set(
+            err, SL_SPEC,
+            "%d training rows do not fill one step of %d (model.global_batch_size %d x "
+            "trainer.accumulate_grad_batches %d); lower one of them",
+            rows, t->rows_per_step, c->global_batch, c->trainer.accumulate_grad_batches);
+    by_epochs =
+        c->trainer.max_epochs < 0 ? INT64_MAX : (int64_t)c->trainer.max_epochs * t->steps_per_epoch;
     t->steps = c->trainer.max_steps >= 0 && c->trainer.max_steps < by_epochs ? c->trainer.max_steps
-                                                                            : by_epochs;
+                                                                             : by_epochs;
     if (c->trainer.max_steps >= 0 && by_epochs < c->trainer.max_steps)
-        sl_emit_log(t->report, SL_WARN,
-                      "trainer.max_epochs %d ends the run after %lld steps, before trainer.max_steps %d",
-                      c->trainer.max_epochs, (long long)by_epochs, c->trainer.max_steps);
+        sl_emit_log(
+            t->report, SL_WARN,
+            "trainer.max_epochs %d ends the run after %lld steps, before trainer.max_steps %d",
+            c->trainer.max_epochs, (long long)by_epochs, c->trainer.max_steps);
     t->validate_by_epoch = !c->trainer.val_check_steps;
     t->validate_every = t->validate_by_epoch
                             ? (int64_t)floor(c->trainer.val_check_fraction * t->steps_per_epoch)
@@ -126,9 +131,10 @@ static int lay_out_slots(struct sl_trainer *t, struct sl_err *err)
         trains |= c->task[i].is_new;
     }
     if (!trains && c->style != SL_STYLE_NO_PROMPTS)
-        return sl_err_set(err, SL_SPEC,
-                          "there is nothing to train: model.new_tasks is empty. `softlaunch generate` "
-                          "answers with tables that are there; virtual_prompt_style no-prompts without");
+        return sl_err_set(
+            err, SL_SPEC,
+            "there is nothing to train: model.new_tasks is empty. `softlaunch generate` "
+            "answers with tables that are there; virtual_prompt_style no-prompts without");
     return 0;
 }
 
@@ -164,29 +170,33 @@ static int restore_tables(struct sl_trainer *t, struct sl_err *err)
     if (c->n_new_tasks == c->n_tasks || c->style == SL_STYLE_NO_PROMPTS)
         return 0;
     if (!c->restore_path)
-        return sl_err_set(err, SL_SPEC,
-                          "model.existing_tasks needs model.restore_path: the prompt table they are in");
+        return sl_err_set(
+            err, SL_SPEC,
+            "model.existing_tasks needs model.restore_path: the prompt table they are in");
     rc = sl_tables_import(c->restore_path, NULL, 0, &tables, err);
     if (rc)
         return rc;
     if (tables.model_digest[0] && strcmp(tables.model_digest, t->model_digest))
-        sl_emit_log(t->report, SL_WARN,
-                      "the existing tasks' tables were trained on another model (or another quantisation of "
-                      "it) than %s",
-                      t->run->model);
+        sl_emit_log(
+            t->report, SL_WARN,
+            "the existing tasks' tables were trained on another model (or another quantisation of "
+            "it) than %s",
+            t->run->model);
     for (int i = 0; i < c->n_tasks && !rc; i++) {
         int at = sl_tables_find(&tables, c->task[i].name);
 
         if (c->task[i].is_new)
             continue;
         if (at < 0)
-            rc = sl_err_set(err, SL_SPEC, "%s has no table for the existing task '%s'", c->restore_path,
-                            c->task[i].name);
-        else if (tables.table[at].virtual_tokens != t->slot_v[i] || tables.table[at].hidden != t->hidden)
-            rc = sl_err_set(err, SL_SPEC,
-                            "%s: the table of '%s' is [%d, %d], its template and the model say [%d, %d]",
-                            c->restore_path, c->task[i].name, tables.table[at].virtual_tokens,
-                            tables.table[at].hidden, t->slot_v[i], t->hidden);
+            rc = sl_err_set(err, SL_SPEC, "%s has no table for the existing task '%s'",
+                            c->restore_path, c->task[i].name);
+        else if (tables.table[at].virtual_tokens != t->slot_v[i] ||
+                 tables.table[at].hidden != t->hidden)
+            rc = sl_err_set(
+                err, SL_SPEC,
+                "%s: the table of '%s' is [%d, %d], its template and the model say [%d, %d]",
+                c->restore_path, c->task[i].name, tables.table[at].virtual_tokens,
+                tables.table[at].hidden, t->slot_v[i], t->hidden);
         else
             rc = t->ops->upload(t->be, t->prompts + (size_t)t->slot_first[i] * (size_t)t->hidden,
                                 tables.table[at].rows,
@@ -210,13 +220,15 @@ static int resume(struct sl_trainer *t, struct sl_err *err)
     struct sl_train_state *s = &t->state;
     int rc;
 
-    *s = (struct sl_train_state){.best_step = -1, .validated_step = -1, .seed = t->run->config.seed};
+    *s =
+        (struct sl_train_state){.best_step = -1, .validated_step = -1, .seed = t->run->config.seed};
     memcpy(s->config_digest, t->run->config_digest, sizeof s->config_digest);
     memcpy(s->model_digest, t->model_digest, sizeof s->model_digest);
     if (!t->n_groups || !t->run->config.exp.resume_if_exists || !sl_checkpoint_exists(t->run->dir))
         return 0;
     sl_fingerprint_take(t->ops, t->be, &now);
-    rc = sl_checkpoint_load(t->run->dir, &c, s->config_digest, s->model_digest, &now, s, warning, err);
+    rc = sl_checkpoint_load(t->run->dir, &c, s->config_digest, s->model_digest, &now, s, warning,
+                            err);
     if (rc)
         return sl_err_wrap(err, rc, "resuming");
     if (warning[0])
@@ -246,8 +258,8 @@ static int init(struct sl_trainer *t, struct sl_err *err)
     if (!rc)
         rc = sl_weights_digest(t->weights, t->model_digest, err);
     if (!rc)
-        rc = sl_backend_open(t->options.device, c->trainer.precision == SL_PRECISION_FP32, t->options.threads,
-                             &t->ops, &t->be, err);
+        rc = sl_backend_open(t->options.device, c->trainer.precision == SL_PRECISION_FP32,
+                             t->options.threads, &t->ops, &t->be, err);
     if (!rc)
         rc = sl_model_new(t->weights, t->ops, t->be, &t->model, err);
     if (rc)
@@ -273,15 +285,16 @@ static int init(struct sl_trainer *t, struct sl_err *err)
         return rc;
     t->ops->info(t->be, &info);
     sl_emit(t->report,
-                    json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:b, s:f}", "ev", "start", "step",
-                              (json_int_t)t->state.step, "steps", (json_int_t)t->steps, "rows",
-                              t->train ? sl_dataset_rows(t->train) : 0, "threads", info.threads,
-                              "kernel", info.kernel, "resumed", t->state.step > 0, "lr", c->optim.lr));
+            json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:b, s:f}", "ev", "start", "step",
+                      (json_int_t)t->state.step, "steps", (json_int_t)t->steps, "rows",
+                      t->train ? sl_dataset_rows(t->train) : 0, "threads", info.threads, "kernel",
+                      info.kernel, "resumed", t->state.step > 0, "lr", c->optim.lr));
     return 0;
 }
 
-int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run, const struct sl_trainer_options *options,
-                    struct sl_emitter *report, struct sl_control *control, struct sl_err *err)
+int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run,
+                    const struct sl_trainer_options *options, struct sl_emitter *report,
+                    struct sl_control *control, struct sl_err *err)
 {
     int rc;
 

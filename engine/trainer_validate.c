@@ -1,4 +1,5 @@
-/* Validation: the loss over the validation rows, a metric of generated answers, and what follows from them. */
+/* Validation: the loss over the validation rows, a metric of generated answers, and what follows
+ * from them. */
 #include "engine/generate.h"
 #include "engine/metrics.h"
 #include "engine/trainer.h"
@@ -10,7 +11,8 @@ static bool asked_to_stop(const struct sl_trainer *t)
 {
     enum sl_wire_want want = t->control ? sl_control_take(t->control) : SL_WANT_NOTHING;
 
-    return want == SL_WANT_CANCEL || want == SL_WANT_PREEMPT; /* a checkpoint follows a validation anyway */
+    return want == SL_WANT_CANCEL ||
+           want == SL_WANT_PREEMPT; /* a checkpoint follows a validation anyway */
 }
 
 /* Mean loss over the validation rows' counted tokens. */
@@ -28,8 +30,8 @@ static int loss_of_rows(struct sl_trainer *t, double *ret_loss, struct sl_err *e
 
         if (i < n)
             row = sl_dataset_row(t->validation, i);
-        if (used && (i == n || used == SL_BATCH_MAX_ROWS ||
-                     positions + row.n > SL_VALIDATION_POSITIONS)) {
+        if (used &&
+            (i == n || used == SL_BATCH_MAX_ROWS || positions + row.n > SL_VALIDATION_POSITIONS)) {
             rc = asked_to_stop(t)
                      ? sl_err_set(err, SL_CANCELLED, "asked to stop")
                      : sl_trainer_pass(t, part, used, 0, NULL, &sum, &counted, &useful, err);
@@ -86,7 +88,8 @@ static int note_best(struct sl_trainer *t, double loss, struct sl_err *err)
     memmove(t->best + (size_t)(at + 1) * block, t->best + (size_t)at * block,
             (size_t)(s->n_best - at - 1) * block * sizeof(float));
     s->best[at] = (struct sl_best){s->step, loss};
-    rc = block ? t->ops->download(t->be, t->best + (size_t)at * block, t->prompts, block * sizeof(float), err)
+    rc = block ? t->ops->download(t->be, t->best + (size_t)at * block, t->prompts,
+                                  block * sizeof(float), err)
                : 0;
     if (!rc && at == 0) {
         s->best_val_loss = loss;
@@ -135,10 +138,11 @@ int sl_trainer_validate(struct sl_trainer *t, struct sl_err *err)
     sl_trainer_place_tables(t, false);
     rc = loss_of_rows(t, &loss, err);
     if (!rc && !isfinite(loss))
-        rc = sl_err_set(err, SL_DATA,
-                        "val_loss is not a finite number; a lower learning rate (model.optim.lr %g) or "
-                        "trainer.gradient_clip_val may help",
-                        c->optim.lr);
+        rc = sl_err_set(
+            err, SL_DATA,
+            "val_loss is not a finite number; a lower learning rate (model.optim.lr %g) or "
+            "trainer.gradient_clip_val may help",
+            c->optim.lr);
     if (!rc && t->asked)
         rc = metric_of_rows(t, &metric, err);
     if (!rc)
@@ -150,9 +154,10 @@ int sl_trainer_validate(struct sl_trainer *t, struct sl_err *err)
     s->validated_step = s->step;
     report(t, loss, t->asked ? &metric : NULL);
     if (waited_enough(t, loss, first)) {
-        sl_emit_log(t->report, SL_INFO,
-                      "early stopping at step %lld: val_loss has not improved by %g in %d validations",
-                      (long long)s->step, c->exp.min_delta, c->exp.patience);
+        sl_emit_log(
+            t->report, SL_INFO,
+            "early stopping at step %lld: val_loss has not improved by %g in %d validations",
+            (long long)s->step, c->exp.min_delta, c->exp.patience);
         t->finished_early = true;
     }
     return 0;

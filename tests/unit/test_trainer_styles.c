@@ -1,5 +1,6 @@
-/* The trainer: styles side by side, a run without prompts, one backward pass of an encoder a step, the best tables,
- * where validations fall, and what a stop or a loss that is no number in the middle of one leaves. */
+/* The trainer: styles side by side, a run without prompts, one backward pass of an encoder a step,
+ * the best tables, where validations fall, and what a stop or a loss that is no number in the
+ * middle of one leaves. */
 #include "engine/cpu/coretype.h"
 #include "tests/unit/train_run.h"
 
@@ -59,24 +60,28 @@ static double moved(const struct outcome *a, const struct outcome *b, int task)
 
 static void test_mixed_styles_resume_to_the_same_bits(void **state)
 {
-    static const char *const mixed[] = {MIXED, "model.p_tuning.encoder_type=lstm", "model.p_tuning.dropout=0.2",
-                                        "model.prompt_tuning={\"new_prompt_init_methods\": [\"random\", \"text\"],"
-                                        " \"new_prompt_init_text\": [null, \"is it so\"]}",
-                                        NULL};
+    static const char *const mixed[] = {
+        MIXED, "model.p_tuning.encoder_type=lstm", "model.p_tuning.dropout=0.2",
+        "model.prompt_tuning={\"new_prompt_init_methods\": [\"random\", \"text\"],"
+        " \"new_prompt_init_text\": [null, \"is it so\"]}",
+        NULL};
 
     (void)state;
     same_after(mixed, (struct fate){.what = PREEMPTED, .step = 7});
     same_after(mixed, (struct fate){.what = KILLED, .step = 11});
 }
 
-/* Rows of one task only move that task's table; each style learns at its own default rate, or at the named one.
- * AdamW's first step moves every number by the learning rate. */
+/* Rows of one task only move that task's table; each style learns at its own default rate, or at
+ * the named one. AdamW's first step moves every number by the learning rate. */
 static void test_each_style_has_its_own_default_rate(void **state)
 {
-#define ONE_STEP MIXED, "trainer.max_steps=1", "model.optim.weight_decay=0", "model.optim.sched.warmup_steps=0", \
-        "exp_manager.checkpoint_callback_params.save_best_model=false", "model.p_tuning.encoder_type=embedding"
-    static const char *const by_default[] = {ONE_STEP, "model.optim={\"weight_decay\": 0, \"sched\": {\"warmup_steps\": 0}}",
-                                             NULL};
+#define ONE_STEP                                                                                   \
+    MIXED, "trainer.max_steps=1", "model.optim.weight_decay=0",                                    \
+        "model.optim.sched.warmup_steps=0",                                                        \
+        "exp_manager.checkpoint_callback_params.save_best_model=false",                            \
+        "model.p_tuning.encoder_type=embedding"
+    static const char *const by_default[] = {
+        ONE_STEP, "model.optim={\"weight_decay\": 0, \"sched\": {\"warmup_steps\": 0}}", NULL};
     static const char *const named[] = {ONE_STEP, "model.optim.lr=0.002", NULL};
     static const char *const still[] = {ONE_STEP, "model.optim.lr=1e-12", NULL};
     struct outcome a, b, none;
@@ -98,9 +103,11 @@ static void test_each_style_has_its_own_default_rate(void **state)
 static void test_a_run_without_prompts_validates_and_ends(void **state)
 {
     static const char *const overrides[] = {
-        "model.virtual_prompt_style=no-prompts", "datasets={\"validation\": [\"validation.jsonl\"]}",
+        "model.virtual_prompt_style=no-prompts",
+        "datasets={\"validation\": [\"validation.jsonl\"]}",
         "model.task_templates=[{\"taskname\": \"one\", \"prompt_template\": \"{text} = {answer}\","
-        " \"total_virtual_tokens\": 0}, {\"taskname\": \"two\", \"prompt_template\": \"say {text}: {answer}\","
+        " \"total_virtual_tokens\": 0}, {\"taskname\": \"two\", \"prompt_template\": \"say {text}: "
+        "{answer}\","
         " \"total_virtual_tokens\": 0}]",
         NULL};
     struct outcome o;
@@ -176,7 +183,8 @@ static bool validated_at(const struct outcome *o, int step)
 
 static void validated_exactly_at(const char *interval, const int *steps, int n)
 {
-    const char *const overrides[] = {interval, "trainer.max_epochs=3", "trainer.max_steps=-1", NULL};
+    const char *const overrides[] = {interval, "trainer.max_epochs=3", "trainer.max_steps=-1",
+                                     NULL};
     struct outcome o;
     int found = 0;
 
@@ -195,7 +203,8 @@ static void validated_exactly_at(const char *interval, const int *steps, int n)
 /* An epoch has five steps. */
 static void test_validations_by_steps_and_by_parts_of_an_epoch(void **state)
 {
-    static const int halves[] = {0, 2, 4, 7, 9, 12, 14, 15}, ends[] = {0, 5, 10, 15}, fours[] = {0, 4, 8, 12, 15};
+    static const int halves[] = {0, 2, 4, 7, 9, 12, 14, 15}, ends[] = {0, 5, 10, 15},
+                     fours[] = {0, 4, 8, 12, 15};
     static const int all[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
     (void)state;
@@ -206,7 +215,8 @@ static void test_validations_by_steps_and_by_parts_of_an_epoch(void **state)
     validated_exactly_at("trainer.val_check_interval=0.01", all, 16);
 }
 
-#define METRIC "model.report_validation_metric=true", "model.validation_metric=rouge", \
+#define METRIC                                                                                     \
+    "model.report_validation_metric=true", "model.validation_metric=rouge",                        \
         "inference.tokens_to_generate=3"
 
 static void test_the_validation_metric_is_part_of_the_run(void **state)
@@ -229,7 +239,8 @@ static void test_the_validation_metric_is_part_of_the_run(void **state)
     same_after(overrides, (struct fate){.what = PREEMPTED, .step = 6});
 }
 
-/* A wish to stop while the validation rows are read: a checkpoint without that validation, which is done anew. */
+/* A wish to stop while the validation rows are read: a checkpoint without that validation, which is
+ * done anew. */
 static void test_a_validation_can_be_interrupted(void **state)
 {
     static const char *const overrides[] = {METRIC, NULL};
@@ -252,8 +263,8 @@ static void test_a_validation_can_be_interrupted(void **state)
 static void test_the_tables_of_the_best_validations_are_kept(void **state)
 {
     static const char *const overrides[] = {"trainer.val_check_interval=2",
-                                            "exp_manager.checkpoint_callback_params.save_top_k=3", MIXED,
-                                            "datasets.validation.0=other.jsonl", NULL};
+                                            "exp_manager.checkpoint_callback_params.save_top_k=3",
+                                            MIXED, "datasets.validation.0=other.jsonl", NULL};
     struct outcome o, at;
     char dir[SL_PATH_MAX], again[SL_PATH_MAX];
     float *best;
@@ -278,7 +289,8 @@ static void test_the_tables_of_the_best_validations_are_kept(void **state)
         train_in(again, (struct fate){.what = PREEMPTED, .step = step ? step : 1}, &at);
         assert_int_equal(at.rc, SL_CANCELLED);
         if (step)
-            assert_memory_equal(best + (size_t)i * (size_t)block, at.encoded, (size_t)block * sizeof *best);
+            assert_memory_equal(best + (size_t)i * (size_t)block, at.encoded,
+                                (size_t)block * sizeof *best);
         outcome_release(&at);
         sl_rmtree(again, NULL);
     }
@@ -288,7 +300,8 @@ static void test_the_tables_of_the_best_validations_are_kept(void **state)
     sl_rmtree(dir, NULL);
 }
 
-/* A val_loss that is no number ends the run; the checkpoint of before is whole, and a run goes on from it. */
+/* A val_loss that is no number ends the run; the checkpoint of before is whole, and a run goes on
+ * from it. */
 static void test_a_broken_validation_leaves_the_checkpoint(void **state)
 {
     (void)state;
@@ -306,7 +319,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_validation_can_be_interrupted),
         cmocka_unit_test(test_the_tables_of_the_best_validations_are_kept),
         cmocka_unit_test(test_a_broken_validation_leaves_the_checkpoint),
-        cmocka_unit_test(test_encoders_go_back_once_a_step), /* the one that computes in this process */
+        cmocka_unit_test(
+            test_encoders_go_back_once_a_step), /* the one that computes in this process */
     };
     (void)argc;
     if (sl_cpu_reexec(argv)) /* as the worker does: threads that wait passively */
