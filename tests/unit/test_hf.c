@@ -1,5 +1,6 @@
 /* Hugging Face directories: what is read is what was written, in every form that the files may
  * have, and what config.json says is understood. */
+#include "base/rng.h"
 #include "tests/unit/hf_make.h"
 #include <math.h>
 
@@ -370,6 +371,95 @@ static void test_gpt2_activations(void **state)
     }
 }
 
+/* ---- damage */
+
+/* A file cut anywhere. */
+static void test_truncated(void **state)
+{
+    (void)state;
+    struct tiny_model t;
+    struct hm m;
+    struct sl_buf file;
+    char path[SL_PATH_MAX];
+    struct sl_err err;
+    tiny_open(&llama, &t);
+    hm_init(&m, t.weights, "llama", "F32", false);
+    hm_write(&m);
+    sl_buf_init(&file, 1 << 20);
+    assert_int_equal(sl_path(path, NULL, "%s/model.safetensors", m.dir), 0);
+    assert_int_equal(sl_file_read(path, &file, NULL), 0);
+    for (size_t len = 0; len < file.len; len += len < 4096 ? 31 : 4999) {
+        struct sl_weights *w = NULL;
+        err = (struct sl_err)SL_ERR_INIT;
+        hm_put_file(m.dir, "model.safetensors", file.p, len);
+        assert_int_equal(sl_weights_open(m.dir, &w, &err), SL_DATA);
+        assert_null(w);
+    }
+    sl_buf_release(&file);
+    hm_release(&m);
+    tiny_close(&t);
+}
+
+/* Random damage of header and config: refused or opened, never a read outside of the file (the
+ * sanitizers would tell). */
+static void test_damaged(void **state)
+{
+    (void)state;
+    struct sl_rng rng = sl_rng_new(6, 0);
+    int opened = 0, rounds = 3000;
+    for (int kind = 0; kind < 2; kind++) {
+        struct tiny_model t;
+        struct hm m;
+        struct sl_buf file[2];
+        static const char *const names[] = {"model.safetensors", "config.json"};
+        tiny_open(kind ? &llama : &gpt2, &t);
+        hm_init(&m, t.weights, kind ? "llama" : NULL, "F32", false);
+        hm_write(&m);
+        for (int f = 0; f < 2; f++) {
+            char path[SL_PATH_MAX];
+            sl_buf_init(&file[f], 1 << 20);
+            assert_int_equal(sl_path(path, NULL, "%s/%s", m.dir, names[f]), 0);
+            assert_int_equal(sl_file_read(path, &file[f], NULL), 0);
+        }
+        uint64_t header;
+        memcpy(&header, file[0].p, sizeof header);
+        for (int round = 0; round < rounds; round++) {
+            struct sl_weights *w = NULL;
+            struct sl_err err = SL_ERR_INIT;
+            int f = (int)sl_rng_below(&rng, 2);
+            size_t head = f ? file[1].len : (size_t)header + 8;
+            char *p = malloc(file[f].len);
+            assert_non_null(p);
+            memcpy(p, file[f].p, file[f].len);
+            for (uint64_t n = 1 + sl_rng_below(&rng, 2); n > 0; n--) {
+                size_t at = sl_rng_below(&rng, head);
+                p[at] = sl_rng_below(&rng, 2) ? (char)(p[at] ^ 1)
+                                              : "0123456789[]{},\""[sl_rng_below(&rng, 16)];
+            }
+            hm_put_file(m.dir, names[f], p, file[f].len);
+            int rc = sl_weights_open(m.dir, &w, &err);
+            assert_true(rc == 0 || err.msg[0]);
+            if (rc == 0) {
+                char hex[SL_SHA256_HEX + 1];
+                opened++;
+                for (int i = 0; i < w->n_tensors; i += 5) {
+                    int64_t rows, cols;
+                    free(hm_read(w, w->tensors[i].name, &rows, &cols));
+                }
+                assert_int_equal(sl_weights_digest(w, hex, NULL), 0);
+                sl_weights_close(w);
+            }
+            hm_put_file(m.dir, names[f], file[f].p, file[f].len);
+            free(p);
+        }
+        for (int f = 0; f < 2; f++)
+            sl_buf_release(&file[f]);
+        hm_release(&m);
+        tiny_close(&t);
+    }
+    assert_in_range(opened, 20, 2 * rounds - 1000); /* both happened */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -377,6 +467,7 @@ int main(void)
         cmocka_unit_test(test_half_types),   cmocka_unit_test(test_what_is_passed_over),
         cmocka_unit_test(test_extras),       cmocka_unit_test(test_config),
         cmocka_unit_test(test_qwen_windows), cmocka_unit_test(test_gpt2_activations),
+        cmocka_unit_test(test_truncated),    cmocka_unit_test(test_damaged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
