@@ -297,7 +297,7 @@ static int gather(struct sl_pickle_reader *r, enum sl_pickle_type type, size_t n
     if (!rc)
         rc = sl_pickle_make(r, type, &v);
     if (!rc)
-        rc = sl_pickle_add_items(r, v, r->stack + r->n_stack - n, n);
+        rc = sl_pickle_add_items(r, v, n ? r->stack + r->n_stack - n : NULL, n);
     if (rc)
         return rc;
     r->n_stack -= n;

@@ -12,7 +12,7 @@ MALLOC_MB = 64       # what no file, however hostile, may ask for at once
 RSS_MB = 1024        # with the sanitizers' shadow
 INPUT_MAX = 4096     # bytes
 INPUT_MAX_OF = {"nemo": 16384, "unpack": 8192, "gguf": 8192, "torch_zip": 8192}
-CORPUS_MAX = 28000   # bytes of one target's corpus that --keep leaves: the largest inputs go first
+CORPUS_MAX = 24000   # bytes of one target's corpus that --keep leaves: the largest inputs go first
 
 options = argparse.ArgumentParser()
 options.add_argument("--build", required=True)

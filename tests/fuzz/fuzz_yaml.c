@@ -1,4 +1,5 @@
-/* YAML configurations and single values of a command line. */
+/* YAML: any text, single values of a command line, and NeMo's configurations as job specs. */
+#include "base/config_yaml.h"
 #include "base/json.h"
 #include "base/refs.h"
 #include "base/spec.h"
@@ -17,6 +18,23 @@ static void check_round_trip(const json_t *json)
         fuzz_check(json_equal(json, again));
     json_decref(again);
     free(text);
+}
+
+static void read_config(const char *path, const char *override, bool config_only)
+{
+    char *overrides[] = {(char *)(uintptr_t)override};
+    struct sl_config_yaml_options options = {
+        .overrides = overrides, .n_overrides = 1, .allow_unknown = config_only, .config_only = config_only};
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_config_yaml config;
+    int rc = sl_config_yaml_read(path, &options, &config, &err);
+
+    if (rc) {
+        fuzz_check_error(rc, err);
+        return;
+    }
+    fuzz_check(json_is_object(config.spec) && json_is_array(config.errors) && json_is_array(config.notes));
+    sl_config_yaml_release(&config);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -43,6 +61,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         json_decref(json);
     else
         fuzz_check_error(rc, err);
+    read_config(fuzz_file(data, size), "model.seed=3", false);
+    read_config(fuzz_file(data, size), text, true);
     free(text);
     return 0;
 }

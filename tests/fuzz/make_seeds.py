@@ -122,6 +122,28 @@ def spm(model_type, byte_fallback=False):
 
 seed("spm", spm(1), spm(2), spm(2, True))
 
+npy = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 3), }\n"
+seed("npy", b"\x01\0" + struct.pack("<H", len(npy)) + npy + struct.pack("<12f", *range(6), 1, 2, 3, 0, 0, 0),
+     b"\x02\0" + struct.pack("<I", len(npy)) + npy + bytes(48))
+
+adapter = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2, "token_dim": 3,
+           "num_transformer_submodules": 1}
+table = {"prompt_table": {"prompt_table.t.prompt_embeddings.weight": f.Tensor([2, 3], 0), "prompt_table.t.indices": f.Tensor([2], 1, "LongStorage")}}
+seed("tables", json.dumps(adapter).encode() + b"\0" + f.safetensors_of({"prompt_embeddings": [2, 3]}, "F16"),
+     json.dumps(dict(adapter, peft_type="P_TUNING")).encode() + b"\0" + f.torch_zip({"prompt_embeddings": f.Tensor([2, 3], 0)}, {"0": bytes(24)}),
+     f.tar([("model_config.yaml", b"task_templates:\n- {taskname: t, prompt_template: '<|VIRTUAL_PROMPT_0|>{a}'}\nsoftlaunch: {model: '%s'}\n" % (b"0" * 64)),
+            ("model_weights.ckpt", f.torch_zip(table, {"0": bytes(24), "1": bytes(16)}))]))
+
+
+def squad_article(title):
+    return {"title": title, "paragraphs": [{"context": "dog " + title, "qas": [
+        {"id": "1", "question": "who?", "answers": [{"text": "dog", "answer_start": 0}, {"text": title, "answer_start": 4}]},
+        {"id": "2", "question": "", "is_impossible": True, "answers": []}]}]}
+
+
+for choice in b"\0\1\6\7":
+    seed("squad", bytes([choice]) + json.dumps({"version": "v2.0", "data": [squad_article(t) for t in ("a", "b", "\u00e9")]}).encode())
+
 sha = "0" * 64
 seed("manifest", json.dumps({"files": [{"path": "a/b.txt", "sha256": sha, "bytes": 3}, {"path": "c.tar.zst", "sha256": sha, "bytes": 9,
      "entries": [{"path": "x", "sha256": sha, "bytes": 1}]}]}), "name:v0/a/b", "name:candidate", "name")
