@@ -1,5 +1,6 @@
 #include "base/config_yaml.h"
 #include "base/json.h"
+#include "base/nemo_keys.h"
 #include "base/refs.h"
 #include "base/schema.h"
 #include "base/spec.h"
@@ -41,108 +42,13 @@ static void note(struct reading *r, const char *fmt, ...)
     free(text);
 }
 
-/* ---- NeMo's keys that mean nothing here ---- */
-
-enum meaning {
-    NOTHING,
-    MUST_BE_OFF, /* set, it would change the result */
-    FOLDER       /* of a run by hand */
-};
-
-static const struct {
-    const char *section, *key;
-    enum meaning meaning;
-} others[] = {
-    {"", "hydra", NOTHING},
-    {"trainer", "accelerator", NOTHING},
-    {"trainer", "strategy", NOTHING},
-    {"trainer", "num_nodes", NOTHING},
-    {"trainer", "logger", NOTHING},
-    {"trainer", "enable_checkpointing", NOTHING},
-    {"trainer", "enable_progress_bar", NOTHING},
-    {"trainer", "enable_model_summary", NOTHING},
-    {"trainer", "replace_sampler_ddp", NOTHING},
-    {"trainer", "use_distributed_sampler", NOTHING},
-    {"trainer", "log_every_n_steps", NOTHING},
-    {"trainer", "num_sanity_val_steps", NOTHING},
-    {"trainer", "benchmark", NOTHING},
-    {"trainer", "deterministic", NOTHING},
-    {"trainer", "resume_from_checkpoint", MUST_BE_OFF},
-    {"trainer", "check_val_every_n_epoch", MUST_BE_OFF},
-    {"trainer", "max_time", MUST_BE_OFF},
-    {"trainer", "limit_train_batches", MUST_BE_OFF},
-    {"trainer", "limit_val_batches", MUST_BE_OFF},
-    {"trainer", "limit_test_batches", MUST_BE_OFF},
-    {"exp_manager", "explicit_log_dir", FOLDER},
-    {"exp_manager", "exp_dir", FOLDER},
-    {"exp_manager", "name", FOLDER},
-    {"exp_manager", "version", NOTHING},
-    {"exp_manager", "use_datetime_version", NOTHING},
-    {"exp_manager", "create_wandb_logger", NOTHING},
-    {"exp_manager", "wandb_logger_kwargs", NOTHING},
-    {"exp_manager", "create_tensorboard_logger", NOTHING},
-    {"exp_manager", "summary_writer_kwargs", NOTHING},
-    {"exp_manager", "create_checkpoint_callback", NOTHING},
-    {"exp_manager", "log_step_timing", NOTHING},
-    {"exp_manager", "step_timing_kwargs", NOTHING},
-    {"exp_manager", "resume_ignore_no_checkpoint", NOTHING},
-    {"exp_manager", "resume_past_end", NOTHING},
-    {"exp_manager.checkpoint_callback_params", "save_nemo_on_train_end", NOTHING},
-    {"exp_manager.checkpoint_callback_params", "always_save_nemo", NOTHING},
-    {"exp_manager.checkpoint_callback_params", "filename", NOTHING},
-    {"exp_manager.checkpoint_callback_params", "model_parallel_size", NOTHING},
-    {"exp_manager.checkpoint_callback_params", "verbose", NOTHING},
-    {"exp_manager.early_stopping_callback_params", "verbose", NOTHING},
-    {"exp_manager.early_stopping_callback_params", "strict", NOTHING},
-    {"model", "tensor_model_parallel_size", NOTHING},
-    {"model", "pipeline_model_parallel_size", NOTHING},
-    {"model", "pipeline_model_parallel_split_rank", NOTHING},
-    {"model", "sequence_parallel", NOTHING},
-    {"model", "activations_checkpoint_granularity", NOTHING},
-    {"model", "activations_checkpoint_method", NOTHING},
-    {"model", "activations_checkpoint_num_layers", NOTHING},
-    {"model", "validation_global_batch_size", NOTHING},
-    {"model", "validation_micro_batch_size", NOTHING},
-    {"model", "validation_drop_last", NOTHING},
-    {"model", "save_nemo_on_validation_end", NOTHING},
-    {"model", "megatron_amp_O2", NOTHING},
-    {"model", "gradient_as_bucket_view", NOTHING},
-    {"model", "encoder_seq_length", NOTHING},
-    {"model", "hidden_size", NOTHING},
-    {"model", "precision", NOTHING},
-    {"model.data", "num_workers", NOTHING},
-    {"model.data", "pin_memory", NOTHING},
-    {"model.data", "persistent_workers", NOTHING},
-    {"model.data", "train_cache_data_path", NOTHING},
-    {"model.data", "validation_cache_data_path", NOTHING},
-    {"model.data", "test_cache_data_path", NOTHING},
-    {"model.data", "load_cache", NOTHING},
-    {"model.optim.sched", "monitor", NOTHING},
-    {"model.optim.sched", "reduce_on_plateau", MUST_BE_OFF},
-};
-
 static void leave_out_others(struct reading *r)
 {
     struct sl_buf list;
-    char path[128];
 
     sl_buf_init(&list, NOTE_MAX);
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
-        json_t *section = (json_t *)sl_json_get(r->work, others[i].section);
-        json_t *value = json_object_get(section, others[i].key);
-
-        if (!value)
-            continue;
-        snprintf(path, sizeof path, "%s%s%s", others[i].section, *others[i].section ? "." : "", others[i].key);
-        if (others[i].meaning == MUST_BE_OFF) {
-            if (!json_is_null(value) && !json_is_false(value) &&
-                sl_schema_error(r->out.errors, path, "null", value, "softlaunch has nothing like it: remove it, or set it to null"))
-                r->out_of_memory = true;
-        } else if (others[i].meaning == NOTHING && !json_is_null(value)) {
-            sl_buf_addf(&list, "%s%s", list.len ? ", " : "", path);
-        }
-        json_object_del(section, others[i].key);
-    }
+    if (sl_nemo_keys_leave_out(r->work, r->out.errors, &list))
+        r->out_of_memory = true;
     if (list.len)
         note(r, "ignored, since they mean nothing here: %s", list.p);
     sl_buf_release(&list);
@@ -161,11 +67,11 @@ static void find_missing(struct reading *r, json_t *value, const char *path)
     json_t *v;
     size_t i;
 
-    json_object_foreach(value, key, v)
-    {
+    json_object_foreach(value, key, v) {
         bool is_missing = json_is_string(v) && !strcmp(json_string_value(v), SL_REFS_MISSING);
 
-        if (snprintf(below, sizeof below, "%s%s%s", path, *path ? "." : "", key) >= (int)sizeof below)
+        if (snprintf(below, sizeof below, "%s%s%s", path, *path ? "." : "", key) >=
+            (int)sizeof below)
             continue;
         if (!is_missing) {
             find_missing(r, v, below);
@@ -173,7 +79,8 @@ static void find_missing(struct reading *r, json_t *value, const char *path)
         }
         if (!(r->options->config_only &&
               (!strcmp(below, "model.language_model_path") || !strcmp(path, "model.data"))) &&
-            sl_schema_error(r->out.errors, below, "a value", v, "it has to be given: %s=...", below))
+            sl_schema_error(r->out.errors, below, "a value", v, "it has to be given: %s=...",
+                            below))
             r->out_of_memory = true;
         json_object_set_new(value, key, json_null());
     }
@@ -208,11 +115,15 @@ static void set(struct reading *r, json_t *object, const char *key, json_t *valu
 
 static void fix_trainer(struct reading *r, json_t *trainer)
 {
-    static const char *const spellings[][2] = {{"16-mixed", "bf16"},   {"bf16-mixed", "bf16"}, {"16-true", "bf16"},
-                                               {"bf16-true", "bf16"}, {"32-true", "fp32"}};
+    static const char *const spellings[][2] = {{"16-mixed", "bf16"},
+                                               {"bf16-mixed", "bf16"},
+                                               {"16-true", "bf16"},
+                                               {"bf16-true", "bf16"},
+                                               {"32-true", "fp32"}};
     const char *precision = sl_json_str(trainer, "precision", "");
 
-    if (json_is_null(json_object_get(trainer, "max_epochs")) && sl_json_int(trainer, "max_steps", -1) > 0)
+    if (json_is_null(json_object_get(trainer, "max_epochs")) &&
+        sl_json_int(trainer, "max_steps", -1) > 0)
         set(r, trainer, "max_epochs", json_integer(-1));
     if (json_is_null(json_object_get(trainer, "gradient_clip_val")))
         set(r, trainer, "gradient_clip_val", json_real(0));
@@ -243,18 +154,23 @@ static bool is_prompt_tuning(const char *style)
 static void leave_out_unused(struct reading *r, json_t *model)
 {
     json_t *templates = json_object_get(model, "task_templates"), *t;
-    const json_t *news = json_object_get(model, "new_tasks"), *olds = json_object_get(model, "existing_tasks");
+    const json_t *news = json_object_get(model, "new_tasks"),
+                 *olds = json_object_get(model, "existing_tasks");
     bool prompt_tuning = is_prompt_tuning(sl_json_str(model, "virtual_prompt_style", ""));
     size_t i;
 
-    for (i = 0; json_is_array(templates) && json_is_array(news) && i < json_array_size(templates);) {
+    for (i = 0;
+         json_is_array(templates) && json_is_array(news) && i < json_array_size(templates);) {
         const char *name = sl_json_str(json_array_get(templates, i), "taskname", NULL);
 
         if (!name || holds(news, name) || holds(olds, name)) {
             i++;
             continue;
         }
-        note(r, "the template of task \"%.80s\" is left out: the task is in neither new_tasks nor existing_tasks", name);
+        note(r,
+             "the template of task \"%.80s\" is left out: the task is in neither new_tasks nor "
+             "existing_tasks",
+             name);
         json_array_remove(templates, i);
     }
     json_array_foreach(templates, i, t)
@@ -315,8 +231,10 @@ static void move(struct reading *r, json_t *object, const char *key, json_t *spe
 
 static json_t *build_spec(struct reading *r)
 {
-    static const char *const keys[] = {"api", "project", "queue", "priority", "resources", "retry", "outputs", "datasets"};
-    json_t *spec = json_object(), *name = as_name(json_object_get(r->work, "name")), *model, *data, *datasets;
+    static const char *const keys[] = {"api",       "project", "queue",   "priority",
+                                       "resources", "retry",   "outputs", "datasets"};
+    json_t *spec = json_object(), *name = as_name(json_object_get(r->work, "name")), *model, *data,
+           *datasets;
 
     set(r, spec, "api", json_string(SL_SPEC_API));
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
@@ -360,7 +278,8 @@ static void path_in_file(const struct reading *r, const char *path, char *ret, s
     else if (!strcmp(path, "model"))
         snprintf(ret, size, "model.language_model_path");
     else if (!r->own_datasets && !strncmp(path, "datasets.", 9))
-        snprintf(ret, size, "model.data.%.*s_ds%s", (int)strcspn(path + 9, "["), path + 9, path + 9 + strcspn(path + 9, "["));
+        snprintf(ret, size, "model.data.%.*s_ds%s", (int)strcspn(path + 9, "["), path + 9,
+                 path + 9 + strcspn(path + 9, "["));
     else
         snprintf(ret, size, "%s", path);
 }
@@ -402,11 +321,10 @@ static bool drop_unknown(struct reading *r, const json_t *errors)
     size_t i;
     json_t *e;
 
-    json_array_foreach((json_t *)errors, i, e)
-    {
+    json_array_foreach((json_t *)errors, i, e) {
         const char *at = sl_json_str(e, "path", ""), *message = sl_json_str(e, "message", "");
 
-        if (strncmp(message, "unknown key", 11) ||
+        if (strncmp(message, "unknown key", 11) != 0 ||
             !remove_at(r->out.spec, at + (r->options->config_only ? strlen("config.") : 0)))
             continue;
         path_in_file(r, at, path, sizeof path);
@@ -428,8 +346,7 @@ static int judge(struct reading *r)
         errors = NULL;
         rc = validate(r, &errors);
     }
-    json_array_foreach(errors, i, e)
-    {
+    json_array_foreach(errors, i, e) {
         path_in_file(r, sl_json_str(e, "path", ""), path, sizeof path);
         set(r, e, "path", json_string(path));
         /* Said already, and better. */
@@ -449,7 +366,8 @@ static int judge(struct reading *r)
 static void find_run_dir(struct reading *r)
 {
     static const char *const keys[] = {"explicit_log_dir", "exp_dir", "name"};
-    const json_t *manager = json_object_get(r->doc, "exp_manager"), *root_name = json_object_get(r->doc, "name");
+    const json_t *manager = json_object_get(r->doc, "exp_manager"),
+                 *root_name = json_object_get(r->doc, "name");
     json_t *place = json_object(), *copy;
     const char *dir, *name;
 
@@ -463,7 +381,8 @@ static void find_run_dir(struct reading *r)
         if (dir)
             sl_path(r->out.run_dir, NULL, "%s", dir);
         else
-            sl_path(r->out.run_dir, NULL, "%s/%s", sl_json_str(copy, "exp_manager.exp_dir", SL_NEMO_EXP_DIR), name);
+            sl_path(r->out.run_dir, NULL, "%s/%s",
+                    sl_json_str(copy, "exp_manager.exp_dir", SL_NEMO_EXP_DIR), name);
     }
     json_decref(copy);
 }
@@ -475,9 +394,12 @@ static int open_file(struct reading *r)
     if (rc)
         return rc;
     if (json_is_object(r->doc) && json_object_get(r->doc, "config"))
-        return sl_err_set(r->err, SL_SPEC, "%s is a job spec (it has the key config), not a run configuration", r->path);
+        return sl_err_set(r->err, SL_SPEC,
+                          "%s is a job spec (it has the key config), not a run configuration",
+                          r->path);
     if (!json_is_object(r->doc) || !json_is_object(json_object_get(r->doc, "model")))
-        return sl_err_set(r->err, SL_SPEC, "%s is no run configuration: it has no section \"model:\"", r->path);
+        return sl_err_set(r->err, SL_SPEC,
+                          "%s is no run configuration: it has no section \"model:\"", r->path);
     for (int i = 0; i < r->options->n_overrides && !rc; i++)
         rc = sl_config_apply_override(r->doc, r->options->overrides[i], r->err);
     return rc;
@@ -504,7 +426,7 @@ static int convert(struct reading *r)
     if (json_is_object(model))
         fix_model(r, model);
     if (r->options->config_only) {
-        static const char *const keys[] = {"name",  "api",     "project",  "queue",   "priority",
+        static const char *const keys[] = {"name",  "api",     "project",  "queue",    "priority",
                                            "retry", "outputs", "datasets", "resources"};
 
         for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
@@ -516,8 +438,8 @@ static int convert(struct reading *r)
     return r->out.spec ? judge(r) : no_memory(r);
 }
 
-int sl_config_yaml_read(const char *path, const struct sl_config_yaml_options *options, struct sl_config_yaml *ret,
-                        struct sl_err *err)
+int sl_config_yaml_read(const char *path, const struct sl_config_yaml_options *options,
+                        struct sl_config_yaml *ret, struct sl_err *err)
 {
     struct reading r = {.path = path, .options = options, .err = err};
     int rc = open_file(&r);

@@ -47,7 +47,8 @@ static bool below(struct place *ret, const struct place *at, const char *key)
 /* ---- keys ---- */
 
 /* The key of a reference, relative ones made whole; list elements are parts of their own. */
-static int whole_key(struct refs *r, const struct place *at, const char *ref, const char *key, struct place *ret)
+static int whole_key(struct refs *r, const struct place *at, const char *ref, const char *key,
+                     struct place *ret)
 {
     size_t n = 0, len = 0;
 
@@ -87,7 +88,9 @@ static const json_t *find(const json_t *json, const char *key)
         memcpy(part, key, n);
         part[n] = 0;
         if (json_is_array(json))
-            json = n && strspn(part, "0123456789") == n && n < 7 ? json_array_get(json, (size_t)atoi(part)) : NULL;
+            json = n && strspn(part, "0123456789") == n && n < 7
+                       ? json_array_get(json, (size_t)atoi(part))
+                       : NULL;
         else
             json = json_object_get(json, part);
         key += n + (key[n] == '.');
@@ -100,7 +103,8 @@ static const json_t *find(const json_t *json, const char *key)
 static int copy(struct refs *r, const struct place *at, const json_t *from, json_t **ret);
 
 /* Python's str(). */
-static int print(struct refs *r, const struct place *at, const char *ref, const json_t *v, struct sl_buf *out)
+static int print(struct refs *r, const struct place *at, const char *ref, const json_t *v,
+                 struct sl_buf *out)
 {
     char text[32];
     int rc = 0;
@@ -161,7 +165,9 @@ static int value_of(struct refs *r, const struct place *at, const char *s, size_
     if (!rc && !json_is_string(key))
         rc = bad(r, at, ref, "names no key");
     if (!rc && strchr(json_string_value(key), ':'))
-        rc = bad(r, at, ref, "asks for what is outside of the file (environment, time); write the value, or give it as key=value");
+        rc = bad(r, at, ref,
+                 "asks for what is outside of the file (environment, time); write the value, or "
+                 "give it as key=value");
     if (!rc)
         rc = whole_key(r, at, ref, json_string_value(key), &place);
     json_decref(key);
@@ -170,7 +176,8 @@ static int value_of(struct refs *r, const struct place *at, const char *s, size_
         if (!target)
             rc = bad(r, at, ref, "refers to a key that is not there");
         else if (json_is_string(target) && !strcmp(json_string_value(target), SL_REFS_MISSING))
-            rc = bad(r, at, ref, "refers to a value that is still to be given (" SL_REFS_MISSING ")");
+            rc = bad(r, at, ref,
+                     "refers to a value that is still to be given (" SL_REFS_MISSING ")");
         else
             rc = copy(r, &place, target, ret);
     }
@@ -185,8 +192,11 @@ static int text_of(struct refs *r, const struct place *at, const char *s, size_t
     struct sl_buf out;
     json_t *v = NULL;
     const char *p = text, *end;
-    int rc = text ? pay(r, at, len) : no_memory(r);
+    int rc;
 
+    if (!text)
+        return no_memory(r);
+    rc = pay(r, at, len);
     sl_buf_init(&out, SL_REFS_MAX_COST);
     if (!rc && !strncmp(p, "${", 2) && (end = closing(p)) && !end[1]) {
         rc = value_of(r, at, p, len, &v);
@@ -201,8 +211,10 @@ static int text_of(struct refs *r, const struct place *at, const char *s, size_t
             char ref[SL_REFS_KEY_MAX];
 
             end = closing(p);
-            snprintf(ref, sizeof ref, "%.*s", end ? (int)(end - p < 200 ? end - p + 1 : 200) : 200, p);
-            rc = end ? value_of(r, at, p, (size_t)(end - p) + 1, &part) : bad(r, at, ref, "lacks its }");
+            snprintf(ref, sizeof ref, "%.*s", end ? (int)(end - p < 200 ? end - p + 1 : 200) : 200,
+                     p);
+            rc = end ? value_of(r, at, p, (size_t)(end - p) + 1, &part)
+                     : bad(r, at, ref, "lacks its }");
             if (!rc)
                 rc = print(r, at, ref, part, &out);
             json_decref(part);
@@ -244,12 +256,13 @@ static int copy(struct refs *r, const struct place *at, const json_t *from, json
         return rc;
     if (has_reference(from))
         return text_of(r, at, json_string_value(from), json_string_length(from), ret);
-    out = json_is_array(from) ? json_array() : json_is_object(from) ? json_object() : json_copy((json_t *)from);
+    out = json_is_array(from)    ? json_array()
+          : json_is_object(from) ? json_object()
+                                 : json_copy((json_t *)from);
     if (!out)
         return no_memory(r);
     if (json_is_array(from)) {
-        json_array_foreach((json_t *)from, i, v)
-        {
+        json_array_foreach((json_t *)from, i, v) {
             json_t *child = NULL;
 
             snprintf(index, sizeof index, "%zu", i);
@@ -261,8 +274,7 @@ static int copy(struct refs *r, const struct place *at, const json_t *from, json
                 rc = no_memory(r);
         }
     } else if (json_is_object(from)) {
-        json_object_foreach((json_t *)from, key, v)
-        {
+        json_object_foreach((json_t *)from, key, v) {
             json_t *child = NULL;
 
             if (!rc && !below(&place, at, key))

@@ -49,7 +49,8 @@ static int split_key(char *key, char *ret_parts[OVERRIDE_MAX_PARTS], struct sl_e
 static int set_member(json_t *at, const char *part, json_t *value, struct sl_err *err)
 {
     if (!value)
-        return (json_is_array(at) ? json_array_remove(at, (size_t)atoi(part)) : json_object_del(at, part))
+        return (json_is_array(at) ? json_array_remove(at, (size_t)atoi(part))
+                                  : json_object_del(at, part))
                    ? sl_err_set(err, SL_SPEC, "there is no \"%s\" to remove", part)
                    : 0;
     if (json_is_array(at)) {
@@ -110,7 +111,9 @@ static bool in_config(char *const *parts, int n)
 static const char *skip_prefix(const char *key_value, bool *ret_remove)
 {
     *ret_remove = *key_value == '~';
-    return key_value + (*key_value == '~' ? 1 : strspn(key_value, "+") <= 2 ? strspn(key_value, "+") : 0);
+    return key_value + (*key_value == '~'             ? 1
+                        : strspn(key_value, "+") <= 2 ? strspn(key_value, "+")
+                                                      : 0);
 }
 
 static int read_value(const char *text, json_t **ret_value, struct sl_err *err)
@@ -141,11 +144,11 @@ static int apply(json_t *root, const char *key_value, bool sections, struct sl_e
     key = strndup(start, equals ? (size_t)(equals - start) : strlen(start));
     copy = json_deep_copy(root);
     parts[0] = "config";
-    if (!rc && (!key || !copy))
+    if (!key || !copy) {
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
-    if (!rc) {
+    } else if (!rc) {
         n = split_key(key, parts + 1, err);
-        if (n < 0)
+        if (n <= 0)
             rc = n;
         else
             rc = sections && in_config(parts + 1, n) ? set_path(copy, parts, n + 1, value, err)

@@ -1,63 +1,29 @@
 #include "base/yaml.h"
 #include "base/file.h"
-#include <ctype.h>
-#include <errno.h>
-#include <math.h>
-#include <pthread.h>
-#include <regex.h>
+#include "base/yaml_scalar.h"
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <yaml.h>
 
-#define NUMBER_MAX 256 /* bytes; a longer scalar is a string */
 /* About what jansson allocates. */
 #define COST_OBJECT 256
 #define COST_ARRAY 128
 #define COST_SCALAR 48
 
-/* PyYAML's resolver; the second half of the floats is what OmegaConf adds to it. */
-static const char int_pattern[] = "^([-+]?0b[0-1_]+|[-+]?0[0-7_]+|[-+]?(0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+|"
-                                  "[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+)$";
-static const char float_pattern[] =
-    "^([-+]?[0-9][0-9_]*\\.[0-9_]*([eE][-+][0-9]+)?|\\.[0-9][0-9_]*([eE][-+][0-9]+)?|"
-    "[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\\.[0-9_]*|"
-    "[-+]?[0-9]+(_[0-9]+)*\\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9]+(_[0-9]+)*([eE][-+]?[0-9]+))$";
-/* Hydra's OverrideLexer.g4. */
-#define DIGITS "[0-9](_?[0-9])*"
-static const char hydra_int_pattern[] = "^[-+]?(0|[1-9](_?[0-9])*)$";
-static const char hydra_float_pattern[] =
-    "^[-+]?((" DIGITS ")?\\." DIGITS "|" DIGITS "\\.|" DIGITS "[eE][-+]?" DIGITS "|"
-    "((" DIGITS ")?\\." DIGITS "|" DIGITS "\\.)[eE][-+]?" DIGITS ")$";
-
-enum rules { YAML_RULES, HYDRA_RULES };
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static regex_t int_regex[2], float_regex[2];
-static bool have_regex;
-
 struct reader {
     yaml_parser_t parser;
     const char *what;
-    enum rules rules; /* what unquoted words stand for */
+    enum sl_yaml_rules rules; /* what unquoted words stand for */
     int depth;
     size_t cost;
     json_t *anchors; /* name: value */
     struct sl_err *err;
 };
 
-static void set_up(void)
-{
-    const int how = REG_EXTENDED | REG_NOSUB;
-
-    have_regex = !regcomp(&int_regex[YAML_RULES], int_pattern, how) &&
-                 !regcomp(&float_regex[YAML_RULES], float_pattern, how) &&
-                 !regcomp(&int_regex[HYDRA_RULES], hydra_int_pattern, how) &&
-                 !regcomp(&float_regex[HYDRA_RULES], hydra_float_pattern, how);
-}
-
-static int bad(struct reader *r, yaml_mark_t at, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static int bad(struct reader *r, yaml_mark_t at, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 static int bad(struct reader *r, yaml_mark_t at, const char *fmt, ...)
 {
     char text[256];
@@ -78,7 +44,9 @@ static int no_memory(struct reader *r)
 static int pay(struct reader *r, yaml_mark_t at, size_t cost)
 {
     if (cost > SL_YAML_MAX_COST - r->cost)
-        return bad(r, at, "the document holds too much (aliases count as what they stand for); the limit is %u MiB",
+        return bad(r, at,
+                   "the document holds too much (aliases count as what they stand for); the limit "
+                   "is %u MiB",
                    SL_YAML_MAX_COST >> 20);
     r->cost += cost;
     return 0;
@@ -94,108 +62,23 @@ static int next(struct reader *r, yaml_event_t *ret_event)
         return no_memory(r);
     /* While reading characters there is a mark of neither kind yet. */
     return bad(r, p->error == YAML_READER_ERROR ? p->mark : p->problem_mark, "%s%s%s",
-               p->problem ? p->problem : "not valid YAML", p->context ? ", " : "", p->context ? p->context : "");
-}
-
-/* ---- scalars ---- */
-
-static bool one_of(const char *s, const char *const *words)
-{
-    while (*words && strcmp(s, *words))
-        words++;
-    return *words;
-}
-
-/* Base 60, as in 1:30 or 1:30.5. */
-static double sexagesimal(const char *s)
-{
-    double sign = *s == '-' ? -1 : 1, value = 0;
-
-    for (s += *s == '-' || *s == '+'; *s; s += strcspn(s, ":"), s += *s == ':')
-        value = value * 60 + strtod(s, NULL);
-    return sign * value;
-}
-
-static int integer(struct reader *r, yaml_mark_t at, const char *s, json_t **ret_json)
-{
-    const char *digits = s + (*s == '-' || *s == '+');
-    bool negative = *s == '-';
-    int base = digits[0] != '0' ? 10 : digits[1] == 'x' ? 16 : digits[1] == 'b' ? 2 : 8;
-    unsigned long long u;
-    char *end;
-
-    if (strchr(digits, ':')) {
-        double d = sexagesimal(s);
-
-        if (fabs(d) > 0x1p53)
-            return bad(r, at, "%.40s is too large for an integer", s);
-        *ret_json = json_integer((json_int_t)d);
-        return 0;
-    }
-    if (base == 2 || base == 16)
-        digits += 2;
-    errno = 0;
-    u = strtoull(digits, &end, base);
-    if (!*digits || *end)
-        return bad(r, at, "%.40s is no number", s);
-    if (errno || u > (unsigned long long)INT64_MAX + negative)
-        return bad(r, at, "%.40s is too large for an integer", s);
-    *ret_json = json_integer(negative ? (json_int_t)-u : (json_int_t)u);
-    return 0;
-}
-
-/* A plain scalar that looks like a number, or NULL in *ret_json. */
-static int number(struct reader *r, yaml_mark_t at, const char *text, size_t len, json_t **ret_json)
-{
-    char s[NUMBER_MAX];
-    size_t n = 0;
-    double d;
-    bool is_int;
-
-    if (len >= NUMBER_MAX)
-        return 0;
-    is_int = !regexec(&int_regex[r->rules], text, 0, NULL, 0);
-    if (!is_int && regexec(&float_regex[r->rules], text, 0, NULL, 0))
-        return 0;
-    for (size_t i = 0; i < len; i++)
-        if (text[i] != '_')
-            s[n++] = text[i];
-    s[n] = 0;
-    if (is_int)
-        return integer(r, at, s, ret_json);
-    d = strchr(s, ':') ? sexagesimal(s) : strtod(s, NULL);
-    if (isfinite(d))
-        *ret_json = json_real(d);
-    return 0;
-}
-
-/* What an unquoted word stands for. */
-static int plain(struct reader *r, yaml_mark_t at, const char *s, size_t len, json_t **ret_json)
-{
-    static const char *const nulls[] = {"~", "null", "Null", "NULL", "", NULL};
-    static const char *const trues[] = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", NULL};
-    static const char *const falses[] = {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", NULL};
-
-    if (r->rules == HYDRA_RULES ? !strcasecmp(s, "null") : one_of(s, nulls))
-        *ret_json = json_null();
-    else if (r->rules == HYDRA_RULES ? !strcasecmp(s, "true") : one_of(s, trues))
-        *ret_json = json_true();
-    else if (r->rules == HYDRA_RULES ? !strcasecmp(s, "false") : one_of(s, falses))
-        *ret_json = json_false();
-    else
-        return number(r, at, s, len, ret_json);
-    return 0;
+               p->problem ? p->problem : "not valid YAML", p->context ? ", " : "",
+               p->context ? p->context : "");
 }
 
 static int scalar(struct reader *r, const yaml_event_t *e, json_t **ret_json)
 {
     const char *s = (const char *)e->data.scalar.value;
     size_t len = e->data.scalar.length;
+    struct sl_err why = SL_ERR_INIT;
     json_t *value = NULL;
     int rc = pay(r, e->start_mark, COST_SCALAR + len);
 
-    if (!rc && e->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
-        rc = plain(r, e->start_mark, s, len, &value);
+    if (!rc && e->data.scalar.style == YAML_PLAIN_SCALAR_STYLE) {
+        rc = sl_yaml_scalar(r->rules, s, len, &value, &why);
+        if (rc)
+            rc = bad(r, e->start_mark, "%s", why.msg);
+    }
     if (!rc && !value)
         value = json_stringn(s, len);
     if (!rc && !value)
@@ -277,8 +160,7 @@ static int merge(struct reader *r, yaml_mark_t at, json_t *object, const json_t 
 
     if (json_is_object(from))
         return json_object_update_missing(object, (json_t *)from) ? no_memory(r) : 0;
-    json_array_foreach((json_t *)from, i, v)
-    {
+    json_array_foreach((json_t *)from, i, v) {
         if (!json_is_object(v))
             return bad(r, at, "<< takes a mapping or a list of mappings");
         if (json_object_update_missing(object, v))
@@ -387,7 +269,8 @@ static int any(struct reader *r, const yaml_event_t *e, json_t **ret_json)
         tag = e->data.sequence_start.tag;
     }
     if (tag)
-        return bad(r, e->start_mark, "tags (%.80s) are not read; quote the value if it is a text", (const char *)tag);
+        return bad(r, e->start_mark, "tags (%.80s) are not read; quote the value if it is a text",
+                   (const char *)tag);
     rc = e->type == YAML_SCALAR_EVENT ? scalar(r, e, &value) : collection(r, e, &value);
     if (!rc && anchor) {
         /* The anchor keeps what stands here now, whatever becomes of the value. */
@@ -450,16 +333,16 @@ static int document(struct reader *r, json_t **ret_json)
     return rc;
 }
 
-static int parse(const char *text, size_t len, const char *what, enum rules rules, json_t **ret_json,
-                 struct sl_err *err)
+static int parse(const char *text, size_t len, const char *what, enum sl_yaml_rules rules,
+                 json_t **ret_json, struct sl_err *err)
 {
     struct reader r = {.what = what, .rules = rules, .err = err};
     int rc;
 
     if (len > SL_YAML_MAX_BYTES)
-        return sl_err_set(err, SL_SPEC, "%s: %zu bytes of YAML; the limit is %u", what, len, SL_YAML_MAX_BYTES);
-    pthread_once(&once, set_up);
-    if (!have_regex || !yaml_parser_initialize(&r.parser))
+        return sl_err_set(err, SL_SPEC, "%s: %zu bytes of YAML; the limit is %u", what, len,
+                          SL_YAML_MAX_BYTES);
+    if (!yaml_parser_initialize(&r.parser))
         return no_memory(&r);
     yaml_parser_set_encoding(&r.parser, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, len);
@@ -470,9 +353,10 @@ static int parse(const char *text, size_t len, const char *what, enum rules rule
     return rc;
 }
 
-int sl_yaml_parse(const char *text, size_t len, const char *what, json_t **ret_json, struct sl_err *err)
+int sl_yaml_parse(const char *text, size_t len, const char *what, json_t **ret_json,
+                  struct sl_err *err)
 {
-    return parse(text, len, what, YAML_RULES, ret_json, err);
+    return parse(text, len, what, SL_YAML_RULES, ret_json, err);
 }
 
 int sl_yaml_read(const char *path, json_t **ret_json, struct sl_err *err)
@@ -490,14 +374,13 @@ int sl_yaml_read(const char *path, json_t **ret_json, struct sl_err *err)
 
 int sl_yaml_value(const char *text, json_t **ret_json, struct sl_err *err)
 {
-    struct reader r = {.what = "the value", .rules = HYDRA_RULES, .err = err};
     json_t *value = NULL;
     int rc = 0;
 
     if (*text && strchr("[{'\"", *text))
-        parse(text, strlen(text), "", HYDRA_RULES, &value, NULL);
-    else if (pthread_once(&once, set_up), *text && have_regex)
-        rc = plain(&r, (yaml_mark_t){0}, text, strlen(text), &value);
+        parse(text, strlen(text), "", SL_HYDRA_RULES, &value, NULL);
+    else if (*text)
+        rc = sl_yaml_scalar(SL_HYDRA_RULES, text, strlen(text), &value, err);
     if (json_is_object(value) && *text != '{') { /* "a": b */
         json_decref(value);
         value = NULL;

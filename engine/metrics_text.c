@@ -4,14 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TEXT_GROWTH 16 /* 13a puts two spaces around a character, at most twice; U+FFFD is three bytes */
+#define TEXT_GROWTH                                                                                \
+    16 /* 13a puts two spaces around a character, at most twice; U+FFFD is three bytes */
 
 struct words {
     const char *text; /* the bytes that `from` and `len` speak of */
     struct word {
         size_t from, len;
         int id; /* equal words of both texts have equal ids */
-    } *word;
+    } * word;
     size_t n;
 };
 
@@ -64,8 +65,8 @@ static bool is_point(char c)
     return c == '.' || c == ',';
 }
 
-/* Passes of regular expressions over two neighbours a and b, which a match consumes; each class that is no ASCII
- * set holds every byte of a longer character, so bytes do for characters. */
+/* Passes of regular expressions over two neighbours a and b, which a match consumes; each class
+ * that is no ASCII set holds every byte of a longer character, so bytes do for characters. */
 enum pass { SYMBOLS, POINT_AFTER, POINT_BEFORE, DASH };
 
 static int run_pass(enum pass pass, struct sl_buf *b, struct sl_buf *out)
@@ -114,8 +115,8 @@ static size_t stripped(const struct sl_buf *b)
 
 static int tokenize_13a(const char *text, struct sl_buf *out)
 {
-    static const char *const entities[][2] = {{"<skipped>", ""}, {"-\n", ""},      {"\n", " "},
-                                              {"&quot;", "\""},  {"&amp;", "&"},   {"&lt;", "<"},
+    static const char *const entities[][2] = {{"<skipped>", ""}, {"-\n", ""},    {"\n", " "},
+                                              {"&quot;", "\""},  {"&amp;", "&"}, {"&lt;", "<"},
                                               {"&gt;", ">"}};
     struct sl_buf scratch;
     int rc;
@@ -149,8 +150,9 @@ static int tokenize_13a(const char *text, struct sl_buf *out)
 
 /* ---- rouge-score's words ---- */
 
-/* Lower case as Python has it; what becomes no a-z or 0-9 parts words. Two characters beyond ASCII have such a
- * letter in their lower case: the Kelvin sign, and a capital I with a dot, of which a combining dot stays. */
+/* Lower case as Python has it; what becomes no a-z or 0-9 parts words. Two characters beyond ASCII
+ * have such a letter in their lower case: the Kelvin sign, and a capital I with a dot, of which a
+ * combining dot stays. */
 static int tokenize_rouge(const char *text, struct sl_buf *out)
 {
     int rc = 0;

@@ -10,7 +10,8 @@
 #define TASKNAME "squad"
 #define SHORT_VAL_PART 10 /* rows of short_train for each of short_val */
 
-const char *const sl_squad_files[SL_SQUAD_FILES] = {"train", "val", "test", "short_train", "short_val"};
+const char *const sl_squad_files[SL_SQUAD_FILES] = {"train", "val", "test", "short_train",
+                                                    "short_val"};
 
 enum answers {
     FIRST, /* and only rows that have one */
@@ -32,8 +33,8 @@ static int wrong(const char *path, const char *what, const char *where, struct s
 }
 
 /* object[key] as a string, or NULL with the error told. */
-static const char *text_of(const json_t *object, const char *key, const char *path, const char *where,
-                           struct sl_err *err)
+static const char *text_of(const json_t *object, const char *key, const char *path,
+                           const char *where, struct sl_err *err)
 {
     const char *s = json_string_value(json_object_get(object, key));
     char what[64];
@@ -45,8 +46,8 @@ static const char *text_of(const json_t *object, const char *key, const char *pa
     return s;
 }
 
-static int list_of(const json_t *object, const char *key, const char *path, const char *where, const json_t **ret,
-                   struct sl_err *err)
+static int list_of(const json_t *object, const char *key, const char *path, const char *where,
+                   const json_t **ret, struct sl_err *err)
 {
     const json_t *list = json_object_get(object, key);
     char what[64];
@@ -60,7 +61,8 @@ static int list_of(const json_t *object, const char *key, const char *path, cons
 }
 
 /* A SQuAD file's articles; *ret_json owns them. */
-static int read_file(const char *path, json_t **ret_json, const json_t **ret_articles, struct sl_err *err)
+static int read_file(const char *path, json_t **ret_json, const json_t **ret_articles,
+                     struct sl_err *err)
 {
     json_t *json = NULL;
     int rc = sl_json_read(path, SL_SQUAD_FILE_MAX, &json, err);
@@ -92,24 +94,25 @@ static json_t *all_answers(const json_t *answers)
     return all;
 }
 
-static int add_row(struct out *out, const char *topic, const char *context, const char *question, json_t *answer_stolen,
-                   struct sl_err *err)
+static int add_row(struct out *out, const char *topic, const char *context, const char *question,
+                   json_t *answer_stolen, struct sl_err *err)
 {
-    json_t *row = json_pack("{s:s, s:s, s:s, s:o*, s:s*}", "taskname", TASKNAME, "context", context, "question", question,
-                            "answer", answer_stolen, "topic", topic);
+    json_t *row = json_pack("{s:s, s:s, s:s, s:o*, s:s*}", "taskname", TASKNAME, "context", context,
+                            "question", question, "answer", answer_stolen, "topic", topic);
     char *line = row ? json_dumps(row, 0) : NULL;
     int rc = 0;
 
     if (!line || sl_buf_adds(&out->text, line) || sl_buf_addc(&out->text, '\n'))
-        rc = sl_err_set(err, SL_NOMEM, "out of memory, or more than %u MiB of rows", SL_SQUAD_OUT_MAX >> 20);
+        rc = sl_err_set(err, SL_NOMEM, "out of memory, or more than %u MiB of rows",
+                        SL_SQUAD_OUT_MAX >> 20);
     out->rows += !rc;
     free(line);
     json_decref(row);
     return rc;
 }
 
-static int add_question(struct out *out, enum answers how, const char *topic, const char *context, const json_t *qa,
-                        const char *path, const char *where, struct sl_err *err)
+static int add_question(struct out *out, enum answers how, const char *topic, const char *context,
+                        const json_t *qa, const char *path, const char *where, struct sl_err *err)
 {
     const char *question = text_of(qa, "question", path, where, err);
     const json_t *answers = NULL;
@@ -135,8 +138,9 @@ static int add_question(struct out *out, enum answers how, const char *topic, co
 }
 
 /* Rows of articles [from, to). */
-static int add_articles(const struct sl_squad *squad, const char *path, const json_t *articles, size_t from, size_t to,
-                        enum answers how, struct out *out, struct sl_err *err)
+static int add_articles(const struct sl_squad *squad, const char *path, const json_t *articles,
+                        size_t from, size_t to, enum answers how, struct out *out,
+                        struct sl_err *err)
 {
     char where[96];
     int rc = 0;
@@ -150,18 +154,17 @@ static int add_articles(const struct sl_squad *squad, const char *path, const js
         snprintf(where, sizeof where, "data[%zu].", a);
         title = text_of(article, "title", path, where, err);
         rc = title ? list_of(article, "paragraphs", path, where, &paragraphs, err) : SL_DATA;
-        json_array_foreach((json_t *)paragraphs, i, p)
-        {
+        json_array_foreach((json_t *)paragraphs, i, p) {
             snprintf(where, sizeof where, "data[%zu].paragraphs[%zu].", a, i);
             context = rc ? NULL : text_of(p, "context", path, where, err);
             if (!rc)
                 rc = context ? list_of(p, "qas", path, where, &qas, err) : SL_DATA;
-            json_array_foreach((json_t *)qas, k, qa)
-            {
+            json_array_foreach((json_t *)qas, k, qa) {
                 if (rc || (out->max && out->rows == out->max))
                     break;
                 snprintf(where, sizeof where, "data[%zu].paragraphs[%zu].qas[%zu].", a, i, k);
-                rc = add_question(out, how, squad->topic ? title : NULL, context, qa, path, where, err);
+                rc = add_question(out, how, squad->topic ? title : NULL, context, qa, path, where,
+                                  err);
             }
             if (rc)
                 break;
@@ -172,8 +175,9 @@ static int add_articles(const struct sl_squad *squad, const char *path, const js
 
 /* ---- files ---- */
 
-static int write_file(const struct sl_squad *squad, const char *source, const json_t *articles, size_t from, size_t to,
-                      enum answers how, int max, const char *file, int *ret_rows, struct sl_err *err)
+static int write_file(const struct sl_squad *squad, const char *source, const json_t *articles,
+                      size_t from, size_t to, enum answers how, int max, const char *file,
+                      int *ret_rows, struct sl_err *err)
 {
     char path[SL_PATH_MAX];
     struct out out = {.max = max};
@@ -209,27 +213,32 @@ int sl_squad_write(const struct sl_squad *squad, int ret_rows[SL_SQUAD_FILES], s
         size_t val = (size_t)squad->validation_articles, test = (size_t)squad->test_articles;
 
         if (val + test >= n)
-            rc = sl_err_set(err, SL_SPEC, "%s has %zu articles: %zu for validation and %zu for test leave none to train with",
-                            squad->train, n, val, test);
+            rc = sl_err_set(
+                err, SL_SPEC,
+                "%s has %zu articles: %zu for validation and %zu for test leave none to train with",
+                squad->train, n, val, test);
         else
             test_from = n - test, val_from = train_n = test_from - val;
     }
     if (!rc)
         rc = sl_mkdirs(squad->out_dir, err);
     if (!rc)
-        rc = write_file(squad, squad->train, articles, 0, train_n, FIRST, 0, "train", &rows[SL_SQUAD_TRAIN], err);
+        rc = write_file(squad, squad->train, articles, 0, train_n, FIRST, 0, "train",
+                        &rows[SL_SQUAD_TRAIN], err);
     if (!rc)
-        rc = write_file(squad, held, dev, val_from, squad->dev ? n : test_from, FIRST, 0, "val", &rows[SL_SQUAD_VAL], err);
+        rc = write_file(squad, held, dev, val_from, squad->dev ? n : test_from, FIRST, 0, "val",
+                        &rows[SL_SQUAD_VAL], err);
     if (!rc)
         rc = write_file(squad, held, dev, test_from, n, NONE, 0, "test", &rows[SL_SQUAD_TEST], err);
     if (!rc)
         rc = write_file(squad, held, dev, test_from, n, ALL, 0, "test_ground_truth", NULL, err);
     if (!rc && squad->subset)
-        rc = write_file(squad, squad->train, articles, 0, train_n, FIRST, squad->subset, "short_train",
-                        &rows[SL_SQUAD_SHORT_TRAIN], err);
+        rc = write_file(squad, squad->train, articles, 0, train_n, FIRST, squad->subset,
+                        "short_train", &rows[SL_SQUAD_SHORT_TRAIN], err);
     if (!rc && squad->subset >= SHORT_VAL_PART)
-        rc = write_file(squad, held, dev, val_from, squad->dev ? n : test_from, FIRST, squad->subset / SHORT_VAL_PART,
-                        "short_val", &rows[SL_SQUAD_SHORT_VAL], err);
+        rc =
+            write_file(squad, held, dev, val_from, squad->dev ? n : test_from, FIRST,
+                       squad->subset / SHORT_VAL_PART, "short_val", &rows[SL_SQUAD_SHORT_VAL], err);
     json_decref(json);
     json_decref(dev_json);
     if (!rc)
@@ -239,15 +248,19 @@ int sl_squad_write(const struct sl_squad *squad, int ret_rows[SL_SQUAD_FILES], s
 
 /* ---- the subcommand ---- */
 
-static const char usage[] =
-    "usage: softlaunch data squad --train FILE (--dev FILE | --articles VALIDATION,TEST) --out DIR\n"
-    "                             [--name NAME] [--topic] [--subset N]\n"
-    "  --train, --dev FILE  SQuAD's JSON, v1.1 or v2.0; validation and test rows are both of the dev file\n"
-    "  --articles V,T       without a dev file: validation rows from the V articles before the last T of the train\n"
-    "                       file, test rows from those T\n"
-    "  --name NAME          files are DIR/NAME_train.jsonl, _val, _test, _test_ground_truth (default: squad)\n"
-    "  --topic              rows hold the article's title as \"topic\"\n"
-    "  --subset N           also NAME_short_train.jsonl, the first N rows, and NAME_short_val.jsonl, the first N/10\n";
+static const char usage[] = "usage: softlaunch data squad --train FILE (--dev FILE | --articles "
+                            "VALIDATION,TEST) --out DIR\n"
+                            "                             [--name NAME] [--topic] [--subset N]\n"
+                            "  --train, --dev FILE  SQuAD's JSON, v1.1 or v2.0; validation and "
+                            "test rows are both of the dev file\n"
+                            "  --articles V,T       without a dev file: validation rows from the V "
+                            "articles before the last T of the train\n"
+                            "                       file, test rows from those T\n"
+                            "  --name NAME          files are DIR/NAME_train.jsonl, _val, _test, "
+                            "_test_ground_truth (default: squad)\n"
+                            "  --topic              rows hold the article's title as \"topic\"\n"
+                            "  --subset N           also NAME_short_train.jsonl, the first N rows, "
+                            "and NAME_short_val.jsonl, the first N/10\n";
 
 static bool parse_int(const char *text, int *ret)
 {
@@ -260,15 +273,16 @@ static bool parse_articles(const char *text, struct sl_squad *s)
 {
     int used = 0;
 
-    return sscanf(text, "%9d,%9d%n", &s->validation_articles, &s->test_articles, &used) == 2 && !text[used] &&
-           s->validation_articles >= 0 && s->test_articles >= 0;
+    return sscanf(text, "%9d,%9d%n", &s->validation_articles, &s->test_articles, &used) == 2 &&
+           !text[used] && s->validation_articles >= 0 && s->test_articles >= 0;
 }
 
 int sl_data_squad(int argc, char **argv)
 {
-    static const struct option options[] = {{"train", 1, NULL, 't'},  {"dev", 1, NULL, 'd'},    {"out", 1, NULL, 'o'},
-                                            {"name", 1, NULL, 'n'},   {"topic", 0, NULL, 'p'},  {"subset", 1, NULL, 's'},
-                                            {"articles", 1, NULL, 'a'}, {"help", 0, NULL, 'h'}, {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"train", 1, NULL, 't'},    {"dev", 1, NULL, 'd'},   {"out", 1, NULL, 'o'},
+        {"name", 1, NULL, 'n'},     {"topic", 0, NULL, 'p'}, {"subset", 1, NULL, 's'},
+        {"articles", 1, NULL, 'a'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0}};
     struct sl_squad squad = {.name = "squad"};
     struct sl_err err = SL_ERR_INIT;
     bool ok = true, articles = false;
@@ -305,6 +319,7 @@ int sl_data_squad(int argc, char **argv)
     }
     for (int i = 0; i < SL_SQUAD_FILES; i++)
         if (i <= SL_SQUAD_TEST || rows[i])
-            printf("%s/%s_%s.jsonl: %d rows\n", squad.out_dir, squad.name, sl_squad_files[i], rows[i]);
+            printf("%s/%s_%s.jsonl: %d rows\n", squad.out_dir, squad.name, sl_squad_files[i],
+                   rows[i]);
     return 0;
 }

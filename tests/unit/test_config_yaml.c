@@ -1,8 +1,7 @@
-/* NeMo YAML as a job spec: the example with every key, references, what becomes what, messages. From the root of the
- * tree. */
+/* NeMo YAML as a job spec: the example with every key, what becomes what, messages.
+ * From the root of the tree. */
 #include "base/config_yaml.h"
 #include "base/json.h"
-#include "base/refs.h"
 #include "base/spec.h"
 #include "base/yaml.h"
 #include "engine/config.h"
@@ -65,7 +64,8 @@ static const char nemo[] =
     "  new_tasks: ['rte']\n"
     "  task_templates:\n"
     "  - taskname: \"boolq\"\n"
-    "    prompt_template: \"<|VIRTUAL_PROMPT_0|> {passage} <|VIRTUAL_PROMPT_1|> \\nAnswer: {answer}\"\n"
+    "    prompt_template: \"<|VIRTUAL_PROMPT_0|> {passage} <|VIRTUAL_PROMPT_1|> \\nAnswer: "
+    "{answer}\"\n"
     "    total_virtual_tokens: 30\n"
     "    virtual_token_splits: [20, 10]\n"
     "    truncate_field: \"passage\"\n"
@@ -176,7 +176,8 @@ static void has_error(const struct sl_config_yaml *c, const char *at, const char
     json_t *e;
 
     json_array_foreach(c->errors, i, e)
-        if (!strcmp(sl_json_str(e, "path", ""), at) && strstr(sl_json_str(e, "message", ""), message))
+        if (!strcmp(sl_json_str(e, "path", ""), at) &&
+            strstr(sl_json_str(e, "message", ""), message))
             return;
     print_errors(c);
     fail_msg("no error \"%s\" at %s", message, at);
@@ -203,12 +204,12 @@ static int covered(const json_t *root, const json_t *schema, const json_t *value
     if (json_object_get(schema, "items") && json_is_array(value) &&
         json_object_get(resolve(root, json_object_get(schema, "items")), "properties"))
         return covered(root, json_object_get(schema, "items"), json_array_get(value, 0), at);
-    json_object_foreach(json_object_get(schema, "properties"), key, child)
-    {
+    json_object_foreach(json_object_get(schema, "properties"), key, child) {
         snprintf(below, sizeof below, "%s.%s", at, key);
         if (!json_object_get(value, key))
             fail_msg("%s lacks the key %s", EXAMPLE, below);
-        const json_t *otherwise = json_object_get(child, "default"), *v = json_object_get(value, key);
+        const json_t *otherwise = json_object_get(child, "default"),
+                     *v = json_object_get(value, key);
 
         if (otherwise && !strstr(" answer_only_loss train_ds validation_ds max_seq_length ", key) &&
             !json_equal(otherwise, v) && json_number_value(otherwise) != json_number_value(v))
@@ -247,7 +248,8 @@ static void the_example_has_every_key_and_is_valid(void **state)
     valid(&c);
     assert_int_equal(json_array_size(c.notes), 0); /* nothing in it is ignored */
     assert_int_equal(sl_config_parse(json_object_get(c.spec, "config"), &config, &err), 0);
-    assert_true(config.optim.lr == 1e-4 && config.global_batch == 8 && config.new_virtual_tokens == 15);
+    assert_true(config.optim.lr == 1e-4 && config.global_batch == 8 &&
+                config.new_virtual_tokens == 15);
     assert_string_equal(config.nemo_path, "squad-ptuning.nemo");
     sl_config_release(&config);
 
@@ -282,8 +284,9 @@ static void what_becomes_what(void **state)
     assert_string_equal(sl_json_str(c.spec, "model", ""), "models/gpt.nemo");
     assert_string_equal(json_string_value(json_array_get(sl_json_get(c.spec, "datasets.train"), 0)),
                         "data/rte_train.jsonl");
-    assert_string_equal(json_string_value(json_array_get(sl_json_get(c.spec, "datasets.validation"), 0)),
-                        "data/rte_val.jsonl");
+    assert_string_equal(
+        json_string_value(json_array_get(sl_json_get(c.spec, "datasets.validation"), 0)),
+        "data/rte_val.jsonl");
     assert_null(sl_json_get(c.spec, "datasets.test"));
     assert_string_equal(c.run_dir, "/exp/Megatron Virtual_Prompt.GPT");
     model = sl_json_get(c.spec, "config.model");
@@ -296,22 +299,30 @@ static void what_becomes_what(void **state)
     assert_true(sl_json_num(c.spec, "config.trainer.gradient_clip_val", 7) == 0);
     assert_string_equal(sl_json_str(c.spec, "config.trainer.precision", ""), "bf16");
     assert_int_equal(json_array_size(c.notes), 2);
-    assert_string_equal(note(&c, 0),
-                        "ignored, since they mean nothing here: trainer.accelerator, trainer.num_nodes, trainer.logger, "
-                        "trainer.enable_checkpointing, trainer.use_distributed_sampler, trainer.log_every_n_steps, "
-                        "trainer.benchmark, exp_manager.create_wandb_logger, exp_manager.wandb_logger_kwargs, "
-                        "exp_manager.checkpoint_callback_params.filename, "
-                        "exp_manager.checkpoint_callback_params.model_parallel_size, model.tensor_model_parallel_size, "
-                        "model.data.num_workers, model.optim.sched.monitor");
+    assert_string_equal(
+        note(&c, 0),
+        "ignored, since they mean nothing here: trainer.accelerator, trainer.num_nodes, "
+        "trainer.logger, "
+        "trainer.enable_checkpointing, trainer.use_distributed_sampler, trainer.log_every_n_steps, "
+        "trainer.benchmark, exp_manager.create_wandb_logger, exp_manager.wandb_logger_kwargs, "
+        "exp_manager.checkpoint_callback_params.filename, "
+        "exp_manager.checkpoint_callback_params.model_parallel_size, "
+        "model.tensor_model_parallel_size, "
+        "model.data.num_workers, model.optim.sched.monitor");
     assert_non_null(strstr(note(&c, 1), "the template of task \"boolq\" is left out"));
     sl_config_yaml_release(&c);
 }
 
 static void overrides_have_types(void **state)
 {
-    char *sets[] = {"model.optim.lr=3e-4",   "model.new_tasks=[rte, boolq]", "++trainer.max_steps=1_000",
-                    "+trainer.max_epochs=2", "~model.data.num_workers",      "model.data.add_eos=False",
-                    "priority=high",         NULL};
+    char *sets[] = {"model.optim.lr=3e-4",
+                    "model.new_tasks=[rte, boolq]",
+                    "++trainer.max_steps=1_000",
+                    "+trainer.max_epochs=2",
+                    "~model.data.num_workers",
+                    "model.data.add_eos=False",
+                    "priority=high",
+                    NULL};
     struct sl_config_yaml c;
 
     (void)state;
@@ -324,15 +335,22 @@ static void overrides_have_types(void **state)
     assert_string_equal(sl_json_str(c.spec, "priority", ""), "high");
     assert_null(strstr(note(&c, 0), "num_workers"));
     /* both templates are there now, and their numbers of virtual tokens differ */
-    has_error(&c, "model.task_templates[1].total_virtual_tokens", "new tasks share total_virtual_tokens");
+    has_error(&c, "model.task_templates[1].total_virtual_tokens",
+              "new tasks share total_virtual_tokens");
     assert_int_equal(json_array_size(c.errors), 1);
     sl_config_yaml_release(&c);
 }
 
 static void mistakes_are_named(void **state)
 {
-    char *sets[] = {"model.optim.lrr=1",         "trainer.max_steps=many",  "model.data.train_ds=[7]",
-                    "trainer.limit_val_batches=5", "model.restore_path=a.nemo", "trainr.devices=2", "queue=A B", NULL};
+    char *sets[] = {"model.optim.lrr=1",
+                    "trainer.max_steps=many",
+                    "model.data.train_ds=[7]",
+                    "trainer.limit_val_batches=5",
+                    "model.restore_path=a.nemo",
+                    "trainr.devices=2",
+                    "queue=A B",
+                    NULL};
     struct sl_config_yaml c;
 
     (void)state;
@@ -349,7 +367,8 @@ static void mistakes_are_named(void **state)
 
 static void unknown_keys_can_be_allowed(void **state)
 {
-    char *sets[] = {"model.optim.lrr=1", "model.task_templates.1.colour=red", "nonsense.a.b=[1]", NULL};
+    char *sets[] = {"model.optim.lrr=1", "model.task_templates.1.colour=red", "nonsense.a.b=[1]",
+                    NULL};
     struct sl_config_yaml_options o = options(sets);
     struct sl_config_yaml c;
 
@@ -360,7 +379,8 @@ static void unknown_keys_can_be_allowed(void **state)
     valid(&c);
     assert_int_equal(json_array_size(c.notes), 5);
     has_note(&c, "model.optim.lrr is ignored: unknown key; the nearest known key is \"lr\"");
-    has_note(&c, "model.task_templates[0].colour is ignored: unknown key; the nearest known key is \"taskname\"");
+    has_note(&c, "model.task_templates[0].colour is ignored: unknown key; the nearest known key is "
+                 "\"taskname\"");
     has_note(&c, "nonsense is ignored: unknown key; the nearest known key is \"inference\"");
     assert_null(sl_json_get(c.spec, "config.nonsense"));
     sl_config_yaml_release(&c);
@@ -407,7 +427,8 @@ static void refused(const char *text, char *const *sets, const char *message)
     struct sl_err err = SL_ERR_INIT;
 
     put(text);
-    if (sl_config_yaml_read(path, &o, &c, &err) != SL_SPEC || !strstr(err.msg, message) || !strstr(err.msg, path))
+    if (sl_config_yaml_read(path, &o, &c, &err) != SL_SPEC || !strstr(err.msg, message) ||
+        !strstr(err.msg, path))
         fail_msg("\"%s\", not \"%s\"", err.msg, message);
 }
 
@@ -450,105 +471,6 @@ static void wrong_overrides(void **state)
     }
 }
 
-/* ---- references ---- */
-
-static json_t *resolved(const char *yaml, int want, struct sl_err *err)
-{
-    json_t *doc = NULL, *work;
-
-    assert_int_equal(sl_yaml_parse(yaml, strlen(yaml), "x", &doc, err), 0);
-    work = json_deep_copy(doc);
-    assert_int_equal(sl_refs_resolve(work, doc, err), want);
-    json_decref(doc);
-    return work;
-}
-
-static void references_have_their_values_type(void **state)
-{
-    struct sl_err err = SL_ERR_INIT;
-    json_t *v;
-
-    (void)state;
-    v = resolved("i: 3\nf: 1e-4\nb: yes\nn: null\ns: txt\nlist: [a, {k: 5}]\nmap: {x: '${i}', y: '${.x}'}\n"
-                 "key: map\nto_i: ${i}\nto_f: ${f}\nto_b: ${b}\nto_n: ${n}\nto_list: ${list}\nto_map: ${map}\n"
-                 "in: '<${i} ${f} ${b} ${n} ${s} ${to_f}>'\nelement: ${list[1].k}\ndotted: ${list.0}\n"
-                 "nested: ${${key}.x}\ns2: x\ndeeper: '${map.${s2}}!'\nescaped: \\${i} $ {i} $x\n"
-                 "sub:\n  up: ${..i}\n  beside: ${.up}\n  list: ['${..up}', '${...s}']\nwhole: 1.0\nw: 'v${whole}'\n"
-                 "chain: ${to_map}\n",
-                 0, &err);
-    assert_int_equal(sl_json_int(v, "to_i", 0), 3);
-    assert_true(json_is_real(json_object_get(v, "to_f")) && sl_json_num(v, "to_f", 0) == 1e-4);
-    assert_true(json_is_true(json_object_get(v, "to_b")) && json_is_null(json_object_get(v, "to_n")));
-    assert_int_equal(json_array_size(json_object_get(v, "to_list")), 2);
-    assert_int_equal(sl_json_int(v, "to_map.x", 0), 3);
-    assert_int_equal(sl_json_int(v, "to_map.y", 0), 3);
-    assert_int_equal(sl_json_int(v, "chain.y", 0), 3);
-    assert_string_equal(sl_json_str(v, "in", ""), "<3 0.0001 True None txt 0.0001>");
-    assert_int_equal(sl_json_int(v, "element", 0), 5);
-    assert_string_equal(sl_json_str(v, "dotted", ""), "a");
-    assert_int_equal(sl_json_int(v, "nested", 0), 3);
-    assert_string_equal(sl_json_str(v, "deeper", ""), "3!");
-    assert_string_equal(sl_json_str(v, "escaped", ""), "${i} $ {i} $x");
-    assert_int_equal(sl_json_int(v, "sub.up", 0), 3);
-    assert_int_equal(sl_json_int(v, "sub.beside", 0), 3);
-    assert_int_equal(json_integer_value(json_array_get(sl_json_get(v, "sub.list"), 0)), 3);
-    assert_string_equal(json_string_value(json_array_get(sl_json_get(v, "sub.list"), 1)), "txt");
-    assert_string_equal(sl_json_str(v, "w", ""), "v1.0");
-    json_decref(v);
-}
-
-static void references_that_lead_nowhere(void **state)
-{
-    static const char *const cases[][2] = {
-        {"a: ${b.c}\nb: {d: 1}\n", "a: ${b.c} refers to a key that is not there"},
-        {"a: ${m.${.s}}\ns: t\nm: {x: 1}\n", "a: ${m.${.s}} refers to a key that is not there"},
-        {"a: {x: '${a.x}'}\n", "refers to itself, or through too many others"},
-        {"a: ${b}\nb: ${a}\n", "refers to itself, or through too many others"},
-        {"a: ${a}\n", "refers to itself"},
-        {"m: {n: '${m}'}\n", "refers to itself"},
-        {"a: x${b}\nb: [1]\n", "a: ${b} is a list or a mapping, which a text cannot hold"},
-        {"a: ${b}\nb: ?\?\?\n", "a: ${b} refers to a value that is still to be given"},
-        {"a: ${oc.env:HOME}\n", "a: ${oc.env:HOME} asks for what is outside of the file"},
-        {"a: ${env:X}\n", "asks for what is outside"},
-        {"a: ${now:%Y}\n", "asks for what is outside"},
-        {"a: x ${b\nb: 1\n", "lacks its }"},
-        {"a: ${b\nb: 1\n", "lacks its }"},
-        {"a: ${}\n", "names no key"},
-        {"a: ${.....b}\nb: 1\n", "has too many dots in front"},
-        {"a: [1]\nb: ${a.1}\n", "refers to a key that is not there"},
-        {"a: [1]\nb: ${a.x}\n", "refers to a key that is not there"},
-        {"a: 1\nb: ${a.x}\n", "refers to a key that is not there"},
-    };
-
-    (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct sl_err err = SL_ERR_INIT;
-
-        json_decref(resolved(cases[i][0], SL_SPEC, &err));
-        if (!strstr(err.msg, cases[i][1]))
-            fail_msg("<%s>: \"%s\", not \"%s\"", cases[i][0], err.msg, cases[i][1]);
-    }
-}
-
-/* Each line doubles the one before it: text or list. */
-static void references_do_not_grow_without_end(void **state)
-{
-    struct sl_err err = SL_ERR_INIT;
-    struct sl_buf b;
-
-    (void)state;
-    for (int list = 0; list < 2; list++) {
-        sl_buf_init(&b, 65536);
-        sl_buf_adds(&b, "a0: xxxxxxxx\n");
-        for (int i = 1; i < 31; i++)
-            sl_buf_addf(&b, list ? "a%d: ['${a%d}', '${a%d}']\n" : "a%d: '${a%d}${a%d}'\n", i, i - 1, i - 1);
-        err = (struct sl_err)SL_ERR_INIT;
-        json_decref(resolved(b.p, SL_SPEC, &err));
-        assert_non_null(strstr(err.msg, "grow without end"));
-        sl_buf_release(&b);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -562,9 +484,6 @@ int main(void)
         cmocka_unit_test(the_engine_reads_it),
         cmocka_unit_test(files_that_are_none),
         cmocka_unit_test(wrong_overrides),
-        cmocka_unit_test(references_have_their_values_type),
-        cmocka_unit_test(references_that_lead_nowhere),
-        cmocka_unit_test(references_do_not_grow_without_end),
     };
 
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

@@ -15,7 +15,8 @@
 #define TOLERANCE 1e-9
 #define ROWS_MAX 8
 
-static double corpus(enum sl_metric metric, const char *const *predictions, const char *const *refs, int n)
+static double corpus(enum sl_metric metric, const char *const *predictions, const char *const *refs,
+                     int n)
 {
     struct sl_err err = SL_ERR_INIT;
     double score = -1;
@@ -42,11 +43,14 @@ static void bleu_by_hand(void **state)
     close_to(one(SL_METRIC_BLEU, "a b c d", "a b c d"), 100);
     close_to(one(SL_METRIC_BLEU, "a b c", "a b c"), 0); /* no four words in a row */
     /* 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 fours */
-    close_to(one(SL_METRIC_BLEU, "a b c d x", "a b c d e"), 100 * pow(0.8 * 0.75 * (2.0 / 3) * 0.5, 0.25));
+    close_to(one(SL_METRIC_BLEU, "a b c d x", "a b c d e"),
+             100 * pow(0.8 * 0.75 * (2.0 / 3) * 0.5, 0.25));
     /* half as long: exp(1 - 2) */
     close_to(one(SL_METRIC_BLEU, "a b c d", "a b c d e f g h"), 100 * exp(-1));
-    /* a word counts as often as the reference has it: 2 of 4, then smoothing: 1/2 of 3, 1/4 of 2, 1/8 of 1 */
-    close_to(one(SL_METRIC_BLEU, "the the the the", "the x the y"), 100 * pow(0.5 * (0.5 / 3) * (0.25 / 2) * 0.125, 0.25));
+    /* a word counts as often as the reference has it: 2 of 4, then smoothing: 1/2 of 3, 1/4 of 2,
+     * 1/8 of 1 */
+    close_to(one(SL_METRIC_BLEU, "the the the the", "the x the y"),
+             100 * pow(0.5 * (0.5 / 3) * (0.25 / 2) * 0.125, 0.25));
     /* the point is a word of its own behind a letter, not inside a number; case counts */
     close_to(one(SL_METRIC_BLEU, "it is 3.14.", "it is 3.14 ."), 100);
     close_to(one(SL_METRIC_BLEU, "A B C D", "a b c d"), 0);
@@ -86,8 +90,7 @@ static void recorded_cases(void **state)
     golden_path(path, "text_metrics.json");
     assert_int_equal(sl_json_read(path, SL_JSON_FILE_MAX, &cases, NULL), 0);
     assert_true(json_array_size(cases) >= 300);
-    json_array_foreach(cases, i, c)
-    {
+    json_array_foreach(cases, i, c) {
         const json_t *rows = json_array_get(c, 0);
         const char *predictions[ROWS_MAX], *refs[ROWS_MAX];
         int n = (int)json_array_size(rows);
@@ -102,9 +105,10 @@ static void recorded_cases(void **state)
         rouge = corpus(SL_METRIC_ROUGE, predictions, refs, n);
         if (!(fabs(bleu - json_number_value(json_array_get(c, 1))) < TOLERANCE) ||
             !(fabs(rouge - json_number_value(json_array_get(c, 2))) < TOLERANCE))
-            fail_msg("case %zu, \"%s\": BLEU %.10g instead of %.10g, ROUGE-L %.10g instead of %.10g", i,
-                     predictions[0], bleu, json_number_value(json_array_get(c, 1)), rouge,
-                     json_number_value(json_array_get(c, 2)));
+            fail_msg(
+                "case %zu, \"%s\": BLEU %.10g instead of %.10g, ROUGE-L %.10g instead of %.10g", i,
+                predictions[0], bleu, json_number_value(json_array_get(c, 1)), rouge,
+                json_number_value(json_array_get(c, 2)));
     }
     json_decref(cases);
 }

@@ -137,7 +137,7 @@ static void refuses_what_a_schema_cannot_see(void **state)
         {{"model.data.min_seq_length=500"},
          "config.model.data.min_seq_length",
          "over max_seq_length 192"},
-        {{"model.optim.sched.min_lr=1"}, "config.model.optim.sched.min_lr", "over lr 0.001"},
+        {{"model.optim.lr=1e-3", "model.optim.sched.min_lr=1"}, "config.model.optim.sched.min_lr", "over lr 0.001"},
         {{"inference.choices.colour=[\"red\",\"blue\"]"},
          "config.inference.choices.colour",
          "no task template"},
@@ -209,6 +209,7 @@ static void reports_every_error_at_once(void **state)
     set(spec, T0 "virtual_token_splits=[3]");
     set(spec, T1 "answer_field=reply");
     set(spec, "trainer.max_steps=0");
+    set(spec, "model.optim.lr=1e-3");
     set(spec, "model.optim.sched.min_lr=2");
     errors = judge(spec);
     assert_int_equal(json_array_size(errors), 4);

@@ -18,22 +18,28 @@
 static const char v1[] =
     "{\"version\": \"1.1\", \"data\": ["
     "{\"title\": \"Teapots\", \"paragraphs\": [{\"context\": \"A teapot is brown.\", \"qas\": ["
-    "{\"id\": \"a\", \"question\": \"Colour?\", \"answers\": [{\"text\": \"brown\", \"answer_start\": 12}]},"
-    "{\"id\": \"b\", \"question\": \"What is \\\"it\\\"?\", \"answers\": [{\"text\": \"A teapot\", \"answer_start\": 0}]}]},"
+    "{\"id\": \"a\", \"question\": \"Colour?\", \"answers\": [{\"text\": \"brown\", "
+    "\"answer_start\": 12}]},"
+    "{\"id\": \"b\", \"question\": \"What is \\\"it\\\"?\", \"answers\": [{\"text\": \"A teapot\", "
+    "\"answer_start\": 0}]}]},"
     "{\"context\": \"Caf\\u00e9 \\u6771\\nline\", \"qas\": ["
-    "{\"id\": \"c\", \"question\": \"Where?\", \"answers\": [{\"text\": \"Caf\\u00e9\", \"answer_start\": 0}]}]}]},"
+    "{\"id\": \"c\", \"question\": \"Where?\", \"answers\": [{\"text\": \"Caf\\u00e9\", "
+    "\"answer_start\": 0}]}]}]},"
     "{\"title\": \"Empty\", \"paragraphs\": []}]}";
 
 /* v2.0: several answers, questions without one */
 static const char v2[] =
     "{\"version\": \"v2.0\", \"data\": ["
     "{\"title\": \"One\", \"paragraphs\": [{\"context\": \"c1\", \"qas\": ["
-    "{\"question\": \"q1\", \"id\": \"1\", \"answers\": [{\"text\": \"x\", \"answer_start\": 0}, {\"text\": \"y z\", "
+    "{\"question\": \"q1\", \"id\": \"1\", \"answers\": [{\"text\": \"x\", \"answer_start\": 0}, "
+    "{\"text\": \"y z\", "
     "\"answer_start\": 1}], \"is_impossible\": false},"
-    "{\"question\": \"q2\", \"id\": \"2\", \"plausible_answers\": [{\"text\": \"no\", \"answer_start\": 0}], "
+    "{\"question\": \"q2\", \"id\": \"2\", \"plausible_answers\": [{\"text\": \"no\", "
+    "\"answer_start\": 0}], "
     "\"answers\": [], \"is_impossible\": true}]}]},"
     "{\"title\": \"Two\", \"paragraphs\": [{\"context\": \"c2\", \"qas\": ["
-    "{\"question\": \"q3\", \"id\": \"3\", \"answers\": [{\"text\": \" s \", \"answer_start\": 0}], \"is_impossible\": false}]}]},"
+    "{\"question\": \"q3\", \"id\": \"3\", \"answers\": [{\"text\": \" s \", \"answer_start\": "
+    "0}], \"is_impossible\": false}]}]},"
     "{\"title\": \"Three\", \"paragraphs\": [{\"context\": \"c3\", \"qas\": ["
     "{\"question\": \"q4\", \"id\": \"4\", \"answers\": [{\"text\": \"t\", \"answer_start\": 0}]},"
     "{\"question\": \"q5\", \"id\": \"5\", \"answers\": []}]}]}]}";
@@ -82,45 +88,66 @@ static void train_and_dev(void **state)
 
     (void)state;
     assert_int_equal(sl_squad_write(&squad, rows, NULL), 0);
-    file_is("squad_train",
-            "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", \"question\": \"Colour?\", \"answer\": \"brown\"}\n"
-            "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", \"question\": \"What is \\\"it\\\"?\", "
-            "\"answer\": \"A teapot\"}\n"
-            "{\"taskname\": \"squad\", \"context\": \"Caf\xc3\xa9 \xe6\x9d\xb1\\nline\", \"question\": \"Where?\", "
-            "\"answer\": \"Caf\xc3\xa9\"}\n");
-    file_is("squad_val", "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": \"x\"}\n"
-                         "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": \" s \"}\n"
-                         "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", \"answer\": \"t\"}\n");
+    file_is("squad_train", "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", "
+                           "\"question\": \"Colour?\", \"answer\": \"brown\"}\n"
+                           "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", "
+                           "\"question\": \"What is \\\"it\\\"?\", "
+                           "\"answer\": \"A teapot\"}\n"
+                           "{\"taskname\": \"squad\", \"context\": \"Caf\xc3\xa9 "
+                           "\xe6\x9d\xb1\\nline\", \"question\": \"Where?\", "
+                           "\"answer\": \"Caf\xc3\xa9\"}\n");
+    file_is(
+        "squad_val",
+        "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": \"x\"}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": \" s "
+        "\"}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", \"answer\": "
+        "\"t\"}\n");
     file_is("squad_test", "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\"}\n"
                           "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q2\"}\n"
                           "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\"}\n"
                           "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\"}\n"
                           "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q5\"}\n");
-    file_is("squad_test_ground_truth",
-            "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": [\"x\", \"y z\"]}\n"
-            "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q2\", \"answer\": []}\n"
-            "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": [\" s \"]}\n"
-            "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", \"answer\": [\"t\"]}\n"
-            "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q5\", \"answer\": []}\n");
+    file_is(
+        "squad_test_ground_truth",
+        "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": [\"x\", "
+        "\"y z\"]}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q2\", \"answer\": []}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": [\" s "
+        "\"]}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", \"answer\": "
+        "[\"t\"]}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q5\", \"answer\": []}\n");
     assert_true(rows[SL_SQUAD_TRAIN] == 3 && rows[SL_SQUAD_VAL] == 3 && rows[SL_SQUAD_TEST] == 5 &&
                 rows[SL_SQUAD_SHORT_TRAIN] == 0);
 }
 
 static void one_file_is_split_by_article(void **state)
 {
-    struct sl_squad squad = {.train = path_2, .validation_articles = 1, .test_articles = 1, .out_dir = out, .name = "s2",
-                             .topic = true, .subset = 1};
+    struct sl_squad squad = {.train = path_2,
+                             .validation_articles = 1,
+                             .test_articles = 1,
+                             .out_dir = out,
+                             .name = "s2",
+                             .topic = true,
+                             .subset = 1};
     int rows[SL_SQUAD_FILES];
     struct sl_err err = SL_ERR_INIT;
 
     (void)state;
     assert_int_equal(sl_squad_write(&squad, rows, NULL), 0);
-    file_is("s2_train", "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": \"x\", "
-                        "\"topic\": \"One\"}\n");
-    file_is("s2_val", "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": \" s \", "
-                      "\"topic\": \"Two\"}\n");
-    file_is("s2_test", "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", \"topic\": \"Three\"}\n"
-                       "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q5\", \"topic\": \"Three\"}\n");
+    file_is(
+        "s2_train",
+        "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": \"x\", "
+        "\"topic\": \"One\"}\n");
+    file_is(
+        "s2_val",
+        "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": \" s \", "
+        "\"topic\": \"Two\"}\n");
+    file_is("s2_test", "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", "
+                       "\"topic\": \"Three\"}\n"
+                       "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q5\", "
+                       "\"topic\": \"Three\"}\n");
     assert_int_equal(rows[SL_SQUAD_SHORT_TRAIN], 1);
     squad.test_articles = 2;
     assert_int_equal(sl_squad_write(&squad, rows, &err), SL_SPEC);
@@ -129,15 +156,17 @@ static void one_file_is_split_by_article(void **state)
 
 static void a_subset_is_the_first_rows(void **state)
 {
-    struct sl_squad squad = {.train = path_1, .dev = path_2, .out_dir = out, .name = "n", .subset = 2};
+    struct sl_squad squad = {
+        .train = path_1, .dev = path_2, .out_dir = out, .name = "n", .subset = 2};
     int rows[SL_SQUAD_FILES];
 
     (void)state;
     assert_int_equal(sl_squad_write(&squad, rows, NULL), 0);
-    file_is("n_short_train",
-            "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", \"question\": \"Colour?\", \"answer\": \"brown\"}\n"
-            "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", \"question\": \"What is \\\"it\\\"?\", "
-            "\"answer\": \"A teapot\"}\n");
+    file_is("n_short_train", "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", "
+                             "\"question\": \"Colour?\", \"answer\": \"brown\"}\n"
+                             "{\"taskname\": \"squad\", \"context\": \"A teapot is brown.\", "
+                             "\"question\": \"What is \\\"it\\\"?\", "
+                             "\"answer\": \"A teapot\"}\n");
     squad.subset = 25; /* more than there are; a tenth of them for validation */
     assert_int_equal(sl_squad_write(&squad, rows, NULL), 0);
     assert_true(rows[SL_SQUAD_SHORT_TRAIN] == 3 && rows[SL_SQUAD_SHORT_VAL] == 2);
@@ -152,7 +181,8 @@ static void refused(const char *text, int code, const char *message)
 
     put(path_2, text);
     rc = sl_squad_write(&squad, rows, &err);
-    if (rc != code || err.code != code || rows[0] != 7 || !strstr(err.msg, message) || !strstr(err.msg, path_2))
+    if (rc != code || err.code != code || rows[0] != 7 || !strstr(err.msg, message) ||
+        !strstr(err.msg, path_2))
         fail_msg("<%.40s>: %d \"%s\", not \"%s\"", text, rc, err.msg, message);
     put(path_2, v2);
 }
@@ -173,11 +203,14 @@ static void what_is_no_squad_is_refused(void **state)
             "data[0].paragraphs[0].context should be a text");
     refused("{\"data\": [{\"title\": \"t\", \"paragraphs\": [{\"context\": \"c\"}]}]}", SL_DATA,
             "data[0].paragraphs[0].qas should be a list");
-    refused("{\"data\": [{\"title\": \"t\", \"paragraphs\": [{\"context\": \"c\", \"qas\": [{}]}]}]}", SL_DATA,
-            "data[0].paragraphs[0].qas[0].question should be a text");
-    refused("{\"data\": [{\"title\": \"t\", \"paragraphs\": [{\"context\": \"c\", \"qas\": [{\"question\": \"q\"}]}]}]}", SL_DATA,
-            "data[0].paragraphs[0].qas[0].answers should be a list");
-    refused("{\"data\": [{\"title\": \"t\", \"paragraphs\": [{\"context\": \"c\", \"qas\": [{\"question\": \"q\", "
+    refused(
+        "{\"data\": [{\"title\": \"t\", \"paragraphs\": [{\"context\": \"c\", \"qas\": [{}]}]}]}",
+        SL_DATA, "data[0].paragraphs[0].qas[0].question should be a text");
+    refused("{\"data\": [{\"title\": \"t\", \"paragraphs\": [{\"context\": \"c\", \"qas\": "
+            "[{\"question\": \"q\"}]}]}]}",
+            SL_DATA, "data[0].paragraphs[0].qas[0].answers should be a list");
+    refused("{\"data\": [{\"title\": \"t\", \"paragraphs\": [{\"context\": \"c\", \"qas\": "
+            "[{\"question\": \"q\", "
             "\"answers\": [\"x\"]}]}]}]}",
             SL_DATA, "data[0].paragraphs[0].qas[0].text should be a text");
     assert_int_equal(sl_squad_write(&squad, rows, &err), SL_NOTFOUND);
@@ -197,14 +230,20 @@ static void the_command(void **state)
 {
     (void)state;
     assert_int_equal(command("--train", path_1, "--dev", path_2, "--out", out, "--name", "cmd"), 0);
-    file_is("cmd_val", "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": \"x\"}\n"
-                       "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": \" s \"}\n"
-                       "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", \"answer\": \"t\"}\n");
-    assert_int_equal(command("--train", path_2, "--articles", "1,1", "--out", out, "--subset", "2"), 0);
+    file_is(
+        "cmd_val",
+        "{\"taskname\": \"squad\", \"context\": \"c1\", \"question\": \"q1\", \"answer\": \"x\"}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c2\", \"question\": \"q3\", \"answer\": \" s "
+        "\"}\n"
+        "{\"taskname\": \"squad\", \"context\": \"c3\", \"question\": \"q4\", \"answer\": "
+        "\"t\"}\n");
+    assert_int_equal(command("--train", path_2, "--articles", "1,1", "--out", out, "--subset", "2"),
+                     0);
     assert_int_equal(command("--train", path_2, "--articles", "1", "--out", out, NULL, NULL), 2);
     assert_int_equal(command("--train", path_2, "--articles", "1,-1", "--out", out, NULL, NULL), 2);
     assert_int_equal(command("--train", path_2, "--out", out, NULL, NULL, NULL, NULL), 2);
-    assert_int_equal(command("--train", path_2, "--dev", path_2, "--out", out, "--articles", "1,1"), 2);
+    assert_int_equal(command("--train", path_2, "--dev", path_2, "--out", out, "--articles", "1,1"),
+                     2);
     assert_int_equal(command("--train", path_1, "--dev", path_2, "--out", out, "--subset", "0"), 2);
     assert_int_equal(command("--dev", path_2, "--out", out, NULL, NULL, NULL, NULL), 2);
     assert_int_equal(command("--train", out, "--dev", path_2, "--out", out, NULL, NULL), 1);

@@ -42,7 +42,8 @@ static bool same(const json_t *a, const json_t *b)
     return json_equal(a, b);
 }
 
-static void check(const char *kind, const char *text, const json_t *want, int rc, json_t *got, const struct sl_err *err)
+static void check(const char *kind, const char *text, const json_t *want, int rc, json_t *got,
+                  const struct sl_err *err)
 {
     char *g, *w;
 
@@ -64,8 +65,7 @@ static void recorded_texts(void **state)
     assert_int_equal(sl_json_read(path, SL_JSON_FILE_MAX, &golden, NULL), 0);
     assert_true(json_array_size(json_object_get(golden, "documents")) > 1500);
     assert_true(json_array_size(json_object_get(golden, "values")) > 80);
-    json_array_foreach(json_object_get(golden, "documents"), i, c)
-    {
+    json_array_foreach(json_object_get(golden, "documents"), i, c) {
         const json_t *text = json_array_get(c, 0);
         struct sl_err err = SL_ERR_INIT;
         json_t *got = NULL;
@@ -74,8 +74,7 @@ static void recorded_texts(void **state)
         check("document", json_string_value(text), json_array_get(c, 1), rc, got, &err);
         json_decref(got);
     }
-    json_array_foreach(json_object_get(golden, "values"), i, c)
-    {
+    json_array_foreach(json_object_get(golden, "values"), i, c) {
         const char *text = json_string_value(json_array_get(c, 0));
         struct sl_err err = SL_ERR_INIT;
         json_t *got = NULL;
@@ -106,7 +105,8 @@ static void mistakes_are_told_with_their_line(void **state)
     refused("a: !!python/object/apply:os.system ['true']\n", "conf.yaml:1: tags (");
     refused("a: &x\n  b: *x\n", "conf.yaml:2: *x stands for nothing that is complete before it");
     refused("a: 1\n---\nb: 2\n", "conf.yaml:2: a second document begins here");
-    refused("a: 1\nb: 99999999999999999999\n", "conf.yaml:2: 99999999999999999999 is too large for an integer");
+    refused("a: 1\nb: 99999999999999999999\n",
+            "conf.yaml:2: 99999999999999999999 is too large for an integer");
     refused("a: 1\n? {x: y}\n: 2\n", "conf.yaml:2: a key is a word or a text");
     refused("\n<<: 3\n", "<< takes a mapping or a list of mappings");
     refused("a: b\n\tc: d\n", "conf.yaml:2: ");
