@@ -36,11 +36,12 @@ int sl_reader_parse(const char *text, size_t len, const char *what, json_t **ret
                     struct sl_err *err)
 {
     struct sl_err bad_json = SL_ERR_INIT;
-    if (len > SL_TOKENIZER_FILE_MAX || !few_values(text, len))
-        return sl_err_set(err, SL_DATA,
-                          "%s has %zu bytes; at most %u, and %u values in them, are "
-                          "supported",
-                          what, len, SL_TOKENIZER_FILE_MAX, SL_TOKENIZER_VALUES_MAX);
+    if (len > SL_TOKENIZER_FILE_MAX)
+        return sl_err_set(err, SL_DATA, "%s has %zu bytes; at most %u are supported", what, len,
+                          SL_TOKENIZER_FILE_MAX);
+    if (!few_values(text, len))
+        return sl_err_set(err, SL_DATA, "%s has more than %u values", what,
+                          SL_TOKENIZER_VALUES_MAX);
     json_t *json = NULL;
     int rc = sl_json_parse(text, len, what, &json, &bad_json);
     if (rc < 0)

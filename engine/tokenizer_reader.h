@@ -5,7 +5,7 @@
 #include "base/json.h"
 #include "engine/tokenizer.h"
 
-#define SL_TOKENIZER_VALUES_MAX (4u << 20) /* values of one file: Llama 3 has about a million */
+#define SL_TOKENIZER_VALUES_MAX (2u << 20) /* values of one file: Llama 3 has about a million */
 
 struct sl_reader {
     struct sl_tokenizer_spec spec;
