@@ -126,7 +126,7 @@ int sl_blob_write(struct sl_blob_writer *w, const void *data, size_t len, struct
 
 int sl_blob_commit(struct sl_blob_writer *w, char ret_sha256[SL_SHA256_HEX + 1], struct sl_err *err)
 {
-    char found[SL_SHA256_HEX + 1], path[SL_PATH_MAX], dir[SL_PATH_MAX];
+    char found[SL_SHA256_HEX + 1], path[SL_PATH_MAX] = "", dir[SL_PATH_MAX] = "";
     sl_sha256_hex(&w->digest, found);
     int rc = 0;
     if (w->expected[0] && strcmp(found, w->expected) != 0)

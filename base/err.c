@@ -1,4 +1,5 @@
 /* Stands alone: the CUDA backend links this file without the rest of base. */
+#define SL_ERR_IMPLEMENTATION
 #include "base/err.h"
 #include <errno.h>
 #include <stdarg.h>

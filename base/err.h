@@ -38,6 +38,11 @@ int sl_err_errno(struct sl_err *err, const char *fmt, ...) __attribute__((format
 /* Puts "context: " before the message; returns the code. Use as: return sl_err_wrap(err, rc, "loading %s", p). */
 int sl_err_wrap(struct sl_err *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+#if defined __clang_analyzer__ && !defined SL_ERR_IMPLEMENTATION
+/* It cannot see that these never return 0, and would follow paths that do not exist. */
+#define sl_err_set(err, code, ...) ((sl_err_set)(err, code, __VA_ARGS__), (code))
+#define sl_err_errno(...) ((sl_err_errno)(__VA_ARGS__), SL_IO)
+#endif
 void sl_err_clear(struct sl_err *err);
 /* Cuts the incomplete UTF-8 character that a byte limit may have left at the end of a string. */
 void sl_utf8_trim(char *s);

@@ -160,7 +160,7 @@ void sl_loop_timer_cancel(struct sl_loop *l, int timer)
 
 static void take_signals(struct sl_loop *l)
 {
-    struct signalfd_siginfo info;
+    struct signalfd_siginfo info = {0};
 
     while (read(l->signal_fd, &info, sizeof info) == (ssize_t)sizeof info)
         if (info.ssi_signo < NSIG && l->signal_fn[info.ssi_signo])

@@ -191,14 +191,12 @@ static int load_node(struct sl_schema *s, const json_t *node, const char *where,
                     return rc;
             }
     }
+    /* clang-format off */
     if (json_object_get(node, "$ref"))
-        json_object_foreach(
-            (json_t *)node, key,
-            v) if (strcmp(key, "$ref") && strcmp(key, "default") &&
-                   strcmp(key, "description")) return sl_err_set(err, SL_SPEC,
-                                                                 "schema %s: \"%s\" beside $ref is "
-                                                                 "not implemented",
-                                                                 where, key);
+        json_object_foreach((json_t *)node, key, v)
+            if (strcmp(key, "$ref") != 0 && strcmp(key, "default") != 0 && strcmp(key, "description") != 0)
+                return sl_err_set(err, SL_SPEC, "schema %s: \"%s\" beside $ref is not implemented", where, key);
+    /* clang-format on */
     if (!follow(s, node))
         return sl_err_set(err, SL_SPEC, "schema %s: $ref \"%s\" leads nowhere", where,
                           json_string_value(json_object_get(node, "$ref")));
@@ -242,7 +240,7 @@ static void quote(const json_t *v, char ret_text[SL_SCHEMA_FOUND_MAX + 1])
     size_t n;
 
     if (!v) {
-        strcpy(ret_text, "nothing");
+        snprintf(ret_text, SL_SCHEMA_FOUND_MAX + 1, "nothing");
         return;
     }
     if (json_is_object(v) && json_object_size(v) > 3) {
@@ -250,7 +248,7 @@ static void quote(const json_t *v, char ret_text[SL_SCHEMA_FOUND_MAX + 1])
     } else if (json_is_array(v) && json_array_size(v) > 8) {
         snprintf(ret_text, SL_SCHEMA_FOUND_MAX + 1, "an array of %zu", json_array_size(v));
     } else if (!s) {
-        strcpy(ret_text, "?");
+        snprintf(ret_text, SL_SCHEMA_FOUND_MAX + 1, "?");
     } else if ((n = strlen(s)) <= SL_SCHEMA_FOUND_MAX) {
         memcpy(ret_text, s, n + 1);
     } else {
@@ -258,7 +256,7 @@ static void quote(const json_t *v, char ret_text[SL_SCHEMA_FOUND_MAX + 1])
         while (n && ((unsigned char)s[n] & 0xc0) == 0x80)
             n--;
         memcpy(ret_text, s, n);
-        strcpy(ret_text + n, "...");
+        memcpy(ret_text + n, "...", 4);
     }
     free(s);
 }
@@ -508,9 +506,9 @@ static void join(char ret_path[SL_SCHEMA_PATH_MAX], const char *path, const char
 {
     int n = snprintf(ret_path, SL_SCHEMA_PATH_MAX, "%s%s%s", path, *path ? "." : "", key);
     if (n >= SL_SCHEMA_PATH_MAX) {
-        strcpy(ret_path + SL_SCHEMA_PATH_MAX - 4, "");
+        ret_path[SL_SCHEMA_PATH_MAX - 4] = 0;
         sl_utf8_trim(ret_path);
-        strcat(ret_path, "...");
+        memcpy(ret_path + strlen(ret_path), "...", 4);
     }
 }
 
@@ -666,7 +664,7 @@ static int fill(const struct sl_schema *s, const json_t *schema, json_t *v, int 
             rc = made && !json_object_set_new(v, key, made) ? 0 : SL_NOMEM;
         } else {
             type = json_object_get(follow(s, sub), "type");
-            if (!json_is_string(type) || strcmp(json_string_value(type), "object"))
+            if (!json_is_string(type) || strcmp(json_string_value(type), "object") != 0)
                 continue;
             made = json_object();
             rc = made ? fill(s, sub, made, depth + 1) : SL_NOMEM;

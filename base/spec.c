@@ -84,12 +84,12 @@ static void check_markers(struct rules *r, const char *path, const char *text, i
     int count[SL_SPEC_MAX_SPLITS] = {0}, all = 0;
     const json_t *found = NULL;
     const char *p = text;
-    char *end;
+    char *end = NULL;
 
     while ((p = strstr(p, MARKER))) {
         p += strlen(MARKER);
         unsigned long k = isdigit((unsigned char)*p) ? strtoul(p, &end, 10) : 0;
-        if (!isdigit((unsigned char)*p) || strncmp(end, "|>", 2)) {
+        if (!isdigit((unsigned char)*p) || strncmp(end, "|>", 2) != 0) {
             broken(r, path, "markers written <|VIRTUAL_PROMPT_0|>", found,
                    "\"%s%.12s\" is no marker; write <|VIRTUAL_PROMPT_0|>", MARKER, p);
             return;
@@ -286,7 +286,7 @@ static void check_prompt_init(struct rules *r)
         broken(r, model_path(path, "prompt_tuning.new_prompt_init_text"), "one for each new task",
                texts, "%zu texts for %zu new tasks", json_array_size(texts), n);
     for (size_t i = 0; i < json_array_size(methods); i++) {
-        if (strcmp(json_string_value(json_array_get(methods, i)), "text") ||
+        if (strcmp(json_string_value(json_array_get(methods, i)), "text") != 0 ||
             json_is_string(json_array_get(texts, i)))
             continue;
         snprintf(key, sizeof key, "prompt_tuning.new_prompt_init_text[%zu]", i);
@@ -320,7 +320,7 @@ static void check_training(struct rules *r, const json_t *config)
         broken(r, model_path(path, "micro_batch_size"), "at most global_batch_size",
                json_object_get(r->model, "micro_batch_size"), "%.0f is over global_batch_size %.0f",
                y, x);
-    if (number(p, "dropout", 0) > 0 && strcmp(type, "lstm"))
+    if (number(p, "dropout", 0) > 0 && strcmp(type, "lstm") != 0)
         broken(r, model_path(path, "p_tuning.dropout"), "0 unless encoder_type is lstm",
                json_object_get(p, "dropout"), "only the lstm encoder has dropout");
     if (!strcmp(type, "mlp") && number(p, "num_layers", 2) < 2)

@@ -114,7 +114,7 @@ static int list(struct sl_api *api, int limit, const char *state, const char *qu
         if (rc)
             break;
         const char *next = sl_json_str(page, "next", "");
-        snprintf(below, sizeof below, *next ? "&below=%.20s" : "", next);
+        snprintf(below, sizeof below, "%s%.20s", *next ? "&below=" : "", next);
         json_array_extend(runs, json_object_get(page, "runs"));
         json_object_set(all, "next", json_object_get(page, "next"));
         json_decref(page);

@@ -40,7 +40,7 @@ E2
 }
 tidy() {
     command -v clang-tidy >/dev/null || { echo "not run: clang-tidy is not installed"; return; }
-    local flags="-std=c11 -D_GNU_SOURCE -DSL_VERSION=\"x\" -I. -fopenmp $(pkg-config --cflags jansson libcrypto libpcre2-8 hiredis openblas 2>/dev/null)"
+    local flags="-std=c11 -D_GNU_SOURCE -DSL_VERSION=__FILE__ -I. -fopenmp $(pkg-config --cflags jansson libcrypto libpcre2-8 hiredis openblas 2>/dev/null)"
     git ls-files 'base/*.c' 'engine/*.c' 'queue/*.c' 'artifacts/*.c' 'server/*.c' 'agent/*.c' 'cli/*.c' |
         xargs -P 2 -n 4 sh -c 'clang-tidy --quiet "$@" -- '"$flags"' 2>/dev/null' _ | tee /tmp/sl-tidy.$$
     ! grep -qE '(warning|error):' /tmp/sl-tidy.$$ || complain "clang-tidy is not clean"
@@ -49,7 +49,9 @@ tidy() {
 cppcheck_() {
     command -v cppcheck >/dev/null || { echo "not run: cppcheck is not installed"; return; }
     cppcheck -q -j 2 --std=c11 --enable=warning,performance,portability --error-exitcode=1 --inline-suppr \
-        --suppress=missingIncludeSystem -D_GNU_SOURCE -DSL_VERSION='"x"' -I. base engine queue artifacts server agent cli ||
+        --suppress=missingIncludeSystem -D_GNU_SOURCE -DSL_VERSION='"x"' -I. \
+        '-Djson_array_foreach(list,i,v)=for (i = 0; (v = json_array_get(list, i)) != 0; i++)' \
+        '-Djson_object_foreach(object,k,v)=for (k = first_of(object); (v = json_object_get(object, k)) != 0;)' base engine queue artifacts server agent cli ||
         complain "cppcheck is not clean"
 }
 for w in $what; do

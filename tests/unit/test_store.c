@@ -442,7 +442,7 @@ static void versions_and_aliases(void **state)
 static void aliases_have_a_limit_that_harms_nothing(void **state)
 {
     struct fixture *f = *state;
-    char manifest[65], alias[SL_NAME_MAX + 1];
+    char manifest[65], alias[SL_NAME_MAX + 8];
     int number, refused = 0;
     bool created;
     put_manifest(f, "one", manifest);
