@@ -208,6 +208,12 @@ int sl_map_open(const char *path, struct sl_map *ret_map, struct sl_err *err)
     return 0;
 }
 
+void sl_map_forget(const struct sl_map *map)
+{
+    if (map->data) /* private and never written to, so nothing is lost */
+        (void)madvise((void *)(uintptr_t)map->data, map->len, MADV_DONTNEED);
+}
+
 void sl_map_close(struct sl_map *map)
 {
     if (map && map->data) {

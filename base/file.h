@@ -32,6 +32,9 @@ struct sl_map {
     size_t len;
 };
 int sl_map_open(const char *path, struct sl_map *ret_map, struct sl_err *err);
+/* The pages that were read so far no longer count as this process's memory; what is looked at again is
+ * read again. */
+void sl_map_forget(const struct sl_map *map);
 void sl_map_close(struct sl_map *map);
 
 #endif

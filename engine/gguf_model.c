@@ -350,4 +350,9 @@ static void close_gguf(void *impl)
     sl_gguf_close(impl);
 }
 
-const struct sl_format sl_format_gguf = {"GGUF", probe, open_gguf, close_gguf, tokenizer};
+static void forget(const void *impl)
+{
+    sl_map_forget(&((const struct sl_gguf *)impl)->map);
+}
+
+const struct sl_format sl_format_gguf = {"GGUF", probe, open_gguf, close_gguf, tokenizer, forget};

@@ -415,5 +415,12 @@ static int tokenizer(const void *impl, struct sl_tokenizer **ret_tok, struct sl_
     return sl_tokenizer_from_dir(((const struct hf *)impl)->dir, ret_tok, err);
 }
 
-const struct sl_format sl_format_hf = {"Hugging Face directory", NULL, open_hf, close_hf,
-                                       tokenizer};
+static void forget(const void *impl)
+{
+    const struct hf *h = impl;
+    for (int s = 0; s < h->n_shards; s++)
+        sl_safetensors_forget(h->shard[s]);
+}
+
+const struct sl_format sl_format_hf = {
+    "Hugging Face directory", NULL, open_hf, close_hf, tokenizer, forget};

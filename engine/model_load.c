@@ -8,6 +8,7 @@
 
 #define PARTS_MAX 3
 #define NAME_MAX_BYTES 64
+#define ROPE_POSITIONS 4096 /* of the rotary table that are computed and uploaded together */
 
 /* Rows of several tensors one below the other; a vector's parts one beside the other. A missing
  * bias among present ones counts as zero. */
@@ -176,10 +177,10 @@ static int load_rope(struct sl_model *m, struct sl_err *err)
 {
     const struct sl_arch *a = &m->arch;
     int pairs = a->rope_dims / 2;
-    size_t n = (size_t)a->max_positions * (size_t)pairs * 2;
-    float *table = malloc(n * sizeof *table), *freq = malloc(sizeof *freq * (size_t)pairs);
+    size_t row = (size_t)pairs * 2 * sizeof(float);
+    float *piece = malloc(ROPE_POSITIONS * row), *freq = malloc(sizeof *freq * (size_t)pairs);
     int rc = 0;
-    if (!table || !freq)
+    if (!piece || !freq)
         rc = sl_err_set(err, SL_NOMEM, "rotary table of %d positions", a->max_positions);
     for (int i = 0; !rc && i < pairs; i++) {
         double f = 1.0 / pow(a->rope_base, 2.0 * i / a->rope_dims);
@@ -196,21 +197,26 @@ static int load_rope(struct sl_model *m, struct sl_err *err)
         }
         freq[i] = (float)f;
     }
-    for (int64_t p = 0, k = 0; !rc && p < a->max_positions; p++)
-        for (int i = 0; i < pairs; i++) {
-            float angle = (float)p * freq[i];
-            table[k++] = cosf(angle);
-            table[k++] = sinf(angle);
-        }
     void *device = NULL;
     if (!rc)
-        rc = m->ops->alloc(m->be, n * sizeof *table, &device, err);
+        rc = m->ops->alloc(m->be, (size_t)a->max_positions * row, &device, err);
     if (!rc) {
         m->rope = device;
-        m->weight_bytes += (int64_t)(n * sizeof *table);
-        rc = m->ops->upload(m->be, device, table, n * sizeof *table, err);
+        m->weight_bytes += (int64_t)((size_t)a->max_positions * row);
     }
-    free(table);
+    for (int begin = 0; !rc && begin < a->max_positions; begin += ROPE_POSITIONS) {
+        int left = a->max_positions - begin, n = left < ROPE_POSITIONS ? left : ROPE_POSITIONS;
+        float *to = piece;
+        for (int p = begin; p < begin + n; p++)
+            for (int i = 0; i < pairs; i++) {
+                float angle = (float)p * freq[i];
+                *to++ = cosf(angle);
+                *to++ = sinf(angle);
+            }
+        rc = m->ops->upload(m->be, (char *)device + (size_t)begin * row, piece, (size_t)n * row,
+                            err);
+    }
+    free(piece);
     free(freq);
     return rc;
 }
@@ -246,14 +252,18 @@ static int load_all(struct sl_model *m, const struct sl_weights *w, struct sl_er
         rc = load(m, w, &pos, false, "", a->hidden, false, &m->pos_embed, err);
     if (!rc && !a->learned_pos)
         rc = load_rope(m, err);
-    for (int i = 0; !rc && i < a->layers; i++)
+    sl_weights_forget(w);
+    for (int i = 0; !rc && i < a->layers; i++) {
         rc = load_layer(m, w, i, err);
+        sl_weights_forget(w);
+    }
     if (!rc)
         rc = load_norm(m, w, "", "norm", &m->norm, &m->norm_b, err);
     if (!rc && a->tied)
         m->head = m->embed;
     else if (!rc)
         rc = load(m, w, &head, false, "", a->hidden, false, &m->head, err);
+    sl_weights_forget(w);
     return rc;
 }
 

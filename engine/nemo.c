@@ -478,4 +478,9 @@ static int tokenizer(const void *impl, struct sl_tokenizer **ret_tok, struct sl_
     return sl_nemo_tokenizer(&n->tar, n->config, ret_tok, err);
 }
 
-const struct sl_format sl_format_nemo = {"NeMo", probe, open_nemo, close_nemo, tokenizer};
+static void forget(const void *impl)
+{
+    sl_map_forget(&((const struct nemo *)impl)->tar.map);
+}
+
+const struct sl_format sl_format_nemo = {"NeMo", probe, open_nemo, close_nemo, tokenizer, forget};

@@ -501,6 +501,11 @@ const unsigned char *sl_safetensors_bytes(const struct sl_safetensors *st, int i
     return st->map.data + st->data_at + st->begin[index];
 }
 
+void sl_safetensors_forget(const struct sl_safetensors *st)
+{
+    sl_map_forget(&st->map);
+}
+
 int sl_safetensors_verify(const struct sl_safetensors *st, struct sl_err *err)
 {
     const char *seal = json_string_value(json_object_get(st->metadata, "seal"));

@@ -58,6 +58,7 @@ sl_safetensors_metadata(const struct sl_safetensors *st); /* object of strings, 
 void sl_safetensors_read(const struct sl_safetensors *st, int index, float *out);
 /* A tensor's bytes, row-major, without alignment; valid until close. */
 const unsigned char *sl_safetensors_bytes(const struct sl_safetensors *st, int index);
+void sl_safetensors_forget(const struct sl_safetensors *st); /* see sl_map_forget */
 /* Reads everything and checks the seal; SL_DATA also when there is none. */
 int sl_safetensors_verify(const struct sl_safetensors *st, struct sl_err *err);
 

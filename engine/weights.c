@@ -288,6 +288,11 @@ void sl_weights_close(struct sl_weights *w)
     free(w);
 }
 
+void sl_weights_forget(const struct sl_weights *w)
+{
+    w->format->forget(w->impl);
+}
+
 const struct sl_arch *sl_weights_arch(const struct sl_weights *w)
 {
     return &w->arch;

@@ -79,6 +79,10 @@ int sl_weights_shape(const struct sl_weights *w, const char *name, int64_t *ret_
 int sl_weights_read_f32(const struct sl_weights *w, const char *name, int64_t row0, int64_t n_rows,
                         float *out, struct sl_err *err);
 
+/* What was read of the files so far no longer counts as memory in use, so that loading takes a
+ * model's weights and one layer of its files. */
+void sl_weights_forget(const struct sl_weights *w);
+
 /* The tokenizer that the model carries, see tokenizer.h; SL_NOTFOUND if it carries none. Caller
  * frees. */
 struct sl_tokenizer;

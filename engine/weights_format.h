@@ -50,6 +50,7 @@ struct sl_format {
     int (*open)(struct sl_weights *w, const char *path, struct sl_err *err);
     void (*close)(void *impl); /* NULL-safe */
     int (*tokenizer)(const void *impl, struct sl_tokenizer **ret_tok, struct sl_err *err);
+    void (*forget)(const void *impl); /* see sl_map_forget, of all its maps */
 };
 
 struct sl_weights {

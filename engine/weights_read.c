@@ -3,8 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PARALLEL_MIN (1 << 15) /* elements; below, one thread reads */
-#define COLUMN_ROWS 32         /* rows that are read together of a tensor stored by columns */
+#define PARALLEL_MIN (1 << 15)  /* elements; below, one thread reads */
+#define FORGET_BYTES (1u << 20) /* a larger tensor's pages are given back once it is hashed */
+#define COLUMN_ROWS 32          /* rows that are read together of a tensor stored by columns */
 
 /* Where Hugging Face's row i of Q or K is stored. Of a head's d rows ggml keeps i and i + d/2 side
  * by side, since its rotary embedding turns adjacent pairs. */
@@ -222,7 +223,10 @@ int sl_weights_digest(struct sl_weights *w, char ret_hex[SL_SHA256_HEX + 1], str
         struct sl_sha256 d;
         int rc = sl_sha256_init(&d, err);
         for (int i = 0; rc == 0 && i < w->n_tensors; i++) {
-            rc = digest_tensor(&d, &w->tensors[i], err);
+            const struct sl_tensor *t = &w->tensors[i];
+            rc = digest_tensor(&d, t, err);
+            if ((size_t)t->rows * sl_tensor_row_bytes(t) > FORGET_BYTES)
+                sl_weights_forget(w);
             if (rc < 0)
                 sl_sha256_release(&d);
         }
