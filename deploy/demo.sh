@@ -13,6 +13,7 @@ spec=${SPEC:-examples/wordnet.json}
 work=$build/demo
 report=$build/reports/demo.json
 cached=false
+sockets=
 pids=()
 
 say() { printf '\n== %s\n' "$*"; }
@@ -27,9 +28,20 @@ finish() {
     status=$?
     trap - EXIT INT TERM
     if [ "${KEEP:-}" = 1 ] && [ $status = 0 ]; then
-        echo "left running: $url (token in $work/token); end it with: kill ${pids[*]}"
+        echo "${pids[*]} $sockets" >"$work/left"
+        cat <<END
+
+left running; to look around:
+  export SOFTLAUNCH_SERVER=$url SOFTLAUNCH_TOKEN=\$(cat $work/token)
+  $bin/softlaunch runs show demo
+  $bin/softlaunch artifact ls
+  $bin/softlaunch enqueue $spec name=mine --follow
+to end it (the next make demo does, too):
+  kill ${pids[*]}; rm -r $sockets
+END
     else
         stop_all
+        [ -z "$sockets" ] || rm -rf "$sockets"
         [ $status = 0 ] || echo "the demo failed; its logs are in $work" >&2
     fi
     exit $status
@@ -46,6 +58,19 @@ wait_for() { # seconds what command...
     done
 }
 
+# What an earlier KEEP=1 left running. A number may be another process's by now: only ours names our folders.
+end_earlier() {
+    local left
+    read -ra left <"$work/left"
+    for pid in "${left[@]::${#left[@]}-1}"; do
+        grep -qaE "$work|softlaunch-demo-" "/proc/$pid/cmdline" 2>/dev/null && pids+=("$pid")
+    done
+    [ ${#pids[@]} = 0 ] || echo "ending the demo that was left running"
+    stop_all
+    pids=()
+    case ${left[-1]} in /tmp/softlaunch-demo-??????) rm -rf "${left[-1]}" ;; esac
+}
+[ ! -f "$work/left" ] || end_earlier
 rm -rf "$work"
 mkdir -p "$work" "$(dirname "$report")"
 
@@ -63,7 +88,7 @@ redis-server --port 0 --unixsocket "$sockets/redis.sock" --appendonly yes --dir 
     --maxmemory-policy noeviction --daemonize no >"$work/redis.log" 2>&1 &
 pids+=($!)
 wait_for 10 redis-server redis-cli -s "$sockets/redis.sock" ping >/dev/null
-head -c 32 /dev/urandom | sha256sum | cut -c1-48 >"$work/token"
+(umask 077 && head -c 32 /dev/urandom | sha256sum | cut -c1-48 >"$work/token")
 "$bin/softlaunch" serve --listen 127.0.0.1:0 --data "$work/store" --redis "unix://$sockets/redis.sock" \
     --token-file "$work/token" --port-file "$work/port" >"$work/serve.log" 2>&1 &
 pids+=($!)

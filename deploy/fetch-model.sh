@@ -15,7 +15,13 @@ case ${SOFTLAUNCH_MODEL:-} in
 http://* | https://*)
     mkdir -p "$cache"
     model=$cache/$(printf %s "$SOFTLAUNCH_MODEL" | sha256sum | cut -c1-16)-$(basename "$SOFTLAUNCH_MODEL")
-    [ -f "$model" ] || { curl -fsSL -o "$model.part" "$SOFTLAUNCH_MODEL" && mv "$model.part" "$model"; }
+    if [ ! -f "$model" ]; then
+        echo "fetching $SOFTLAUNCH_MODEL" >&2
+        python3 -c 'import shutil, sys, urllib.request
+with urllib.request.urlopen(sys.argv[1]) as source, open(sys.argv[2], "wb") as file:
+    shutil.copyfileobj(source, file)' "$SOFTLAUNCH_MODEL" "$model.part"
+        mv "$model.part" "$model"
+    fi
     echo "$model"
     exit
     ;;
