@@ -76,7 +76,7 @@ static int note_best(struct sl_trainer *t, double loss, struct sl_err *err)
 {
     struct sl_train_state *s = &t->state;
     size_t block = (size_t)t->n_prompts * (size_t)t->hidden;
-    int at = s->n_best, rc;
+    int at = s->n_best;
 
     while (at > 0 && loss < s->best[at - 1].val_loss)
         at--;
@@ -85,17 +85,17 @@ static int note_best(struct sl_trainer *t, double loss, struct sl_err *err)
     if (s->n_best < t->n_keep)
         s->n_best++;
     memmove(&s->best[at + 1], &s->best[at], (size_t)(s->n_best - at - 1) * sizeof *s->best);
-    memmove(t->best + (size_t)(at + 1) * block, t->best + (size_t)at * block,
-            (size_t)(s->n_best - at - 1) * block * sizeof(float));
     s->best[at] = (struct sl_best){s->step, loss};
-    rc = block ? t->ops->download(t->be, t->best + (size_t)at * block, t->prompts,
-                                  block * sizeof(float), err)
-               : 0;
-    if (!rc && at == 0) {
+    if (at == 0) {
         s->best_val_loss = loss;
         s->best_step = s->step;
     }
-    return rc;
+    if (!block) /* no-prompts */
+        return 0;
+    memmove(t->best + (size_t)(at + 1) * block, t->best + (size_t)at * block,
+            (size_t)(s->n_best - at - 1) * block * sizeof(float));
+    return t->ops->download(t->be, t->best + (size_t)at * block, t->prompts, block * sizeof(float),
+                            err);
 }
 
 /* Early stopping's counters; true when there is nothing to wait for any more. */

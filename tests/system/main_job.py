@@ -70,7 +70,7 @@ def the_artifact_and_its_alias():
     assert version["version"] == "v0" and version["made_by"]["run"] == first["run"], version
     first["dir"] = w.result(first["run"])
     names = sorted(e["path"] for e in version["files"][0]["entries"])
-    wanted = ["metrics.json", "predictions.jsonl", "prompt_table.safetensors"]
+    wanted = ["metrics.json", "predictions.jsonl"] + [f"prompt_table.{s}" for s in ("safetensors", "npy", "nemo")]
     wanted += [f"peft/{t}/{f}" for t in ("colour", "first") for f in ("adapter_config.json", "adapter_model.safetensors")]
     validation = first["metrics"][1]    # with the tables of the two best validations
     wanted += [f"top_k/step-{s}.safetensors" for s in sorted(validation, key=validation.get)[:2]]
@@ -219,7 +219,8 @@ def training_rows_alone_are_enough():
     assert r["state"] == "succeeded" and r["outputs"][0]["aliases"] == [], r
     train, validation = w.last_metrics(run)
     assert sorted(train) == list(range(1, 11)) and not validation
-    assert sorted(os.listdir(w.result(run))) == ["metrics.json", "peft", "prompt_table.safetensors"]
+    assert sorted(os.listdir(w.result(run))) == \
+           ["metrics.json", "peft", "prompt_table.nemo", "prompt_table.npy", "prompt_table.safetensors"]
 
 
 def no_log_holds_the_token():
