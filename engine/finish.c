@@ -292,6 +292,24 @@ static double majority(const struct tested *test, int task, int64_t rows)
     return rows ? (double)best / (double)rows : 0;
 }
 
+/* Against the answer of a test row, or the list of its right answers. */
+static int score_row(const struct tested *test, int i, const char *prediction,
+                     struct sl_score *ret, struct sl_err *err)
+{
+    const char *const ref = test->answer[i];
+    const json_t *answer;
+    json_t *row = NULL;
+    int rc = sl_dataset_json(test->ds, i, &row, err);
+
+    if (rc)
+        return rc;
+    answer = json_object_get(row, sl_dataset_answer_field(test->ds, i));
+    rc = json_is_array(answer) ? sl_score_answers(prediction, answer, ret, err)
+                               : sl_score_answer(prediction, &ref, 1, ret, err);
+    json_decref(row);
+    return rc;
+}
+
 /* Exact match and F1 of a column over a task's rows; NULL in a row: an empty text. */
 static int score_column(const struct tested *test, const char *const *text, int task,
                         struct sl_scores *ret, struct sl_err *err)
@@ -299,13 +317,12 @@ static int score_column(const struct tested *test, const char *const *text, int 
     struct sl_scores sum = {0};
 
     for (int i = 0; i < sl_dataset_rows(test->ds); i++) {
-        const char *const ref = test->answer[i];
         struct sl_score s;
         int rc;
 
         if (sl_dataset_row(test->ds, i).slot != task)
             continue;
-        rc = sl_score_answer(text[i] ? text[i] : "", &ref, 1, &s, err);
+        rc = score_row(test, i, text[i] ? text[i] : "", &s, err);
         if (rc)
             return rc;
         sl_scores_add(&sum, &s);

@@ -50,8 +50,8 @@ int sl_choose(const struct sl_generator *g, const struct sl_dataset *ds, const c
 bool sl_any_choices(const struct sl_config *c);
 void sl_texts_free(char **texts, int n); /* NULL-safe */
 
-/* The answer that each row of the data set holds, as the template would print it; "" where there is
- * none. */
+/* The answer that each row of the data set holds, as the template would print it, of a list the first;
+ * "" where there is none. */
 int sl_row_answers(const struct sl_dataset *ds, char ***ret_answers, struct sl_err *err);
 
 /* ---- tables of predictions (predictions.c) ---- */

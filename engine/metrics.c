@@ -286,6 +286,23 @@ int sl_score_answer(const char *prediction, const char *const *refs, int n_refs,
     return rc;
 }
 
+int sl_score_answers(const char *prediction, const json_t *answers, struct sl_score *ret_score,
+                     struct sl_err *err)
+{
+    const char *refs[SL_METRIC_MAX_REFS] = {""};
+    size_t n = json_array_size(answers);
+
+    if (n > SL_METRIC_MAX_REFS)
+        return sl_err_set(err, SL_SPEC, "a row has %zu answers; up to %d are possible", n,
+                          SL_METRIC_MAX_REFS);
+    for (size_t i = 0; i < n; i++) {
+        refs[i] = json_string_value(json_array_get(answers, i));
+        if (!refs[i])
+            return sl_err_set(err, SL_SPEC, "a row's list of answers holds what is no text");
+    }
+    return sl_score_answer(prediction, refs, n ? (int)n : 1, ret_score, err);
+}
+
 void sl_scores_add(struct sl_scores *s, const struct sl_score *score)
 {
     s->rows++;

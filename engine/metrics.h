@@ -32,6 +32,11 @@ struct sl_score {
 int sl_score_answer(const char *prediction, const char *const *refs, int n_refs,
                     struct sl_score *ret_score, struct sl_err *err);
 
+/* The same against a list of strings, a question's right answers as `data squad` lists them. An
+ * empty list: the question has none, and only a prediction that is empty after normalisation is right. */
+int sl_score_answers(const char *prediction, const json_t *answers, struct sl_score *ret_score,
+                     struct sl_err *err);
+
 /* Means over rows; init with {0}. */
 struct sl_scores {
     int64_t rows, exact, accurate;

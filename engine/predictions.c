@@ -19,6 +19,8 @@ int sl_row_answers(const struct sl_dataset *ds, char ***ret_answers, struct sl_e
 
         rc = sl_dataset_json(ds, i, &row, err);
         value = json_object_get(row, sl_dataset_answer_field(ds, i));
+        if (json_is_array(value))
+            value = json_array_get(value, 0);
         if (json_is_string(value))
             answers[i] = strdup(json_string_value(value));
         else if (value && !json_is_null(value))

@@ -129,6 +129,23 @@ def another_folder():
     assert os.path.exists(f"{w.dir}/logs/Tiny_Squad/out/prompt_table.safetensors")
 
 
+def scored_against_all_answers():
+    """data squad's ground truth as test rows: any answer of a row's list is right."""
+    truth = "sq/squad_test_ground_truth.jsonl"
+    for turn in range(2):
+        r = hand("train", "--config", "tiny.yaml", "--run-dir", f"scored-{turn}", f"model.language_model_path={MODEL}",
+                 "trainer.max_steps=4", f"model.data.test_ds={truth}", "inference.tokens_to_generate=4")
+        assert r.returncode == 0, r.stdout + r.stderr
+        rows = [json.loads(line) for line in open(f"{w.dir}/scored-{turn}/out/predictions.jsonl")]
+        assert len(rows) == 18 and (turn or sum(row["answer"] == [] for row in rows) == 6), rows
+        score = json.load(open(f"{w.dir}/scored-{turn}/out/metrics.json"))["tasks"][0]
+        assert score["rows"] == 18 and score["exact_match"] == turn, score    # nothing learned: no colour is named
+        # The same run again, now that what it says is the second of the answers.
+        for row in rows:
+            row["answer"] = ["none of it", row["prediction"]]
+        truth = w.write("truth.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def the_same_by_the_queue():
     w.agent()
     w.artifact("sq", *(f"{w.dir}/sq/squad_{s}.jsonl" for s in ("train", "val")))
@@ -175,4 +192,4 @@ def rows_are_checked():
     assert r.returncode == 0 and "32 rows read, 32 kept" in r.stdout, r.stdout + r.stderr
 
 
-tap(w, [rows_of_squad, trained_by_hand, another_folder, the_same_by_the_queue, mistakes, rows_are_checked])
+tap(w, [rows_of_squad, trained_by_hand, another_folder, scored_against_all_answers, the_same_by_the_queue, mistakes, rows_are_checked])

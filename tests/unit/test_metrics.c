@@ -83,6 +83,58 @@ static void scores_by_hand(void **state)
     assert_true(!s.exact && s.f1 == 0);
 }
 
+/* Worked by hand from the evaluation script: what is left of both texts, then the shared words. */
+static void squad_by_hand(void **state)
+{
+    static const struct {
+        const char *prediction, *answers; /* a JSON list */
+        bool exact;
+        double f1;
+    } table[] = {
+        {"Denver Broncos", "[\"Denver Broncos\", \"The Denver Broncos\"]", true, 1},
+        {"the Broncos.", "[\"Denver Broncos\"]", false, 2.0 / 3}, /* 1 of 1, 1 of 2 */
+        {"February 7, 2016", "[\"7 February 2016\"]", false, 1},  /* the same words in another order */
+        {"U.S.", "[\"US\"]", true, 1},
+        {"3.5", "[\"35\"]", true, 1}, /* the point is punctuation */
+        {"$1,200", "[\"1200\"]", true, 1},
+        {"twenty-one", "[\"twenty one\"]", false, 0}, /* twentyone */
+        {"a an the", "[\"An\"]", true, 1},            /* nothing is left of either */
+        {"a", "[\"cat\"]", false, 0},
+        {"cat cat cat", "[\"cat\"]", false, 0.5}, /* 1 of 3, 1 of 1 */
+        {"cat", "[\"cat cat cat\"]", false, 0.5},
+        {"big big cat", "[\"big cat cat\"]", false, 2.0 / 3}, /* big once, cat once */
+        {"in the 10th and 11th centuries", "[\"10th and 11th centuries\"]", false, 2 * 0.8 / 1.8},
+        {"France in Europe", "[\"Spain\", \"Europe\", \"in Europe\"]", false, 0.8}, /* the best of 0, 1/2, 4/5 */
+        {"FRANCE", "[\"france\"]", true, 1},
+        {"\tFrance \n", "[\"France\"]", true, 1},
+        {"theatre", "[\"atre\"]", false, 0}, /* an article is a word */
+        {"Th\u00e9a the", "[\"th\u00e9a\"]", true, 1},
+        {"caf\u00e9", "[\"cafe\"]", false, 0},
+        {"\u201cquoted\u201d", "[\"quoted\"]", false, 0}, /* curly quotes are no ASCII punctuation */
+        {"\"quoted\"", "[\"quoted\"]", true, 1},
+        {"2\u20133", "[\"23\"]", false, 0}, /* nor is a dash */
+        {"2-3", "[\"23\"]", true, 1},
+        {"x\u00a0y", "[\"x y\"]", true, 1}, /* a no-break space parts words */
+        {"", "[]", true, 1},                /* no answer is right */
+        {"The.", "[]", true, 1},
+        {"France", "[]", false, 0},
+        {"", "[\"France\"]", false, 0},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        json_t *answers = json_loads(table[i].answers, 0, NULL);
+        struct sl_score s;
+
+        assert_non_null(answers);
+        assert_int_equal(sl_score_answers(table[i].prediction, answers, &s, NULL), 0);
+        if (s.exact != table[i].exact || !(fabs(s.f1 - table[i].f1) < F1_TOLERANCE))
+            fail_msg("\"%s\" against %s: %d, %g", table[i].prediction, table[i].answers, s.exact,
+                     s.f1);
+        json_decref(answers);
+    }
+}
+
 static void accuracy_is_about_bytes(void **state)
 {
     (void)state;
@@ -176,6 +228,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(normalisation_by_hand),
         cmocka_unit_test(scores_by_hand),
+        cmocka_unit_test(squad_by_hand),
         cmocka_unit_test(accuracy_is_about_bytes),
         cmocka_unit_test(hard_cases_have_pythons_scores),
         cmocka_unit_test(the_processs_locale_does_not_matter),
