@@ -152,8 +152,9 @@ static int check_new(const struct sl_model *m, const struct sl_row *rows, int n_
         if (max_new < 0 || max_new > m->arch.max_positions - rows[r].n)
             return sl_err_set(
                 err, SL_SPEC,
-                "row %d has %d tokens and is to get %d more, but the model has %d positions", r,
-                rows[r].n, max_new, m->arch.max_positions);
+                "row %d has %d tokens and is to get %d more, but the model has %d positions%s", r,
+                rows[r].n, max_new, m->arch.max_positions,
+                m->arch.sliding_window ? ": attention in a sliding window is not supported" : "");
     return 0;
 }
 

@@ -277,6 +277,27 @@ static void test_wrong_configs_are_caught(void **state)
     }
 }
 
+/* Beyond its window Mistral would see fewer keys than are there: refused by name. */
+static void test_beyond_the_window(void **state)
+{
+    (void)state;
+    struct golden_model gm;
+    struct sl_decode *d = NULL;
+    float logits[512];
+    struct sl_row row = {0, 1, (const int32_t[]){5}, NULL};
+    open_family(&gm, "mistral");
+    const struct sl_arch *a = sl_model_arch(gm.model);
+    assert_int_equal(a->max_positions, 64);
+    assert_in_range(a->vocab, 1, 512);
+    ok(sl_decode_new(gm.model, &row, 1, (const int[]){0}, 1, NULL, 63, logits, &d, &err));
+    sl_decode_free(d);
+    struct sl_err why = SL_ERR_INIT;
+    assert_int_equal(
+        sl_decode_new(gm.model, &row, 1, (const int[]){0}, 1, NULL, 64, logits, &d, &why), SL_SPEC);
+    assert_non_null(strstr(why.msg, "sliding window is not supported"));
+    golden_model_close(&gm);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -286,6 +307,7 @@ int main(void)
         cmocka_unit_test(test_faults_of_training_are_caught),
         cmocka_unit_test(test_missing_bias_is_caught),
         cmocka_unit_test(test_wrong_configs_are_caught),
+        cmocka_unit_test(test_beyond_the_window),
     };
     return cmocka_run_group_tests_name("golden families", tests, NULL, NULL);
 }
