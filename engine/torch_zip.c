@@ -385,7 +385,8 @@ static int read_objects(struct sl_torch *t, struct sl_err *err)
         rc = walk(&w, sl_pickle_root(t->doc), 0, 0);
     if (rc)
         return rc;
-    qsort(t->tensor, (size_t)t->n, sizeof *t->tensor, by_name);
+    if (t->n)
+        qsort(t->tensor, (size_t)t->n, sizeof *t->tensor, by_name);
     for (int i = 1; i < t->n; i++)
         if (!strcmp(t->tensor[i - 1].name, t->tensor[i].name))
             return bad(err, "tensor '%s' comes twice", t->tensor[i].name);

@@ -27,4 +27,5 @@ check "logits over the whole vocabulary" 'SL_DUMP_LOGITS="$out/logits.f32" "$SL_
     "$python" check_logits.py "$SL_MODEL" "$out/logits.f32"'
 check "exported adapters in PEFT" 'SL_ADAPTER_OUT="$out/adapter" "$SL_BUILD/tests/unit/test_golden_adapter" &&
     "$python" check_adapter.py "$out/adapter"'
+check "prompt tables as torch, NumPy and PEFT read them" '"$python" check_table_forms.py "$SL_BUILD"'
 exit $failed
