@@ -10,8 +10,9 @@
  * Nothing is put in front or behind: the post-processor of a tokenizer.json, which may add BOS or
  * EOS, is not applied, nor are its truncation and padding; add_bos and add_eos of a run do that.
  *
- * Immutable after creation: many threads may use one tokenizer. About 30 MB/s; a text of one
- * endless word takes n log n. */
+ * Immutable after creation: many threads may use one tokenizer. About 30 MB/s, 5 MB/s for
+ * SentencePiece; a text of one endless word takes n log n. Where two segmentations of a unigram
+ * model score the same, the library decides: its versions to 0.2.1 agree. */
 #ifndef SL_ENGINE_TOKENIZER_H
 #define SL_ENGINE_TOKENIZER_H
 #include "base/buf.h"

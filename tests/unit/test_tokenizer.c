@@ -1,5 +1,6 @@
 /* The tokenizer on vocabularies made here. That the ids are the reference library's on real text is
- * shown by tests/golden/tokenizer.sh. */
+ * shown by tests/golden/tokenizer.sh.
+ * Long because it has a vocabulary of its own for each rule. */
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/tokenizer.h"
