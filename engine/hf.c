@@ -119,7 +119,7 @@ static const struct rename *find_name(const struct sl_weights *w, const char *na
         snprintf(plain, sizeof plain, "%ld.", number);
         /* as printed: "01" and "+1" are no second names of layer 1 */
         if (*end != '.' || number < 0 || number >= w->arch.layers ||
-            strncmp(name + in_layers, plain, strlen(plain)))
+            strncmp(name + in_layers, plain, strlen(plain)) != 0)
             return NULL;
         layer = (int)number;
         name = end + 1;
@@ -217,7 +217,7 @@ static int take_tensor(struct sl_weights *w, struct hf *h, int shard, int i, str
     char shown[SL_SHOWN_MAX];
     int layer;
     sl_shown(from->name, strlen(from->name), shown);
-    if (h->index && (!listed || strcmp(listed, h->shard_name[shard])))
+    if (h->index && (!listed || strcmp(listed, h->shard_name[shard]) != 0))
         return sl_err_set(err, SL_DATA, "tensor '%s' is in %s, but not by the index", shown,
                           h->shard_name[shard]);
     if (!strcmp(name, "lm_head.weight")) {

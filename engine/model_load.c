@@ -286,7 +286,8 @@ int sl_model_new(const struct sl_weights *w, const struct sl_ops *ops, struct sl
              : a->activation == SL_GELU_ERF ? SL_ACT_GELU_ERF
                                             : SL_ACT_GELU_TANH;
     m->pre_cols = m->act == SL_ACT_SWIGLU ? 2 * a->ffn : a->ffn;
-    int64_t chunk = SL_LOGITS_BYTES_MAX / ((int64_t)a->vocab * (int64_t)ops->act_bytes);
+    m->logits_ld = ((int64_t)a->vocab + SL_LOGITS_ALIGN - 1) / SL_LOGITS_ALIGN * SL_LOGITS_ALIGN;
+    int64_t chunk = SL_LOGITS_BYTES_MAX / (m->logits_ld * (int64_t)ops->act_bytes);
     m->logit_rows = chunk > 0 ? (int)chunk : 1;
     m->layers = calloc((size_t)a->layers, sizeof *m->layers);
     m->saved = calloc((size_t)a->layers, sizeof *m->saved);
@@ -317,7 +318,7 @@ void sl_model_free(struct sl_model *m)
         struct sl_weight *all[] = {l->norm1, l->norm1_b, l->qkv,  l->qkv_b,  l->q,      l->q_b,
                                    l->kv,    l->kv_b,    l->o,    l->o_b,    l->norm2,  l->norm2_b,
                                    l->up,    l->up_b,    l->down, l->down_b, l->q_norm, l->k_norm};
-        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        for (size_t k = 0; k < sizeof all / sizeof(void *); k++)
             drop(m, all[k]);
     }
     if (m->head != m->embed)

@@ -33,6 +33,13 @@ static const struct type *find_type(const char *name)
     return NULL;
 }
 
+static uint64_t bytes_of(const struct sl_st_tensor *t)
+{
+    const struct type *type = t->type ? find_type(t->type) : NULL;
+
+    return (uint64_t)sl_st_elements(t) * (uint64_t)(type ? type->bytes : types[0].bytes);
+}
+
 int64_t sl_st_elements(const struct sl_st_tensor *t)
 {
     int64_t n = 1;
@@ -161,8 +168,7 @@ static int order(struct sl_safetensors *st, struct sl_err *err)
             rc = bad(st, err, "tensor %s begins at byte %llu, %s the one before it ends at %llu",
                      sorted[i].name, (unsigned long long)st->begin[i],
                      st->begin[i] < at ? "but" : "with a gap:", (unsigned long long)at);
-        at = st->begin[i] +
-             (uint64_t)sl_st_elements(&sorted[i]) * (uint64_t)find_type(sorted[i].type)->bytes;
+        at = st->begin[i] + bytes_of(&sorted[i]);
     }
     if (!rc && at != st->map.len - st->data_at)
         rc = bad(st, err, "%llu bytes of data behind the last tensor",

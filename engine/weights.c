@@ -230,7 +230,7 @@ static int tell_format(const char *path, const struct sl_format **ret_format, st
     fclose(f);
     if (failed)
         return sl_err_errno(err, "cannot be read");
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+    for (size_t i = 0; i < sizeof formats / sizeof(void *); i++) {
         if (formats[i]->probe(head, n)) {
             *ret_format = formats[i];
             return 0;
