@@ -255,7 +255,7 @@ def nemo(config=NEMO_CONFIG, shapes=None, dot="./", weights=None, more=()):
     if weights is None:
         state, storages = torch_state(shapes or nemo_shapes(), "model.language_model.")
         weights = torch_zip(state, storages)
-    vocab = {c: i for i, c in enumerate(["a", "b", "ab", "\u0120", "\u0120a", "c", "<e>", "d"])}
+    vocab = {c: i for i, c in enumerate(["a", "b", "ab", "\u0120", "\u0120a", "c", "<|endoftext|>", "d"])}
     return tar([(dot + "model_config.yaml", config.encode()), (dot + "model_weights.ckpt", weights),
                 (dot + "aa_vocab.json", json.dumps(vocab).encode()), (dot + "bb_merges.txt", "#version: 0.2\na b\n\u0120 a\n".encode()),
                 *more])

@@ -8,11 +8,12 @@ import argparse, concurrent.futures, glob, json, os, re, shutil, subprocess, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TIMEOUT_S = 10       # of one input, on a machine that does other things too
-MALLOC_MB = 64       # what no file, however hostile, may ask for at once
+MALLOC_MB = 64       # what no file, however hostile, may ask for at once...
+MALLOC_MB_OF = {"unpack": 160}    # ...but zstd, whose frames name a window of up to 128 MiB
 RSS_MB = 1024        # with the sanitizers' shadow
 INPUT_MAX = 4096     # bytes
 INPUT_MAX_OF = {"nemo": 16384, "unpack": 8192, "gguf": 8192, "torch_zip": 8192}
-CORPUS_MAX = 24000   # bytes of one target's corpus that --keep leaves: the largest inputs go first
+CORPUS_MAX = 20000   # bytes of one target's corpus that --keep leaves: the largest inputs go first
 
 options = argparse.ArgumentParser()
 options.add_argument("--build", required=True)
@@ -42,7 +43,7 @@ def check_clang():
 
 
 def command(name, *args):
-    return [f"{build}/fuzz/clang/{name}", f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={RSS_MB}", f"-malloc_limit_mb={MALLOC_MB}",
+    return [f"{build}/fuzz/clang/{name}", f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={RSS_MB}", f"-malloc_limit_mb={MALLOC_MB_OF.get(name, MALLOC_MB)}",
             f"-max_len={INPUT_MAX_OF.get(name, INPUT_MAX)}", "-print_final_stats=1", "-verbosity=1", *args]
 
 
