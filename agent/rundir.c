@@ -7,10 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define LEASE_PART 12 /* hex digits of the lease id in the folder's name */
 
+#define MAKE_TRIES 100  /* of a folder, against an agent that starts and cleans */
+#define GONE ".gone-"   /* begins the name of a folder that is being removed */
 #define INPUTS "inputs/" /* where the fetch puts what the spec names */
 
 #define RESTORE_KEY "config.model.restore_path"
@@ -22,22 +25,27 @@ static const char *const kinds[] = {"train", "validation", "test"};
 /* ---- the folder
  * -------------------------------------------------------------------------------------------- */
 
-/* 0: locked; 1: somebody holds it; else an error. */
+/* 0: locked; 1: somebody holds it, or has removed the folder meanwhile; else an error. */
 static int take_lock(const char *dir, int *ret_fd, struct sl_err *err)
 {
     char path[SL_PATH_MAX];
+    struct stat ours, there;
     int rc = sl_path(path, err, "%s/lock", dir), fd;
 
     if (rc)
         return rc;
     fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0)
-        return sl_err_errno(err, "opening %s", path);
+        return errno == ENOENT ? 1 : sl_err_errno(err, "opening %s", path);
     if (flock(fd, LOCK_EX | LOCK_NB)) {
         int e = errno;
         close(fd);
         errno = e;
         return e == EWOULDBLOCK ? 1 : sl_err_errno(err, "locking %s", path);
+    }
+    if (fstat(fd, &ours) || stat(path, &there) || ours.st_ino != there.st_ino) {
+        close(fd);
+        return 1;
     }
     *ret_fd = fd;
     return 0;
@@ -45,7 +53,7 @@ static int take_lock(const char *dir, int *ret_fd, struct sl_err *err)
 
 int sl_rundir_clean(const char *work_dir, struct sl_err *err)
 {
-    char runs[SL_PATH_MAX], path[SL_PATH_MAX] = "";
+    char runs[SL_PATH_MAX], path[SL_PATH_MAX] = "", gone[SL_PATH_MAX] = "";
     struct dirent *e;
     DIR *d;
     int fd = -1, rc = sl_path(runs, err, "%s/runs", work_dir);
@@ -58,12 +66,23 @@ int sl_rundir_clean(const char *work_dir, struct sl_err *err)
     if (!d)
         return sl_err_errno(err, "reading %s", runs);
     while (!rc && (e = readdir(d)) != NULL) {
-        if (e->d_name[0] == '.')
+        bool begun = !strncmp(e->d_name, GONE, strlen(GONE));
+
+        if (e->d_name[0] == '.' && !begun)
             continue;
         rc = sl_path(path, err, "%s/%s", runs, e->d_name);
+        if (!rc && begun) { /* by a cleaning that was cut short, or is under way */
+            sl_rmtree(path, NULL);
+            continue;
+        }
         if (rc || take_lock(path, &fd, NULL))
             continue; /* in use, or not ours to remove */
-        rc = sl_rmtree(path, err);
+        /* Out of the way in one step: what is made under its name from now on is not ours. */
+        rc = sl_path(gone, err, "%s/" GONE "%s", runs, e->d_name);
+        if (!rc && rename(path, gone))
+            rc = sl_err_errno(err, "removing %s", path);
+        if (!rc)
+            rc = sl_rmtree(gone, err);
         close(fd);
     }
     closedir(d);
@@ -77,12 +96,17 @@ int sl_rundir_make(const char *work_dir, const char *run, const char *lease,
     char inputs[SL_PATH_MAX];
     int rc = sl_path(dir.path, err, "%s/runs/%s-%.*s", work_dir, run, LEASE_PART, lease);
 
-    if (!rc)
-        rc = sl_mkdirs(dir.path, err);
-    if (!rc) {
-        rc = take_lock(dir.path, &dir.lock_fd, err);
+    /* An agent that starts now may take the folder for a dead one's until it is locked. */
+    for (int i = 0; !rc && dir.lock_fd < 0; i++) {
+        struct sl_err *said = i < MAKE_TRIES ? NULL : err;
+
+        rc = sl_mkdirs(dir.path, said);
+        if (!rc)
+            rc = take_lock(dir.path, &dir.lock_fd, said);
         if (rc == 1)
-            rc = sl_err_set(err, SL_CONFLICT, "%s is in use by another agent", dir.path);
+            rc = sl_err_set(said, SL_CONFLICT, "%s is in use by another agent", dir.path);
+        if (!said)
+            rc = 0; /* once more */
     }
     if (!rc)
         rc = sl_path(inputs, err, "%s/inputs", dir.path);

@@ -106,6 +106,8 @@ int cmd_agent(int argc, char **argv)
             break;
         case 'm':
             config.max_runs = atoi(optarg);
+            if (config.max_runs < 1)
+                rc = sl_err_set(&err, SL_SPEC, "--max-runs: expected a number from 1, found %.40s", optarg);
             break;
         case 'w':
             config.worker = optarg;

@@ -2,9 +2,12 @@
 #include "agent/rundir.h"
 #include "base/json.h"
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 /* after the headers that it needs */
 #include <cmocka.h>
 
@@ -48,10 +51,44 @@ static void test_inputs_are_named_as_in_the_spec(void **state)
     assert_string_equal(text, cases[0][0]);
 }
 
+/* An agent that starts cleans up while another one begins runs: it never takes a folder that is about to be used. */
+static void test_cleaning_takes_no_live_folder(void **state)
+{
+    char work[] = "/tmp/sl-rundir-XXXXXX", run[SL_ID_HEX + 1], path[SL_PATH_MAX];
+    int status, failed = 0, taken = 0;
+    pid_t pid;
+
+    (void)state;
+    assert_non_null(mkdtemp(work));
+    assert_int_equal(sl_rundir_clean(work, NULL), 0);
+    pid = fork();
+    if (pid == 0)
+        for (;;)
+            sl_rundir_clean(work, NULL);
+    for (int i = 0; i < 3000; i++) {
+        struct sl_rundir dir;
+
+        sl_random_id(run);
+        if (sl_rundir_make(work, run, run, &dir, NULL)) {
+            failed++;
+            continue;
+        }
+        assert_int_equal(sl_path(path, NULL, "%s/inputs", dir.path), 0);
+        taken += access(path, F_OK) != 0;
+        sl_rundir_remove(&dir);
+    }
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    sl_rmtree(work, NULL);
+    assert_int_equal(failed, 0);
+    assert_int_equal(taken, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_inputs_are_named_as_in_the_spec),
+        cmocka_unit_test(test_cleaning_takes_no_live_folder),
     };
     return cmocka_run_group_tests_name("run directory", tests, NULL, NULL);
 }
