@@ -9,8 +9,9 @@
 
 #define SL_NPY_FILE "prompt_table.npy"
 #define SL_NEMO_FILE "prompt_table.nemo"
-/* The template of a table that comes without one: for rows with a field "prompt". */
-#define SL_TABLES_TEMPLATE "<|VIRTUAL_PROMPT_0|>{prompt}"
+/* The template of a table that comes without one: for rows with a field "prompt". The field that
+ * ends a template is its answer's, which generation leaves empty. */
+#define SL_TABLES_TEMPLATE "<|VIRTUAL_PROMPT_0|>{prompt}{answer}"
 #define SL_TABLES_MAX_BYTES (1u << 30) /* of one table, or of an .npy */
 
 /* TensorRT-LLM's prompt table: .npy, little-endian fp32 [tasks, the greatest V, hidden], row-major,

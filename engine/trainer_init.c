@@ -251,6 +251,11 @@ static int init(struct sl_trainer *t, struct sl_err *err)
         rc = sl_weights_open(t->run->model, &t->weights, err);
     if (!rc)
         rc = sl_weights_tokenizer(t->weights, &t->tok, err);
+    if (!rc && sl_weights_arch(t->weights)->padding_rows)
+        sl_emit_log(t->report, SL_INFO,
+                    "%d padding rows of the model's vocabulary are left out of the softmax (NeMo counts "
+                    "them)",
+                    sl_weights_arch(t->weights)->padding_rows);
     if (!rc)
         rc = open_data(t, err);
     if (!rc)

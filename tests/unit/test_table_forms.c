@@ -6,7 +6,9 @@
 #include "base/json.h"
 #include "engine/nemo.h"
 #include "engine/table_forms.h"
+#include "engine/template.h"
 #include "tests/golden/golden.h"
+#include "tests/unit/tiny_tokenizer.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -336,6 +338,34 @@ static void reads_what_peft_wrote(void **state)
     golden_close(&g);
 }
 
+/* The template that an adapter gets puts the whole prompt behind its virtual tokens. */
+static void default_template_keeps_the_prompt(void **state)
+{
+    struct sl_tokenizer *tok = tiny_tokenizer(TINY_BOS, TINY_EOS);
+    struct sl_task task = {.name = (char *)(uintptr_t) "t",
+                           .prompt_template = (char *)(uintptr_t)SL_TABLES_TEMPLATE,
+                           .total_virtual_tokens = 2,
+                           .n_splits = 1,
+                           .split = {2}};
+    struct sl_render how = {.answer = SL_ANSWER_NONE, .max_positions = 100};
+    struct sl_template *t = NULL;
+    struct sl_rendered r = {0};
+    json_t *row = json_pack("{s:s, s:s}", "prompt", "xyz", "answer", "no");
+
+    (void)state;
+    sl_err_clear(&err);
+    ok(sl_template_new(&task, tok, &t, &err));
+    ok(sl_template_render(t, row, &how, &r, &err));
+    assert_int_equal(r.ids.n, 5);
+    assert_int_equal(r.ids.id[1], -2);
+    assert_int_equal(r.ids.id[2], 'x');
+    assert_int_equal(r.ids.id[4], 'z');
+    sl_rendered_release(&r);
+    sl_template_free(t);
+    sl_tokenizer_free(tok);
+    json_decref(row);
+}
+
 /* The command, on files: each form to each. */
 static void converts(void **state)
 {
@@ -376,6 +406,7 @@ int main(void)
         cmocka_unit_test(nemo_comes_back_with_all_it_can_keep),
         cmocka_unit_test(reads_what_nemo_wrote),
         cmocka_unit_test(reads_what_peft_wrote),
+        cmocka_unit_test(default_template_keeps_the_prompt),
         cmocka_unit_test(converts),
     };
 
