@@ -114,7 +114,7 @@ static int check_supported(const json_t *c, int heads, struct sl_err *err)
         {"apply_residual_connection_post_layernorm", false},
         {"transformer_engine", false},
     };
-    int groups, experts, rc;
+    int groups = heads, experts = 1, rc;
 
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         const char *is = text_of(c, texts[i].key, texts[i].supported);
