@@ -1,6 +1,6 @@
 /* One function an opcode family, under the names of pickletools.py. Every push goes through
  * sl_pickle_push(), every value through sl_pickle_make(), so that the limits hold whatever the text
- * says. */
+ * says. Long because every opcode of the format has its place here. */
 #include "engine/pickle_reader.h"
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,3 +1,5 @@
+/* Long because the archive and the walk over its objects check each other: a tensor is only as
+ * good as the entry that holds its bytes. */
 #include "engine/torch_zip.h"
 #include "engine/dequant.h"
 #include <stdarg.h>
