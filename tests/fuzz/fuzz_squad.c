@@ -15,7 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                              .out_dir = out, .name = "x", .topic = choice & 2, .subset = choice & 4 ? 2 : 0};
     int rc = sl_squad_write(&squad, rows, &err);
     if (rc == 0)
-        fuzz_check(rows[SL_SQUAD_TRAIN] > 0 && rows[SL_SQUAD_SHORT_TRAIN] <= 2);
+        fuzz_check(rows[SL_SQUAD_TRAIN] >= 0 && rows[SL_SQUAD_SHORT_TRAIN] <= 2);
     else
         fuzz_check_error(rc, err);
     fuzz_check(sl_rmtree(out, NULL) == 0);

@@ -12,7 +12,7 @@ FUZZ_SRC := $(BASE) $(addprefix artifacts/,manifest.c names.c pack.c tree.c) tes
 FUZZ_CFLAGS  = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
                -D_GNU_SOURCE -Wno-unknown-pragmas -I. -I$(BUILD) -fno-common -MMD -MP \
                -DSL_VERSION='"$(VERSION)"' $(PKG_CFLAGS) $(PKG_CFLAGS_NET)
-FUZZ_LIBS    = $(NET_LIBS) $(PCRE_LIBS) $(TEXT_LIBS) $(BASE_LIBS) -lm -lpthread
+FUZZ_LIBS    = -Wl,--wrap=sl_map_open -Wl,--wrap=sl_map_close $(NET_LIBS) $(PCRE_LIBS) $(TEXT_LIBS) $(BASE_LIBS) -lm -lpthread
 
 # KIND, compiler, flags for every object, flags of the link, objects with a main
 comma := ,
