@@ -280,20 +280,25 @@ static __global__ void __launch_bounds__(WARPS *SL_WARP)
 
 /* ---- before and after */
 
-/* delta[head, query] = rowsum(dO o): a warp each. */
-template <typename T>
+/* delta[head, query] = rowsum(dO o): LANES lanes each, N elements an access. */
+template <typename T, int N, int LANES>
 static __global__ void __launch_bounds__(WARPS *SL_WARP)
     row_delta(struct att a, const T *o, int64_t ldo, const T *d_o, int64_t ldd, float *delta)
 {
-    int64_t i = (int64_t)blockIdx.x * WARPS + threadIdx.x / SL_WARP, at = i / a.heads, head = i % a.heads;
-    int lane = (int)threadIdx.x % SL_WARP;
+    constexpr int per = WARPS * SL_WARP / LANES;
+    int64_t i = (int64_t)blockIdx.x * per + threadIdx.x / LANES, at = i / a.heads, head = i % a.heads;
+    int lane = (int)threadIdx.x % LANES;
     float sum = 0;
-    if (at >= a.n_queries)
-        return;
-    for (int c = lane; c < a.dim; c += SL_WARP)
-        sum += to_f(o[at * ldo + head * a.dim + c]) * to_f(d_o[at * ldd + head * a.dim + c]);
-    sum = warp_sum(sum);
-    if (lane == 0)
+    if (at < a.n_queries)
+        for (int c = lane * N; c < a.dim; c += LANES * N) {
+            sl_pack<T, N> x = *(const sl_pack<T, N> *)(o + at * ldo + head * a.dim + c);
+            sl_pack<T, N> y = *(const sl_pack<T, N> *)(d_o + at * ldd + head * a.dim + c);
+            for (int j = 0; j < N; j++)
+                sum += to_f(x.v[j]) * to_f(y.v[j]);
+        }
+    for (int d = LANES / 2; d; d /= 2)
+        sum += __shfl_xor_sync(SL_ALL_LANES, sum, d);
+    if (lane == 0 && at < a.n_queries)
         delta[head * a.n_queries + at] = sum;
 }
 
@@ -304,7 +309,7 @@ static __global__ void add_prefixes(struct att a, const struct att_prefix *prefi
     struct att_prefix p = prefixes[blockIdx.x];
     int64_t cols = (int64_t)a.kv_heads * a.dim;
     for (int j = (int)blockIdx.y; j < p.len; j += (int)gridDim.y)
-        for (int c = (int)threadIdx.x; c < cols; c += (int)blockDim.x) {
+        for (int c = (int)(blockIdx.z * blockDim.x + threadIdx.x); c < cols; c += (int)(gridDim.z * blockDim.x)) {
             float dk = 0, dv = 0;
             for (int chunk = 0; chunk < p.chunks; chunk++) {
                 const float *from = g.partials + (int64_t)(p.partial + chunk * p.len + j) * 2 * cols + c;
@@ -336,8 +341,9 @@ static void add_all_prefixes(struct sl_backend *be, const struct att *a, const s
                 apart = !overlap(&t->host_prefixes[k], &t->host_prefixes[e]);
             len = t->host_prefixes[e].len > len ? t->host_prefixes[e].len : len;
         }
-        dim3 grid((unsigned)(e - i), (unsigned)len < most_keys ? (unsigned)len : most_keys);
-        add_prefixes<T><<<grid, 256, 0, be->stream>>>(*a, t->prefixes + i, *g);
+        dim3 grid((unsigned)(e - i), (unsigned)len < most_keys ? (unsigned)len : most_keys,
+                  sl_blocks((int64_t)a->kv_heads * a->dim, 128));
+        add_prefixes<T><<<grid, 128, 0, be->stream>>>(*a, t->prefixes + i, *g);
     }
 }
 
@@ -406,8 +412,12 @@ void sl_cuda_attention_back(struct sl_backend *be, const struct sl_attention *a,
         dim3 rows((unsigned)n, (unsigned)at.kv_heads), keys((unsigned)t.n_keys, (unsigned)at.kv_heads);
         bool done = false;
         g.delta = delta;
-        row_delta<T><<<sl_blocks((int64_t)stats, WARPS), WARPS * SL_WARP, 0, be->stream>>>(at, (const T *)o, ldo,
-                                                                                           (const T *)d_o, ldd, delta);
+        if (a->head_dim % sl_wide<T> == 0 && sl_aligned(o, ldo, sizeof(T)) && sl_aligned(d_o, ldd, sizeof(T)))
+            row_delta<T, sl_wide<T>, 8><<<sl_blocks((int64_t)stats, WARPS * SL_WARP / 8), WARPS * SL_WARP, 0, be->stream>>>(
+                at, (const T *)o, ldo, (const T *)d_o, ldd, delta);
+        else
+            row_delta<T, 1, SL_WARP><<<sl_blocks((int64_t)stats, WARPS), WARPS * SL_WARP, 0, be->stream>>>(
+                at, (const T *)o, ldo, (const T *)d_o, ldd, delta);
         if constexpr (sizeof(T) == 2)
             if (att_mma_fits(&at, &in) && sl_aligned(d_o, ldd, sizeof(T)) && sl_aligned(dq, lddq, sizeof(T)) &&
                 sl_aligned(dk, lddk, sizeof(T)) && sl_aligned(dv, lddv, sizeof(T))) {

@@ -182,7 +182,7 @@ template <typename T>
 void sl_cuda_activation_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy,
                              const sl_act *x, int64_t rows, int cols, sl_act *dx);
 template <typename T>
-void sl_cuda_cross_entropy(struct sl_backend *be, sl_act *logits, int64_t rows, int vocab,
+void sl_cuda_cross_entropy(struct sl_backend *be, sl_act *logits, int64_t ld, int64_t rows, int vocab,
                            int64_t n_entries, const int32_t *row, const int32_t *target,
                            const float *weight, bool gradient, float *loss);
 void sl_cuda_bias_act_f32(struct sl_backend *be, enum sl_act_kind kind, int rows, int cols, float *x,

@@ -11,6 +11,8 @@
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 #define MAX_CHOICES 4096 /* a power of two; when full, kinds of product are forgotten, not refused */
 #define MAX_ALIGNMENT 256
+#define FILLS 8    /* bf16 elements in 16 bytes */
+#define LARGE 4096 /* rows of a weight from which on cutting it in two pays */
 
 /* All that the choice of an algorithm may depend on. Compared as bytes: no holes. */
 struct kind {
@@ -223,6 +225,13 @@ static void multiply(struct sl_backend *be, const struct product *p)
                    (long long)p->k, cublasLtGetStatusString(s));
 }
 
+/* cublasLt's fast kernels want sizes that fill 16 bytes. A large bf16 matrix that does not (a vocabulary of 50,257) is
+ * cut into rows that do and a few that remain. Returns how many rows the first part has. */
+static int64_t even_rows(const struct sl_weight *w, cudaDataType_t type)
+{
+    return type == CUDA_R_16BF && w->rows > LARGE && w->rows % FILLS ? w->rows / FILLS * FILLS : w->rows;
+}
+
 template <typename T> static constexpr cudaDataType_t type_of = sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F;
 
 template <typename T>
@@ -246,6 +255,16 @@ void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t
     p.d = y;
     p.ldd = ldy;
     p.bias = bias ? bias->data : NULL;
+    int64_t even = even_rows(w, p.type);
+    p.m = even;
+    multiply(be, &p);
+    if (even == w->rows)
+        return;
+    p.m = w->rows - even;
+    p.a = (const T *)w->data + even * w->cols;
+    p.c = (const T *)p.c + even;
+    p.d = (T *)y + even;
+    p.bias = bias ? (const T *)bias->data + even : NULL;
     multiply(be, &p);
 }
 
@@ -266,6 +285,15 @@ void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, i
     p.ldb = ldy;
     p.c = p.d = dx;
     p.ldc = p.ldd = ldx;
+    int64_t even = even_rows(w, p.type);
+    p.k = even;
+    multiply(be, &p);
+    if (even == w->rows)
+        return;
+    p.k = w->rows - even;
+    p.a = (const T *)w->data + even * w->cols;
+    p.b = (const T *)dy + even;
+    p.beta = 1;
     multiply(be, &p);
 }
 

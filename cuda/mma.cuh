@@ -8,8 +8,11 @@
 #define SL_CUDA_MMA_CUH
 #include "cuda/cuda.cuh"
 
-#define TILE 64         /* rows of a tile */
-#define TILE_THREADS 128 /* four warps, 16 rows each */
+#define TILE 64 /* rows of a tile */
+
+/* Threads of a block whose warps have M blocks of 16 rows of a tile each. With M = 2 what a warp reads of the other
+ * tile serves twice as many products; whether the sums fit into registers depends on D. */
+template <int M> static constexpr int tile_threads = TILE / (16 * M) * SL_WARP;
 
 template <int D> static constexpr int tile_ld = D + 8;
 template <int D> static constexpr int tile_elements = TILE * (D + 8);
@@ -68,57 +71,72 @@ static __device__ __forceinline__ float exp2_fast(float x)
 }
 
 /* Starts copying a tile; from(row) is the address of its first element, NULL for a row of zeros. */
-template <int D, typename F> static __device__ __forceinline__ void tile_load(bf16 *tile, const bf16 *any, F from)
+template <int D, int THREADS, typename F>
+static __device__ __forceinline__ void tile_load(bf16 *tile, const bf16 *any, F from)
 {
     constexpr int units = D / 8;
-    for (int i = (int)threadIdx.x; i < TILE * units; i += TILE_THREADS) {
+    for (int i = (int)threadIdx.x; i < TILE * units; i += THREADS) {
         int row = i / units, unit = i % units;
         const bf16 *p = from(row);
         copy_async(tile + row * tile_ld<D> + unit * 8, p ? p + unit * 8 : any, p != NULL);
     }
 }
 
-/* Rows r0..r0+15, columns k*16..k*16+15 of a tile, as the left factor. */
-template <int D> static __device__ __forceinline__ void left(uint32_t a[4], const bf16 *tile, int r0, int k)
+/* Left factors: of M blocks of 16 rows from r0 on, columns k*16..k*16+15 of a tile. */
+template <int D, int M> static __device__ __forceinline__ void left(uint32_t (&a)[M][4], const bf16 *tile, int r0, int k)
 {
     int lane = (int)threadIdx.x % SL_WARP;
-    load4(a, tile + (r0 + lane % 16) * tile_ld<D> + k * 16 + lane / 16 * 8);
+#pragma unroll
+    for (int m = 0; m < M; m++)
+        load4(a[m], tile + (r0 + m * 16 + lane % 16) * tile_ld<D> + k * 16 + lane / 16 * 8);
 }
 
-/* c[64 columns] += left rows x (tile rows)^T, for one k of D/16: columns of c are rows of the tile. */
-template <int D>
-static __device__ __forceinline__ void times_rows(float c[TILE / 8][4], const uint32_t a[4], const bf16 *tile, int k)
+/* c[N*8 columns] += left rows x (tile rows)^T, for one k of D/16: columns of c are the tile's rows from r0 on. */
+template <int D, int M, int N>
+static __device__ __forceinline__ void times_rows(float (&c)[M][N][4], const uint32_t (&a)[M][4], const bf16 *tile,
+                                                  int r0, int k)
 {
-    int lane = (int)threadIdx.x % SL_WARP, row = lane % 8 + lane / 16 * 8, col = k * 16 + lane / 8 % 2 * 8;
+    int lane = (int)threadIdx.x % SL_WARP, row = r0 + lane % 8 + lane / 16 * 8, col = k * 16 + lane / 8 % 2 * 8;
 #pragma unroll
-    for (int n = 0; n < TILE / 16; n++) {
+    for (int n = 0; n < N / 2; n++) {
         uint32_t b[4];
         load4(b, tile + (n * 16 + row) * tile_ld<D> + col);
-        mma(c[2 * n], a, b[0], b[1]);
-        mma(c[2 * n + 1], a, b[2], b[3]);
-    }
-}
-
-/* c[D columns] += p[64 columns] x tile: p's columns are rows of the tile. p in bf16. */
-template <int D>
-static __device__ __forceinline__ void times_tile(float c[D / 8][4], const float p[TILE / 8][4], const bf16 *tile)
-{
-    int lane = (int)threadIdx.x % SL_WARP, row = lane % 8 + lane / 8 % 2 * 8, col = lane / 16 * 8;
 #pragma unroll
-    for (int k = 0; k < TILE / 16; k++) {
-        uint32_t a[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]),
-                         pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
-#pragma unroll
-        for (int n = 0; n < D / 16; n++) {
-            uint32_t b[4];
-            load4_turned(b, tile + (k * 16 + row) * tile_ld<D> + n * 16 + col);
-            mma(c[2 * n], a, b[0], b[1]);
-            mma(c[2 * n + 1], a, b[2], b[3]);
+        for (int m = 0; m < M; m++) {
+            mma(c[m][2 * n], a[m], b[0], b[1]);
+            mma(c[m][2 * n + 1], a[m], b[2], b[3]);
         }
     }
 }
 
-/* Launches kernel<D> for the head size, with as much shared memory as it asks for. */
+/* c[D columns] += p[N*8 columns] x tile: p's columns are the tile's rows from r0 on. p in bf16. */
+template <int D, int M, int N>
+static __device__ __forceinline__ void times_tile(float (&c)[M][D / 8][4], const float (&p)[M][N][4], const bf16 *tile,
+                                                  int r0)
+{
+    int lane = (int)threadIdx.x % SL_WARP, row = r0 + lane % 8 + lane / 8 % 2 * 8, col = lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < N / 2; k++) {
+        uint32_t a[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a[m][i] = pair(p[m][2 * k + i / 2][i % 2 * 2], p[m][2 * k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < D / 16; n++) {
+            uint32_t b[4];
+            load4_turned(b, tile + (k * 16 + row) * tile_ld<D> + n * 16 + col);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(c[m][2 * n], a[m], b[0], b[1]);
+                mma(c[m][2 * n + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+/* GO(D) for the head size. */
 #define SL_BY_DIM(dim, GO)                                                                                           \
     switch (dim) {                                                                                                   \
     case 64: GO(64); break;                                                                                          \

@@ -45,6 +45,13 @@ template <typename T, int W> struct team_row {
     }
 };
 
+/* N neighbouring fp32 weights. */
+template <int N> static __device__ __forceinline__ void load_weights(const float *w, float out[N])
+{
+    for (int j = 0; j < N; j += 4)
+        *(sl_pack<float, 4> *)(out + j) = *(const sl_pack<float, 4> *)(w + j);
+}
+
 template <typename T, int W>
 static __global__ void __launch_bounds__(BLOCK_WARPS *SL_WARP)
     norm_rows(const T *x, int64_t rows, int cols, const float *w, const float *b, float eps, bool rms, T *y,
@@ -77,8 +84,12 @@ static __global__ void __launch_bounds__(BLOCK_WARPS *SL_WARP)
         if (c >= cols)
             break;
         sl_pack<T, N> out;
+        alignas(16) float wc[N], bc[N] = {};
+        load_weights<N>(w + c, wc);
+        if (b)
+            load_weights<N>(b + c, bc);
         for (int j = 0; j < N; j++)
-            out.v[j] = from_f<T>((row.v[i][j] - m) * rs * w[c + j] + (b ? b[c + j] : 0.0f));
+            out.v[j] = from_f<T>((row.v[i][j] - m) * rs * wc[j] + bc[j]);
         *(sl_pack<T, N> *)(y + r * cols + c) = out;
     }
     if (lane == 0) {
@@ -106,9 +117,13 @@ static __global__ void __launch_bounds__(BLOCK_WARPS *SL_WARP)
     g.load(dy + at, cols, lane);
     for (int i = 0; i < PACKS; i++) {
         int c = (i * W * SL_WARP + lane) * N;
-        for (int j = 0; j < N && c < cols; j++) {
+        alignas(16) float wc[N];
+        if (c >= cols)
+            break;
+        load_weights<N>(w + c, wc);
+        for (int j = 0; j < N; j++) {
             hat.v[i][j] = (hat.v[i][j] - m) * rs;
-            g.v[i][j] *= w[c + j];
+            g.v[i][j] *= wc[j];
             sg += g.v[i][j];
             sgx += g.v[i][j] * hat.v[i][j];
         }

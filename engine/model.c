@@ -98,7 +98,7 @@ static void *lay_out(struct sl_model *m, struct sl_arena *a, const struct sl_bat
     w->mean = sl_arena_take(a, outs, sizeof(float));
     w->rstd = sl_arena_take(a, outs, sizeof(float));
     w->loss = sl_arena_take(a, b->n_entries, sizeof(float));
-    w->logits = take_rows(m, a, chunk, m->arch.vocab);
+    w->logits = take_rows(m, a, chunk, m->logits_ld);
     if (want_logits && m->ops->act_bytes != sizeof(float))
         w->logits_f32 = sl_arena_take(a, chunk * m->arch.vocab, sizeof(float));
     if (gradient) {

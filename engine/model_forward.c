@@ -112,17 +112,17 @@ void sl_forward(struct sl_model *m, struct sl_work *w, const float *prompts,
 void sl_loss(struct sl_model *m, struct sl_work *w, bool gradient)
 {
     const struct sl_batch *b = w->host;
-    int64_t hidden = m->arch.hidden, vocab = m->arch.vocab;
+    int64_t hidden = m->arch.hidden, ld = m->logits_ld;
     for (int row = 0, e = 0; row < b->n_out; row += m->logit_rows) {
         int n = b->n_out - row < m->logit_rows ? b->n_out - row : m->logit_rows, begin = e;
         while (e < b->n_entries && b->entry_out[e] < row + n)
             e++;
         sl_act *x = sl_at(m, w->out_tmp, row * hidden);
-        m->ops->matmul(m->be, x, hidden, n, m->head, NULL, NULL, 0, w->logits, vocab);
-        m->ops->cross_entropy(m->be, w->logits, n, m->arch.vocab, e - begin, w->entry_row + begin,
+        m->ops->matmul(m->be, x, hidden, n, m->head, NULL, NULL, 0, w->logits, ld);
+        m->ops->cross_entropy(m->be, w->logits, ld, n, m->arch.vocab, e - begin, w->entry_row + begin,
                               w->dev.entry_target + begin, w->dev.entry_weight + begin, gradient,
                               w->loss + begin);
         if (gradient)
-            m->ops->matmul_back(m->be, w->logits, vocab, n, m->head, false, x, hidden);
+            m->ops->matmul_back(m->be, w->logits, ld, n, m->head, false, x, hidden);
     }
 }

@@ -5,6 +5,7 @@
 
 /* Logits of out rows are made in chunks of at most this size (and at least one row). */
 #define SL_LOGITS_BYTES_MAX (64 << 20)
+#define SL_LOGITS_ALIGN 64 /* elements */
 
 /* Q, K and V are one matrix, so that a layer reads its input once; gate and up too. The last layer
  * needs K and V of all rows but Q only of the out rows: there qkv is NULL, and q and kv are set.
@@ -26,6 +27,7 @@ struct sl_model {
     enum sl_act_kind act;
     enum sl_fault fault;
     int logit_rows; /* out rows in a chunk */
+    int64_t logits_ld; /* row stride of a loss's logits: the vocabulary, and what keeps rows aligned */
     int64_t weight_bytes;
     struct sl_saved *saved; /* [layers], addresses in the arena of the running step */
     void *arena;
@@ -63,7 +65,7 @@ struct sl_work {
     sl_act *out_tmp;           /* [n_out, max(hidden, q_cols)] */
     sl_act *out_dx;            /* [n_out, hidden] */
     float *mean, *rstd, *loss; /* of the last norm [n_out]; [n_entries] */
-    sl_act *logits;            /* [min(n_out, logit_rows), vocab] */
+    sl_act *logits;            /* [min(n_out, logit_rows), logits_ld] */
     float *logits_f32;         /* the same; NULL where sl_act is fp32 or nobody asks for logits */
     sl_act *dx, *dqkv;         /* [rows, hidden], [rows, q_cols + 2 kv_cols] */
     sl_act *v_x, *v_tmp, *v_dx, *v_dqkv; /* [n_virtual, ...] */

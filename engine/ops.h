@@ -41,7 +41,7 @@ typedef int sl_read_rows_fn(void *ctx, int64_t row0, int64_t n, float *out, stru
 /* Which queries see which keys. Sequence s owns queries q_start .. q_start+q_len of the q matrix and keys
  * kv_start .. kv_start+kv_len of the k and v matrices, and may share the keys prefix_start ..
  * prefix_start+prefix_len with others. Query i sees all prefix keys of its sequence and the first visible[i]
- * of its own keys. Queries lie in sequence order without gaps. */
+ * of its own keys; visible ascends along a sequence. Queries lie in sequence order without gaps. */
 struct sl_seq {
     int32_t q_start, q_len, kv_start, kv_len, prefix_start, prefix_len;
 };
@@ -171,8 +171,8 @@ struct sl_ops {
 
     /* ---- loss. Entry e says that logits row row[e] (ascending) should be token target[e], weighted weight[e]:
      * loss[e] = -log softmax(logits[row[e]])[target[e]], unweighted. Then, with gradient, logits is replaced in place
-     * by the gradient of sum of weight[e]*loss[e]. logits [rows, vocab], ld = vocab. A row without entry gets 0. */
-    void (*cross_entropy)(struct sl_backend *be, sl_act *logits, int64_t rows, int vocab,
+     * by the gradient of sum of weight[e]*loss[e]. logits [rows, vocab]. A row without entry gets 0. */
+    void (*cross_entropy)(struct sl_backend *be, sl_act *logits, int64_t ld, int64_t rows, int vocab,
                           int64_t n_entries, const int32_t *row, const int32_t *target,
                           const float *weight, bool gradient, float *loss);
 

@@ -96,7 +96,7 @@ void sl_cpu_bias_act_f32(struct sl_backend *be, enum sl_act_kind kind, int rows,
                          const float *bias, float *y);
 void sl_cpu_bias_act_back_f32(struct sl_backend *be, enum sl_act_kind kind, int rows, int cols,
                               const float *dy, const float *pre, float *dx, float *bias_grad);
-void sl_cpu_cross_entropy(struct sl_backend *be, sl_act *logits, int64_t rows, int vocab,
+void sl_cpu_cross_entropy(struct sl_backend *be, sl_act *logits, int64_t ld, int64_t rows, int vocab,
                           int64_t n_entries, const int32_t *row, const int32_t *target,
                           const float *weight, bool gradient, float *loss);
 size_t sl_cpu_lstm_saved(const struct sl_lstm *l);

@@ -67,7 +67,7 @@ static void loss_row(float *x, int vocab, int64_t e0, int64_t e1, const int32_t 
         x[target[e]] -= weight[e];
 }
 
-void sl_cpu_cross_entropy(struct sl_backend *be, sl_act *logits, int64_t rows, int vocab,
+void sl_cpu_cross_entropy(struct sl_backend *be, sl_act *logits, int64_t ld, int64_t rows, int vocab,
                           int64_t n_entries, const int32_t *row, const int32_t *target,
                           const float *weight, bool gradient, float *loss)
 {
@@ -87,6 +87,6 @@ void sl_cpu_cross_entropy(struct sl_backend *be, sl_act *logits, int64_t rows, i
             }
             bound[b] = lo;
         }
-        loss_row(x + r * vocab, vocab, bound[0], bound[1], target, weight, gradient, loss);
+        loss_row(x + r * ld, vocab, bound[0], bound[1], target, weight, gradient, loss);
     }
 }

@@ -216,7 +216,7 @@ static void run_cross_entropy(int round)
 {
     (void)round;
     static float ones[OUT_ROWS], loss[OUT_ROWS];
-    ops->cross_entropy(be, logits, OUT_ROWS, VOCAB, OUT_ROWS, index_of, index_of, ones, true, loss);
+    ops->cross_entropy(be, logits, VOCAB, OUT_ROWS, VOCAB, OUT_ROWS, index_of, index_of, ones, true, loss);
 }
 
 static double least_ms(void (*run)(int))

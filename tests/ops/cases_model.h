@@ -17,9 +17,9 @@ static void get_some(struct dev *d, const sl_act *p, size_t rows, size_t cols, c
     vec_free(&all);
 }
 
-static void case_model_matmul(struct dev *d, struct vec *got, struct vec *want)
+static void model_matmul(struct dev *d, size_t rows, size_t out, struct vec *got, struct vec *want)
 {
-    size_t rows = (size_t)rnd_int(d, 250, 420), in = MODEL_HIDDEN, out = MODEL_UP, n;
+    size_t in = MODEL_HIDDEN, n;
     double *x = host_random(d, rows * in, 1), *w = host_random(d, out * in, 1);
     struct sl_weight *dev_w = dev_weight(d, w, (int64_t)out, (int64_t)in);
     sl_act *dev_x = dev_act(d, x, rows, in, in);
@@ -52,6 +52,17 @@ static void case_model_matmul(struct dev *d, struct vec *got, struct vec *want)
     free(pick);
 }
 
+static void case_model_matmul(struct dev *d, struct vec *got, struct vec *want)
+{
+    model_matmul(d, (size_t)rnd_int(d, 250, 420), MODEL_UP, got, want);
+}
+
+/* A matrix whose number of rows fills no vector: a vocabulary. */
+static void case_odd_matmul(struct dev *d, struct vec *got, struct vec *want)
+{
+    model_matmul(d, (size_t)rnd_int(d, 20, 40), 8 * (size_t)rnd_int(d, 600, 700) + (size_t)rnd_int(d, 1, 7), got, want);
+}
+
 static void case_model_cross_entropy(struct dev *d, struct vec *got, struct vec *want)
 {
     size_t rows = 24, vocab = MODEL_VOCAB, n;
@@ -69,7 +80,7 @@ static void case_model_cross_entropy(struct dev *d, struct vec *got, struct vec 
     }
     sl_act *dev_x = dev_act(d, x, rows, vocab, vocab);
     float *loss = dev_f32(d, weight, rows);
-    d->ops->cross_entropy(d->be, dev_x, (int64_t)rows, (int)vocab, (int64_t)rows,
+    d->ops->cross_entropy(d->be, dev_x, (int64_t)vocab, (int64_t)rows, (int)vocab, (int64_t)rows,
                           dev_bytes(d, row, sizeof row), dev_bytes(d, target, sizeof target),
                           dev_f32(d, weight, rows), true, loss);
     segment(got, want, "loss");

@@ -298,9 +298,10 @@ static void case_cross_entropy(struct dev *d, struct vec *got, struct vec *want)
     l.weight = host_random(d, l.n, 1);
     for (size_t e = 0; e < l.n; e++)
         l.weight[e] = fabs(l.weight[e]);
-    sl_act *dev_x = dev_act(d, l.logits, rows, vocab, vocab);
+    size_t ld = vocab + (size_t)rnd_int(d, 0, 20);
+    sl_act *dev_x = dev_act(d, l.logits, rows, vocab, ld);
     float *dev_loss = dev_f32(d, l.weight, l.n);
-    d->ops->cross_entropy(d->be, dev_x, (int64_t)rows, (int)vocab, (int64_t)l.n,
+    d->ops->cross_entropy(d->be, dev_x, (int64_t)ld, (int64_t)rows, (int)vocab, (int64_t)l.n,
                           dev_bytes(d, row, sizeof row), dev_bytes(d, target, sizeof target),
                           dev_f32(d, l.weight, l.n), gradient, dev_loss);
     segment(got, want, "loss");
@@ -308,7 +309,7 @@ static void case_cross_entropy(struct dev *d, struct vec *got, struct vec *want)
     for (size_t e = 0; e < l.n; e++)
         vec_push(want, ref_loss(&l, e));
     struct vec dx = {0};
-    get_act(d, dev_x, rows, vocab, vocab, &dx);
+    get_act(d, dev_x, rows, vocab, ld, &dx);
     if (gradient) {
         check_gradient(d, "dlogits", l.logits, all, 60, loss_entropy, &l, &dx, NULL, got, want);
         /* The targets, which a sample of a large vocabulary would miss. */

@@ -49,6 +49,7 @@ static const struct op_case {
     {"wide attention", case_wide_attention, 6e-6, 1e-2, ROUNDS},
     {"wide attention_back", case_wide_attention_back, 1e-5, 3e-2, 2},
     {"model matmul", case_model_matmul, 4e-6, 5e-3, 2},
+    {"odd matmul", case_odd_matmul, 4e-6, 6e-3, 2},
     {"model attention", case_model_attention, 1e-5, 3e-2, 2},
     {"model cross_entropy", case_model_cross_entropy, 5e-6, 4e-3, 2},
 };
@@ -223,7 +224,7 @@ static void any_address(int step)
         d->ops->norm(d->be, in, ROWS, N, w, NULL, 1e-5f, false, y + N, y + 1, y + 1 + ROWS);
         d->ops->matmul(d->be, in, N, 1, square, NULL, NULL, 0, y + 1 + 2 * ROWS, ROWS);
         d->ops->matmul(d->be, in, N, ROWS, square, NULL, NULL, 0, y + N + ROWS * N, ROWS);
-        d->ops->cross_entropy(d->be, in, ROWS, N, ROWS, row, target, a, true, y + 1 + 3 * ROWS);
+        d->ops->cross_entropy(d->be, in, N, ROWS, N, ROWS, row, target, a, true, y + 1 + 3 * ROWS);
         get_f32(d, y, 1 + 4 * ROWS, &got);
         get_f32(d, y + N, ROWS * N + ROWS * ROWS, &got);
         get_f32(d, in, ROWS * N, &got);
