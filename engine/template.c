@@ -264,7 +264,7 @@ static void print_real(double x, char *ret_text, size_t size)
         snprintf(ret_text, size, "%.*g", digits, x);
     while (strtod(ret_text, NULL) != x && ++digits <= 17);
     if (!strpbrk(ret_text, ".eni"))
-        strcat(ret_text, ".0");
+        snprintf(ret_text, size, "%.*g.0", digits, x);
 }
 
 static int get_value(const json_t *row, const char *field, struct value *v, struct sl_err *err)
@@ -285,7 +285,7 @@ static int get_value(const json_t *row, const char *field, struct value *v, stru
     else if (json_is_real(json))
         print_real(json_real_value(json), v->number, sizeof v->number);
     else if (json_is_boolean(json))
-        strcpy(v->number, json_is_true(json) ? "true" : "false");
+        snprintf(v->number, sizeof v->number, "%s", json_is_true(json) ? "true" : "false");
     else
         return sl_err_set(err, SL_SPEC, "field \"%s\" is %s; a value is a string or a number",
                           field, json_is_array(json) ? "an array" : "an object");

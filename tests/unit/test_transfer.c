@@ -12,7 +12,6 @@
 // clang-format off
 #include <cmocka.h>
 // clang-format on
-
 #define BODY_BYTES (1u << 20)
 #define TOKEN "a-token-that-is-long-enough"
 
