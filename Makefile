@@ -32,8 +32,8 @@ AGENT     := $(call src,agent)
 SERVER    := $(call src,server)
 CLI       := $(call src,cli)
 # engine/worker.c is the worker's main. The command never links the engine: it execs the worker.
-# engine/spm.cc, the one C++ file, wraps SentencePiece's library.
-ENGINE    := $(call src,engine) $(call src,engine/cpu) engine/spm.cc
+# engine/text/spm.cc, the one C++ file, wraps SentencePiece's library.
+ENGINE    := $(foreach d,engine engine/cpu engine/data engine/format engine/text,$(call src,$(d))) engine/text/spm.cc
 
 ifneq ($(filter-out deps clean format,$(or $(MAKECMDGOALS),all)),)
 BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto yaml-0.1 2>/dev/null)

@@ -1,7 +1,7 @@
 #include "engine/checkpoint.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/safetensors.h"
+#include "engine/format/safetensors.h"
 #include <errno.h>
 #include <gnu/libc-version.h>
 #include <math.h>

@@ -2,7 +2,7 @@
  *
  * RUN_DIR/checkpoint/checkpoint.safetensors holds value, m and v of every parameter ("value/NAME",
  * ...), the best tables so far ("best") and, as metadata "state", the training state as JSON. It is
- * one sealed file (engine/safetensors.h) so that replacing it is one rename: at every instant a
+ * one sealed file (engine/format/safetensors.h) so that replacing it is one rename: at every instant a
  * complete checkpoint is there, and whoever has it open (an upload) keeps reading the one it
  * opened. It is made as RUN_DIR/checkpoint.tmp, outside the folder that is uploaded. There is no
  * random state to save: orders and dropout masks are functions of (seed, epoch) and (seed, step).

@@ -1,9 +1,9 @@
 #include "engine/finish.h"
 #include "base/json.h"
-#include "engine/export.h"
+#include "engine/format/export.h"
 #include "engine/generate.h"
-#include "engine/metrics.h"
-#include "engine/table_forms.h"
+#include "engine/data/metrics.h"
+#include "engine/format/table_forms.h"
 #include <stdlib.h>
 #include <string.h>
 

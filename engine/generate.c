@@ -2,7 +2,7 @@
 #include "engine/decode.h"
 #include "engine/generate_impl.h"
 #include "engine/sample.h"
-#include "engine/utf8.h"
+#include "engine/text/utf8.h"
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>

@@ -7,7 +7,7 @@
 #ifndef SL_ENGINE_GENERATE_H
 #define SL_ENGINE_GENERATE_H
 #include "base/wire.h"
-#include "engine/dataset.h"
+#include "engine/data/dataset.h"
 #include "engine/emit.h"
 #include "engine/model.h"
 

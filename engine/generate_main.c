@@ -2,9 +2,9 @@
 #include "engine/backend.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/export.h"
+#include "engine/format/export.h"
 #include "engine/generate.h"
-#include "engine/table_forms.h"
+#include "engine/format/table_forms.h"
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -9,7 +9,7 @@
 #define SL_ENGINE_TRAINER_H
 #include "base/wire.h"
 #include "engine/checkpoint.h"
-#include "engine/dataset.h"
+#include "engine/data/dataset.h"
 #include "engine/emit.h"
 #include "engine/model.h"
 #include "engine/optim.h"

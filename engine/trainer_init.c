@@ -2,7 +2,7 @@
  * configuration and data first, weights last. */
 #include "engine/backend.h"
 #include "engine/generate.h"
-#include "engine/table_forms.h"
+#include "engine/format/table_forms.h"
 #include "engine/trainer.h"
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* Validation: the loss over the validation rows, a metric of generated answers, and what follows
  * from them. */
 #include "engine/generate.h"
-#include "engine/metrics.h"
+#include "engine/data/metrics.h"
 #include "engine/trainer.h"
 #include <math.h>
 #include <stdlib.h>

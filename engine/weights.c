@@ -1,7 +1,7 @@
 #include "engine/weights.h"
 #include "base/file.h"
-#include "engine/tokenizer.h"
-#include "engine/weights_format.h"
+#include "engine/text/tokenizer.h"
+#include "engine/format/weights_format.h"
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>

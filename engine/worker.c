@@ -7,10 +7,10 @@
  * in the result event, or on standard error. */
 #include "base/json.h"
 #include "engine/cpu/coretype.h"
-#include "engine/data.h"
+#include "engine/data/data.h"
 #include "engine/finish.h"
 #include "engine/generate_main.h"
-#include "engine/table_forms.h"
+#include "engine/format/table_forms.h"
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* GGUF files: keys, tensors, the model they make, its weights and its tokenizer. */
-#include "engine/gguf.h"
-#include "engine/tokenizer.h"
+#include "engine/format/gguf.h"
+#include "engine/text/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/model.h"
 

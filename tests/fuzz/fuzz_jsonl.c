@@ -1,7 +1,7 @@
 /* Data sets: JSONL, or one JSON list, of two tasks' rows. */
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/dataset.h"
+#include "engine/data/dataset.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/tiny_tokenizer.h"
 

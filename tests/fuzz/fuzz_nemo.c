@@ -1,5 +1,5 @@
 /* .nemo archives as base models; headers' checksums are put right in plain ones. */
-#include "engine/tar.h"
+#include "engine/format/tar.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/model.h"
 

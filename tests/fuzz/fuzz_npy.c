@@ -1,5 +1,5 @@
 /* TensorRT-LLM's prompt tables, .npy: the input is what follows the magic bytes. */
-#include "engine/table_forms.h"
+#include "engine/format/table_forms.h"
 #include "tests/fuzz/fuzz.h"
 #include <string.h>
 

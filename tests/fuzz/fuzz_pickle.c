@@ -1,5 +1,5 @@
 /* The pickle reader: what it makes is walked as its readers walk it. */
-#include "engine/pickle.h"
+#include "engine/format/pickle.h"
 #include "tests/fuzz/fuzz.h"
 
 enum { DEPTH_MAX = 32, STEPS_MAX = 100000 };

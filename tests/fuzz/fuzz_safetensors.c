@@ -1,7 +1,7 @@
 /* safetensors files: the strict reader of tables, the reader of base models, and prompt tables (sealed). */
 #include "base/digest.h"
-#include "engine/export.h"
-#include "engine/safetensors.h"
+#include "engine/format/export.h"
+#include "engine/format/safetensors.h"
 #include "tests/fuzz/fuzz.h"
 #include <string.h>
 

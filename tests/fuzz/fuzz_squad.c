@@ -1,6 +1,6 @@
 /* SQuAD's JSON, alone and as train and dev file. The first byte chooses. */
 #include "base/file.h"
-#include "engine/squad.h"
+#include "engine/data/squad.h"
 #include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -1,7 +1,7 @@
 /* Prompt tables of other tools: NeMo's .nemo (checksums put right); or, when the input begins with a brace, a PEFT
  * adapter: adapter_config.json, a NUL, and adapter_model.safetensors or (a zip archive) adapter_model.bin. */
 #include "base/file.h"
-#include "engine/table_forms.h"
+#include "engine/format/table_forms.h"
 #include "tests/fuzz/fuzz.h"
 #include <string.h>
 #include <unistd.h>

@@ -1,6 +1,6 @@
 /* Templates and rendering. Lines of the input: prompt_template, truncate_field, answer_field; the rest is a row. */
 #include "base/json.h"
-#include "engine/template.h"
+#include "engine/data/template.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/tiny_tokenizer.h"
 

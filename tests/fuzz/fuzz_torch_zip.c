@@ -1,5 +1,5 @@
 /* torch.save's zip archives: every tensor found is read whole. */
-#include "engine/torch_zip.h"
+#include "engine/format/torch_zip.h"
 #include "tests/fuzz/fuzz.h"
 #include <string.h>
 

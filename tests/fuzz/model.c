@@ -1,5 +1,5 @@
 #include "tests/fuzz/model.h"
-#include "engine/weights_format.h"
+#include "engine/format/weights_format.h"
 #include "tests/fuzz/fuzz.h"
 #include <string.h>
 

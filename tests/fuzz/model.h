@@ -1,7 +1,7 @@
 /* Uses of a model's file and of a tokenizer, shared by the targets of model formats. */
 #ifndef SL_TESTS_FUZZ_MODEL_H
 #define SL_TESTS_FUZZ_MODEL_H
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "engine/weights.h"
 
 /* Opens it; if that works, reads of every weight the first and the last row, takes its digest, and uses its

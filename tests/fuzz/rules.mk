@@ -6,9 +6,8 @@ FUZZ_CLANG   ?= clang
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 # The parts that read what comes from outside; of the engine not what computes and trains.
 FUZZ_SRC := $(BASE) $(addprefix artifacts/,manifest.c names.c pack.c tree.c) tests/fuzz/fuzz.c tests/fuzz/model.c \
-            $(filter-out $(addprefix engine/,worker.c backend.c data%.c trainer%.c model.c model_%.c decode.c encoder%.c \
-              generate%.c finish.c emit.c wordnet.c run.c optim.c sample.c checkpoint.c choose.c predictions.c metrics%.c) \
-              ,$(call src,engine)) engine/dataset.c engine/spm.cc
+            $(addprefix engine/,config.c weights.c batch.c) $(addprefix engine/data/,dataset.c template.c squad.c) \
+            $(filter-out engine/format/convert.c,$(call src,engine/format)) $(call src,engine/text) engine/text/spm.cc
 FUZZ_CFLAGS  = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
                -D_GNU_SOURCE -Wno-unknown-pragmas -I. -I$(BUILD) -fno-common -MMD -MP \
                -DSL_VERSION='"$(VERSION)"' $(PKG_CFLAGS) $(PKG_CFLAGS_NET)

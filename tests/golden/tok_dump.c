@@ -4,8 +4,8 @@
  * Texts come as a 32-bit little-endian length and that many bytes; each gives one line of ids. With
  * --decode each gives the text of its ids, in the form that texts come in. */
 #include "base/file.h"
-#include "engine/gguf.h"
-#include "engine/tokenizer.h"
+#include "engine/format/gguf.h"
+#include "engine/text/tokenizer.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

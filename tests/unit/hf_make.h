@@ -5,7 +5,7 @@
 #define SL_TESTS_HF_MAKE_H
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/weights_format.h"
+#include "engine/format/weights_format.h"
 #include "tests/unit/tiny_model.h"
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,7 +1,7 @@
 /* Data sets: reading, every refusal with its place, counts, order. */
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/dataset.h"
+#include "engine/data/dataset.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /* Stored tensor types against the gguf package's values, bit for bit
  * (tests/golden/make_dequant.py). */
-#include "engine/dequant.h"
+#include "engine/format/dequant.h"
 #include "tests/golden/golden.h"
 #include <math.h>
 #include <setjmp.h>

@@ -1,8 +1,8 @@
 /* Prompt tables out and in, and the PEFT adapter's form (its numbers: test_golden_adapter.c). */
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/export.h"
-#include "engine/safetensors.h"
+#include "engine/format/export.h"
+#include "engine/format/safetensors.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /* What is read from model files: every weight in its place, the architecture, digest and tokenizer.
  */
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/unit/gguf_make.h"
 #include <math.h>
 #include <setjmp.h>

@@ -2,7 +2,7 @@
  */
 #include "base/clock.h"
 #include "base/rng.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/unit/gguf_make.h"
 #include <math.h>
 #include <setjmp.h>

@@ -4,7 +4,7 @@
  * SL_ADAPTER_OUT=DIR keeps the adapters and our logits there for tests/golden/check_adapter.py. */
 #include "base/json.h"
 #include "engine/decode.h"
-#include "engine/export.h"
+#include "engine/format/export.h"
 #include "engine/model.h"
 #include "tests/golden/golden.h"
 #include <math.h>

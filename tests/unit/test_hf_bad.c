@@ -1,8 +1,8 @@
 /* Hugging Face directories that are refused: by name, quickly, in little memory, and never by
  * reading outside of a file. */
 #include "base/clock.h"
-#include "engine/hf_config.h"
-#include "engine/safetensors.h"
+#include "engine/format/hf_config.h"
+#include "engine/format/safetensors.h"
 #include "tests/unit/hf_make.h"
 #include <sys/resource.h>
 #include <sys/stat.h>

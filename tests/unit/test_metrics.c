@@ -1,6 +1,6 @@
 /* Exact match, F1 and accuracy: hand-worked cases, and Python's answers on hard ones. */
 #include "base/json.h"
-#include "engine/metrics.h"
+#include "engine/data/metrics.h"
 #include "tests/golden/golden.h"
 #include <locale.h>
 #include <math.h>

@@ -1,6 +1,6 @@
 /* BLEU and ROUGE-L: hand-worked cases, and what sacrebleu and rouge-score say of hard ones. */
 #include "base/json.h"
-#include "engine/metrics.h"
+#include "engine/data/metrics.h"
 #include "tests/golden/golden.h"
 #include <math.h>
 #include <setjmp.h>

@@ -3,8 +3,8 @@
 #include "base/digest.h"
 #include "engine/batch.h"
 #include "engine/model.h"
-#include "engine/tar.h"
-#include "engine/tokenizer.h"
+#include "engine/format/tar.h"
+#include "engine/text/tokenizer.h"
 #include "tests/golden/golden.h"
 #include <math.h>
 #include <setjmp.h>

@@ -2,8 +2,8 @@
  * numbers that promise more than they hold. Each gets a clear error, in under a second of this
  * process's time and under 64 MiB. Long because every lie that a pickle or an archive can tell is a
  * row of bytes here. */
-#include "engine/tar.h"
-#include "engine/torch_zip.h"
+#include "engine/format/tar.h"
+#include "engine/format/torch_zip.h"
 #include "tests/golden/golden.h"
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,7 +2,7 @@
  * be. */
 #include "base/buf.h"
 #include "base/file.h"
-#include "engine/safetensors.h"
+#include "engine/format/safetensors.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,8 +1,8 @@
 /* SQuAD preprocessing, on a made-up file of four articles. */
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/data.h"
-#include "engine/squad.h"
+#include "engine/data/data.h"
+#include "engine/data/squad.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

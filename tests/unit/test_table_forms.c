@@ -4,9 +4,9 @@
  * tests/golden/check_table_forms.py. */
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/nemo.h"
-#include "engine/table_forms.h"
-#include "engine/template.h"
+#include "engine/format/nemo.h"
+#include "engine/format/table_forms.h"
+#include "engine/data/template.h"
 #include "tests/golden/golden.h"
 #include "tests/unit/tiny_tokenizer.h"
 #include <setjmp.h>

@@ -1,7 +1,7 @@
 /* Prompt templates: what a row becomes, token for token. The tokenizer is byte-level with a few
  * merges (tiny_tokenizer.h), so the expected rows can be written down as text: virtual position k
  * as "<vK>", control tokens by name, a counted token in brackets. */
-#include "engine/template.h"
+#include "engine/data/template.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -3,8 +3,8 @@
  * Long because it has a vocabulary of its own for each rule. */
 #include "base/clock.h"
 #include "base/rng.h"
-#include "engine/tokenizer.h"
-#include "engine/utf8.h"
+#include "engine/text/tokenizer.h"
+#include "engine/text/utf8.h"
 #include <omp.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,8 +2,8 @@
  * ids are the reference libraries' is shown by tests/golden/tokenizer_json.sh.
  * Long because each refusal has its case. */
 #include "base/file.h"
-#include "engine/spm_model.h"
-#include "engine/tokenizer.h"
+#include "engine/text/spm_model.h"
+#include "engine/text/tokenizer.h"
 #include "tests/unit/tiny_tokenizer.h"
 #include <setjmp.h>
 #include <stdarg.h>

@@ -4,9 +4,9 @@
 #include "base/buf.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "engine/dataset.h"
+#include "engine/data/dataset.h"
 #include "engine/weights.h"
-#include "engine/wordnet.h"
+#include "engine/data/wordnet.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -2,7 +2,7 @@
  * token a merge, then three control tokens. */
 #ifndef SL_TESTS_TINY_TOKENIZER_H
 #define SL_TESTS_TINY_TOKENIZER_H
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
