@@ -12,9 +12,9 @@
 /* ---- the table
  * --------------------------------------------------------------------------------------------- */
 
-static const char *const state_names[N_STATES] = {"idle",     "claiming",   "fetching",
-                                                  "training", "publishing", "releasing",
-                                                  "paused",   "ending",     "dropping"};
+static const char *const state_names[N_STATES] = {"idle",       "claiming",  "fetching", "training",
+                                                  "publishing", "releasing", "paused",   "ending",
+                                                  "dropping",   "left"};
 
 /* What is not here is ignored in that state. EV_REDIS renews a lease and sends waiting events in
  * every state. */
@@ -50,26 +50,26 @@ static sl_agent_step *const table[N_STATES][N_EVENTS] = {
                    [EV_PUSHED] = sl_step_pushed},
     [ST_ENDING] = {[EV_CHILD] = sl_step_check_done,
                    [EV_PUSHED] = sl_step_check_done,
-                   [EV_DRAINED] = sl_agent_record,
+                   [EV_DRAINED] = sl_slot_record,
                    [EV_RECORDED] = sl_step_recorded,
-                   [EV_REDIS] = sl_agent_record,
+                   [EV_REDIS] = sl_slot_record,
                    [EV_LOST] = sl_step_recorded,
                    [EV_TERM] = sl_step_leave_if_away},
     [ST_DROPPING] = {[EV_CHILD] = sl_step_check_done, [EV_PUSHED] = sl_step_check_done},
 };
 
-void sl_agent_handle(struct sl_agent *a, enum sl_agent_event event)
+void sl_slot_handle(struct sl_slot *s, enum sl_agent_event event)
 {
-    sl_agent_step *step = table[a->state][event];
+    sl_agent_step *step = table[s->state][event];
 
     if (step)
-        step(a);
+        step(s);
 }
 
-void sl_agent_enter(struct sl_agent *a, enum sl_agent_state state)
+void sl_slot_enter(struct sl_slot *s, enum sl_agent_state state)
 {
-    sl_log(SL_DEBUG, sl_agent_run(a), "%s -> %s", state_names[a->state], state_names[state]);
-    a->state = state;
+    sl_log(SL_DEBUG, sl_slot_run(s), "%s -> %s", state_names[s->state], state_names[state]);
+    s->state = state;
 }
 
 const char *sl_agent_state_name(enum sl_agent_state state)
@@ -77,66 +77,116 @@ const char *sl_agent_state_name(enum sl_agent_state state)
     return state_names[state];
 }
 
-const char *sl_agent_run(const struct sl_agent *a)
+const char *sl_slot_run(const struct sl_slot *s)
 {
-    return a->work.claim.run[0] ? a->work.claim.run : NULL;
+    return s->work.claim.run[0] ? s->work.claim.run : NULL;
 }
 
 /* ---- timers
  * ------------------------------------------------------------------------------------------------
  */
 
-void sl_agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn)
+void sl_slot_timer(struct sl_slot *s, int *timer, int64_t delay_us, sl_timer_fn *fn)
 {
-    sl_loop_timer_cancel(a->loop, *timer);
-    *timer = sl_loop_timer(a->loop, delay_us > 0 ? delay_us : 0, fn, a, NULL);
+    sl_loop_timer_cancel(s->agent->loop, *timer);
+    *timer = sl_loop_timer(s->agent->loop, delay_us > 0 ? delay_us : 0, fn, s, NULL);
 }
 
 static void grace_due(void *arg)
 {
-    struct sl_agent *a = arg;
+    struct sl_slot *s = arg;
 
-    a->grace_timer = -1;
-    sl_agent_handle(a, EV_GRACE);
+    s->grace_timer = -1;
+    sl_slot_handle(s, EV_GRACE);
 }
 
-void sl_agent_grace(struct sl_agent *a, int64_t delay_us)
+void sl_slot_grace(struct sl_slot *s, int64_t delay_us)
 {
-    sl_agent_timer(a, &a->grace_timer, delay_us, grace_due);
+    sl_slot_timer(s, &s->grace_timer, delay_us, grace_due);
 }
 
 static void near_due(void *arg)
 {
-    struct sl_agent *a = arg;
+    struct sl_slot *s = arg;
 
-    a->near_timer = -1;
-    sl_agent_handle(a, EV_NEAR);
+    s->near_timer = -1;
+    sl_slot_handle(s, EV_NEAR);
 }
 
 static void renew_due(void *arg)
 {
-    struct sl_agent *a = arg;
+    struct sl_slot *s = arg;
 
-    sl_agent_timer(a, &a->renew_timer, a->config->lease_ms * 1000 / 3, renew_due);
-    sl_agent_renew(a);
+    sl_slot_timer(s, &s->renew_timer, s->agent->config->lease_ms * 1000 / 3, renew_due);
+    sl_slot_renew(s);
 }
 
-void sl_agent_watch_lease(struct sl_agent *a)
+void sl_slot_watch_lease(struct sl_slot *s)
 {
-    int64_t lease_us = a->config->lease_ms * 1000, left_us = a->work.deadline_us - sl_boot_us();
+    int64_t lease_us = s->agent->config->lease_ms * 1000,
+            left_us = s->work.deadline_us - sl_boot_us();
 
-    sl_agent_timer(a, &a->near_timer, left_us - lease_us / 3, near_due);
-    if (a->renew_timer < 0)
-        sl_agent_timer(a, &a->renew_timer, left_us - lease_us * 2 / 3, renew_due);
-    sl_child_deadline(a->main.child, a->work.deadline_us);
-    sl_child_deadline(a->pusher.child, a->work.deadline_us);
+    sl_slot_timer(s, &s->near_timer, left_us - lease_us / 3, near_due);
+    if (s->renew_timer < 0)
+        sl_slot_timer(s, &s->renew_timer, left_us - lease_us * 2 / 3, renew_due);
+    sl_child_deadline(s->main.child, s->work.deadline_us);
+    sl_child_deadline(s->pusher.child, s->work.deadline_us);
+}
+
+/* ---- all slots together
+ * ------------------------------------------------------------------------------------- */
+
+static void every_slot(struct sl_agent *a, enum sl_agent_event event)
+{
+    for (int i = 0; i < a->n_slots; i++)
+        sl_slot_handle(&a->slot[i], event);
+}
+
+int sl_agent_count(const struct sl_agent *a, enum sl_agent_state state)
+{
+    int n = 0;
+
+    for (int i = 0; i < a->n_slots; i++)
+        n += a->slot[i].state == state;
+    return n;
+}
+
+int sl_agent_busy(const struct sl_agent *a)
+{
+    return a->n_slots - sl_agent_count(a, ST_IDLE) - sl_agent_count(a, ST_LEFT);
+}
+
+void sl_agent_look(struct sl_agent *a)
+{
+    if (sl_agent_count(a, ST_CLAIMING))
+        return; /* when it is answered the next slot asks */
+    for (int i = 0; i < a->n_slots; i++)
+        if (a->slot[i].state == ST_IDLE) {
+            sl_slot_handle(&a->slot[i], EV_BELL);
+            return;
+        }
+}
+
+void sl_agent_left(struct sl_agent *a)
+{
+    if (sl_agent_count(a, ST_LEFT) < a->n_slots)
+        return;
+    a->leaving = true;
+    sl_agent_heartbeat(a);
+    sl_loop_stop(a->loop);
+}
+
+static void agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn)
+{
+    sl_loop_timer_cancel(a->loop, *timer);
+    *timer = sl_loop_timer(a->loop, delay_us, fn, a, NULL);
 }
 
 static void beat_due(void *arg)
 {
     struct sl_agent *a = arg;
 
-    sl_agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
+    agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
     sl_agent_heartbeat(a);
 }
 
@@ -144,8 +194,10 @@ static void leave_due(void *arg)
 {
     struct sl_agent *a = arg;
 
-    sl_log(SL_WARN, sl_agent_run(a), "leaving while %s: the time to leave is over",
-           state_names[a->state]);
+    for (int i = 0; i < a->n_slots; i++)
+        if (a->slot[i].state != ST_LEFT)
+            sl_log(SL_WARN, sl_slot_run(&a->slot[i]), "leaving while %s: the time to leave is over",
+                   state_names[a->slot[i].state]);
     sl_loop_stop(a->loop);
 }
 
@@ -158,18 +210,22 @@ static void redis_state(void *arg, bool up, const struct sl_err *err)
 
     if (!up) {
         if (!a->told_away)
-            sl_log(SL_WARN, sl_agent_run(a), "Redis is away, trying again: %s", err->msg);
+            sl_log(SL_WARN, NULL, "Redis is away, trying again: %s", err->msg);
         a->told_away = true;
         a->told_there = false;
         return;
     }
-    if (a->work.lease[0]) {
-        sl_agent_renew(a);
-        sl_agent_name_checkpoint(a);
-        sl_report_connected(a->work.report);
-    }
+    for (int i = 0; i < a->n_slots; i++)
+        if (a->slot[i].work.lease[0]) {
+            sl_slot_renew(&a->slot[i]);
+            sl_slot_name_checkpoint(&a->slot[i]);
+            sl_report_connected(a->slot[i].work.report);
+        }
     sl_agent_heartbeat(a);
-    sl_agent_handle(a, EV_REDIS);
+    for (int i = 0; i < a->n_slots; i++)
+        if (a->slot[i].state != ST_IDLE)
+            sl_slot_handle(&a->slot[i], EV_REDIS);
+    sl_agent_look(a);
 }
 
 static void bell_state(void *arg, bool up, const struct sl_err *err)
@@ -177,8 +233,8 @@ static void bell_state(void *arg, bool up, const struct sl_err *err)
     struct sl_agent *a = arg;
 
     (void)err; /* the other connection tells it */
-    if (up && a->state == ST_IDLE)
-        sl_agent_handle(a, EV_BELL);
+    if (up && sl_agent_count(a, ST_IDLE))
+        sl_agent_look(a);
     else if (up)
         sl_agent_wait(a);
 }
@@ -188,16 +244,16 @@ static void on_term(void *arg, int signo)
     struct sl_agent *a = arg;
 
     if (a->leaving) {
-        sl_log(SL_WARN, sl_agent_run(a), "signal %d again: leaving at once", signo);
+        sl_log(SL_WARN, NULL, "signal %d again: leaving at once", signo);
         sl_loop_stop(a->loop);
         return;
     }
-    sl_log(SL_INFO, sl_agent_run(a), "signal %d: %s", signo,
-           sl_agent_run(a) ? "giving the run back, then leaving" : "leaving");
+    sl_log(SL_INFO, NULL, "signal %d: %s", signo,
+           sl_agent_busy(a) ? "giving runs back, then leaving" : "leaving");
     a->leaving = true;
     a->term_us = sl_boot_us();
-    sl_agent_timer(a, &a->leave_timer, SL_AGENT_LEAVE_US, leave_due);
-    sl_agent_handle(a, EV_TERM);
+    agent_timer(a, &a->leave_timer, SL_AGENT_LEAVE_US, leave_due);
+    every_slot(a, EV_TERM);
 }
 
 /* ---- start and end
@@ -249,6 +305,25 @@ static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_
     return rc;
 }
 
+static void stop_slot(struct sl_slot *s)
+{
+    sl_child_free(s->main.child);
+    sl_child_free(s->pusher.child);
+    sl_report_free(s->work.report);
+    s->work.report = NULL;
+    s->work.lease[0] = 0; /* what Redis still answers belongs to nobody */
+    s->state = ST_DROPPING;
+}
+
+static void clear_slot(struct sl_slot *s)
+{
+    sl_rundir_remove(&s->work.dir);
+    sl_claim_release(&s->work.claim);
+    json_decref(s->main.result);
+    json_decref(s->pusher.result);
+    json_decref(s->ended.result);
+}
+
 int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
 {
     struct sl_agent *a;
@@ -261,28 +336,28 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
     if (!a)
         return sl_err_set(err, SL_NOMEM, "out of memory");
     a->config = config;
-    a->work.dir.lock_fd = -1;
-    a->renew_timer = a->near_timer = a->grace_timer = a->leave_timer = a->retry_timer =
-        a->beat_timer = a->wait_timer = -1;
+    a->beat_timer = a->leave_timer = a->wait_timer = -1;
+    a->n_slots = config->slots;
+    for (int i = 0; i < a->n_slots; i++) {
+        struct sl_slot *s = &a->slot[i];
+
+        s->agent = a;
+        s->number = i;
+        s->work.dir.lock_fd = -1;
+        s->renew_timer = s->near_timer = s->grace_timer = s->retry_timer = -1;
+    }
     signal(SIGPIPE, SIG_IGN);
     rc = set_up(a, &url, err);
     if (!rc) {
-        sl_agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
+        agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
         rc = sl_loop_run(a->loop, err);
     }
-    sl_child_free(a->main.child);
-    sl_child_free(a->pusher.child);
-    sl_report_free(a->work.report);
-    a->work.report = NULL;
-    a->work.lease[0] = 0; /* what Redis still answers belongs to nobody */
-    a->state = ST_DROPPING;
+    for (int i = 0; i < a->n_slots; i++)
+        stop_slot(&a->slot[i]);
     sl_redis_async_free(a->bell);
     sl_redis_async_free(a->redis);
-    sl_rundir_remove(&a->work.dir);
-    sl_claim_release(&a->work.claim);
-    json_decref(a->main.result);
-    json_decref(a->pusher.result);
-    json_decref(a->ended.result);
+    for (int i = 0; i < a->n_slots; i++)
+        clear_slot(&a->slot[i]);
     if (a->loop)
         sl_loop_free(a->loop);
     free(a);

@@ -12,6 +12,7 @@
 #include "base/err.h"
 #include "queue/queue.h"
 
+#define SL_AGENT_SLOTS_MAX 64
 #define SL_AGENT_ALLOW_PATHS_MAX 16
 #define SL_AGENT_LEASE_MS 30000
 #define SL_AGENT_LEASE_MS_MIN 500
@@ -29,7 +30,7 @@
                                              */
 #define SL_AGENT_LEAVE_US INT64_C(15000000) /* and when the agent ends in any case */
 #define SL_AGENT_RECORD_RETRY_US INT64_C(1000000) /* an outcome that Redis refuses for now */
-#define SL_AGENT_PUBLISH_TRIES 20           /* while the server is away, with growing pauses */
+#define SL_AGENT_PUBLISH_TRIES 20 /* while the server is away, with growing pauses */
 
 struct sl_agent_config {
     const char *redis_url, *server_url, *work_dir;
@@ -39,8 +40,10 @@ struct sl_agent_config {
     const char *allow_paths[SL_AGENT_ALLOW_PATHS_MAX]; /* folders that a spec may name files in */
     int n_allow_paths;
     int64_t lease_ms;
-    int max_runs;       /* ends after so many; 0: never */
-    const char *worker; /* the worker program; NULL: softlaunch-worker beside this one */
+    int slots;           /* runs at a time */
+    int max_runs;        /* ends after so many; 0: never */
+    bool exit_when_idle; /* ends when there is nothing to do */
+    const char *worker;  /* the worker program; NULL: softlaunch-worker beside this one */
 };
 
 /* Runs until SIGTERM or SIGINT (the run under way is checkpointed and given back), or until

@@ -16,9 +16,11 @@ enum sl_agent_state {
     ST_TRAINING,   /* the worker runs; uploads of checkpoints beside it */
     ST_PUBLISHING, /* the outputs go up, and the server publishes them */
     ST_RELEASING,  /* preempted: the last checkpoint goes up */
-    ST_PAUSED, /* the lease has ended and so has the child: nothing runs until Redis says whose the run is */
+    ST_PAUSED, /* the lease has ended and so has the child: nothing runs until Redis says whose the
+                  run is */
     ST_ENDING, /* the outcome is on its way to Redis */
     ST_DROPPING, /* the run is not ours any more: children are killed, nothing is written */
+    ST_LEFT,     /* takes no run any more */
     N_STATES
 };
 
@@ -27,7 +29,7 @@ enum sl_agent_event {
     EV_BELL,  /* there may be something in line */
     EV_CLAIMED,
     EV_NOTHING, /* nothing was in line */
-    EV_CHILD,   /* the main child has ended; agent->ended tells how */
+    EV_CHILD,   /* the main child has ended; slot->ended tells how */
     EV_PUSHED,  /* the upload of a checkpoint has ended */
     EV_RENEWED,
     EV_NEAR,     /* the lease ends soon and has not been renewed */
@@ -51,7 +53,8 @@ struct sl_ended {
 
 enum sl_role { ROLE_FETCH, ROLE_WORK, ROLE_PUBLISH, ROLE_CHECKPOINT };
 
-struct sl_slot {
+/* A child and what it is for. */
+struct sl_held {
     struct sl_child *child;
     enum sl_role role;
     json_t *result;
@@ -86,54 +89,68 @@ struct sl_work {
     bool recording, recorded;
 };
 
+/* A place for one run: the table in agent.c is about one of these. */
+struct sl_slot {
+    struct sl_agent *agent;
+    int number;
+    enum sl_agent_state state;
+    bool claiming;
+    char lease[SL_ID_HEX + 1]; /* of the claim on its way */
+    int64_t claim_sent_us;
+    int renew_timer, near_timer, grace_timer, retry_timer;
+    struct sl_held main, pusher;
+    struct sl_ended ended;
+    struct sl_work work;
+};
+
 struct sl_agent {
     const struct sl_agent_config *config;
     struct sl_loop *loop;
     struct sl_redis_async *redis, *bell; /* commands; the one that blocks */
     char id[128], self[SL_PATH_MAX], worker[SL_PATH_MAX], cache[SL_PATH_MAX];
-    enum sl_agent_state state;
     enum { WAIT_NONE, WAIT_RING, WAIT_ALL } waiting; /* what the bell connection blocks on */
-    bool claiming, leaving, told_away, told_there; /* told: in the log */
+    bool leaving, told_away, told_there;             /* told: in the log */
     int runs_done;
-    char lease[SL_ID_HEX + 1]; /* of the claim on its way */
-    int64_t claim_sent_us;
-    int renew_timer, near_timer, beat_timer, grace_timer, leave_timer, retry_timer, wait_timer;
+    int beat_timer, leave_timer, wait_timer;
     int64_t term_us;
-    struct sl_slot main, pusher;
-    struct sl_ended ended;
-    struct sl_work work;
+    int n_slots;
+    struct sl_slot slot[SL_AGENT_SLOTS_MAX];
 };
 
 /* agent.c */
-void sl_agent_handle(struct sl_agent *a, enum sl_agent_event event);
-void sl_agent_enter(struct sl_agent *a, enum sl_agent_state state);
-void sl_agent_timer(struct sl_agent *a, int *timer, int64_t delay_us,
-                    sl_timer_fn *fn); /* sets it anew */
-void sl_agent_grace(struct sl_agent *a, int64_t delay_us);
-void sl_agent_watch_lease(struct sl_agent *a); /* after deadline_us has changed */
+void sl_slot_handle(struct sl_slot *s, enum sl_agent_event event);
+void sl_slot_enter(struct sl_slot *s, enum sl_agent_state state);
+void sl_slot_timer(struct sl_slot *s, int *timer, int64_t delay_us,
+                   sl_timer_fn *fn); /* sets it anew; fn gets the slot */
+void sl_slot_grace(struct sl_slot *s, int64_t delay_us);
+void sl_slot_watch_lease(struct sl_slot *s); /* after deadline_us has changed */
 const char *sl_agent_state_name(enum sl_agent_state state);
-const char *sl_agent_run(const struct sl_agent *a); /* for the log; NULL without one */
+const char *sl_slot_run(const struct sl_slot *s); /* for the log; NULL without one */
+int sl_agent_count(const struct sl_agent *a, enum sl_agent_state state); /* slots in it */
+int sl_agent_busy(const struct sl_agent *a); /* slots with a run, or about to have one */
+void sl_agent_look(struct sl_agent *a); /* an idle slot asks for a run, when none does already */
+void sl_agent_left(struct sl_agent *a); /* a slot has left: when all have, the agent ends */
 
 /* calls.c */
-void sl_agent_wait(struct sl_agent *a);  /* blocks on the doorbell, unless it does already */
-void sl_agent_claim(struct sl_agent *a); /* under the same lease id until it is answered */
-void sl_agent_renew(struct sl_agent *a);
-void sl_agent_name_checkpoint(struct sl_agent *a);
-void sl_agent_record(struct sl_agent *a); /* the outcome, when everything before it is in Redis */
+void sl_agent_wait(struct sl_agent *a); /* blocks on the doorbell, unless it does already */
 void sl_agent_heartbeat(struct sl_agent *a);
+void sl_slot_claim(struct sl_slot *s); /* under the same lease id until it is answered */
+void sl_slot_renew(struct sl_slot *s);
+void sl_slot_name_checkpoint(struct sl_slot *s);
+void sl_slot_record(struct sl_slot *s); /* the outcome, when everything before it is in Redis */
 
-/* children.c: start one in its slot; on failure nothing has started */
-int sl_agent_start_fetch(struct sl_agent *a, struct sl_err *err);
-int sl_agent_start_work(struct sl_agent *a, struct sl_err *err);
-int sl_agent_start_publish(struct sl_agent *a, struct sl_err *err);
-void sl_agent_start_push(struct sl_agent *a); /* of the newest checkpoint, when none is under way */
+/* children.c: start one; on failure nothing has started */
+int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err);
+int sl_slot_start_work(struct sl_slot *s, struct sl_err *err);
+int sl_slot_start_publish(struct sl_slot *s, struct sl_err *err);
+void sl_slot_start_push(struct sl_slot *s); /* of the newest checkpoint, when none is under way */
 
 /* steps.c: what the table in agent.c calls */
-typedef void sl_agent_step(struct sl_agent *a);
+typedef void sl_agent_step(struct sl_slot *s);
 sl_agent_step sl_step_claim, sl_step_wait, sl_step_begin, sl_step_fetched, sl_step_trained,
     sl_step_publish, sl_step_published, sl_step_pushed, sl_step_pushed_last, sl_step_kill,
-    sl_step_cancel, sl_step_cancelled, sl_step_preempt, sl_step_pause, sl_step_unpause, sl_step_resume,
-    sl_step_release, sl_step_drop, sl_step_note_lost, sl_step_check_done, sl_step_recorded,
-    sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish;
+    sl_step_cancel, sl_step_cancelled, sl_step_preempt, sl_step_pause, sl_step_unpause,
+    sl_step_resume, sl_step_release, sl_step_drop, sl_step_note_lost, sl_step_check_done,
+    sl_step_recorded, sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish;
 
 #endif

@@ -13,20 +13,20 @@
 
 /* A reply belongs to the lease it was asked for, and is ignored when that run is over here. */
 struct call {
-    struct sl_agent *a;
+    struct sl_slot *s;
     char lease[SL_ID_HEX + 1];
 };
 
 /* Sends c and releases it. */
-static int send_for_work(struct sl_agent *a, struct sl_cmd *c, sl_redis_reply_fn *fn)
+static int send_for_work(struct sl_slot *s, struct sl_cmd *c, sl_redis_reply_fn *fn)
 {
     struct call *call = malloc(sizeof *call);
     int rc = SL_NOMEM;
 
     if (call) {
-        call->a = a;
-        memcpy(call->lease, a->work.lease, sizeof call->lease);
-        rc = sl_redis_async_call(a->redis, c, 0, fn, call, NULL);
+        call->s = s;
+        memcpy(call->lease, s->work.lease, sizeof call->lease);
+        rc = sl_redis_async_call(s->agent->redis, c, 0, fn, call, NULL);
         if (rc)
             free(call);
     }
@@ -34,120 +34,121 @@ static int send_for_work(struct sl_agent *a, struct sl_cmd *c, sl_redis_reply_fn
     return rc;
 }
 
-/* The agent, or NULL when the call's run is over. */
-static struct sl_agent *take_call(void *arg)
+/* The slot, or NULL when the call's run is over. */
+static struct sl_slot *take_call(void *arg)
 {
     struct call *call = arg;
-    struct sl_agent *a = strcmp(call->lease, call->a->work.lease) ? NULL : call->a;
+    struct sl_slot *s = strcmp(call->lease, call->s->work.lease) ? NULL : call->s;
 
     free(call);
-    return a;
+    return s;
 }
 
 static void on_renewed(void *arg, const redisReply *reply, const struct sl_err *err)
 {
-    struct sl_agent *a = take_call(arg);
+    struct sl_slot *s = take_call(arg);
     bool cancelled = false, revived = false;
 
-    if (!a)
+    if (!s)
         return;
-    a->work.renewing = false;
+    s->work.renewing = false;
     if (err && err->code == SL_LEASE) {
-        sl_agent_handle(a, EV_LOST);
+        sl_slot_handle(s, EV_LOST);
         return;
     }
     if (err || sl_queue_renew_reply(reply, &cancelled, &revived, NULL))
         return; /* the next timer, or the next connection, tries again */
     if (revived)
-        sl_log(SL_INFO, a->work.claim.run, "the lease had run out and is revived");
-    a->work.deadline_us = a->work.renew_sent_us + a->config->lease_ms * 1000;
-    sl_agent_watch_lease(a);
-    if (cancelled && !a->work.cancelled) {
-        a->work.cancelled = true;
-        sl_agent_handle(a, EV_CANCEL);
+        sl_log(SL_INFO, s->work.claim.run, "the lease had run out and is revived");
+    s->work.deadline_us = s->work.renew_sent_us + s->agent->config->lease_ms * 1000;
+    sl_slot_watch_lease(s);
+    if (cancelled && !s->work.cancelled) {
+        s->work.cancelled = true;
+        sl_slot_handle(s, EV_CANCEL);
     }
-    sl_agent_handle(a, EV_RENEWED);
+    sl_slot_handle(s, EV_RENEWED);
 }
 
-void sl_agent_renew(struct sl_agent *a)
+void sl_slot_renew(struct sl_slot *s)
 {
     struct sl_cmd c;
 
-    if (!a->work.lease[0] || a->work.renewing || a->work.recorded || a->work.recording ||
-        a->work.lost)
+    if (!s->work.lease[0] || s->work.renewing || s->work.recorded || s->work.recording ||
+        s->work.lost)
         return;
-    a->work.renew_sent_us = sl_boot_us();
-    sl_queue_cmd_renew(&c, a->work.claim.run, a->work.lease, a->config->lease_ms);
-    a->work.renewing = !send_for_work(a, &c, on_renewed);
+    s->work.renew_sent_us = sl_boot_us();
+    sl_queue_cmd_renew(&c, s->work.claim.run, s->work.lease, s->agent->config->lease_ms);
+    s->work.renewing = !send_for_work(s, &c, on_renewed);
 }
 
 static void on_named(void *arg, const redisReply *reply, const struct sl_err *err)
 {
-    struct sl_agent *a = take_call(arg);
+    struct sl_slot *s = take_call(arg);
 
     (void)reply;
-    if (!a)
+    if (!s)
         return;
-    a->work.naming = false;
-    if (!err && a->work.naming_step == a->work.manifest_step)
-        a->work.manifest[0] = 0;
+    s->work.naming = false;
+    if (!err && s->work.naming_step == s->work.manifest_step)
+        s->work.manifest[0] = 0;
     else if (!err)
-        sl_agent_name_checkpoint(a); /* a newer one went up meanwhile */
+        sl_slot_name_checkpoint(s); /* a newer one went up meanwhile */
     else if (err->code == SL_LEASE)
-        sl_agent_handle(a, EV_LOST);
+        sl_slot_handle(s, EV_LOST);
 }
 
-void sl_agent_name_checkpoint(struct sl_agent *a)
+void sl_slot_name_checkpoint(struct sl_slot *s)
 {
     struct sl_cmd c;
 
-    if (!a->work.manifest[0] || a->work.naming || a->work.lost ||
-        !sl_report_reached(a->work.report, a->work.manifest_mark))
+    if (!s->work.manifest[0] || s->work.naming || s->work.lost ||
+        !sl_report_reached(s->work.report, s->work.manifest_mark))
         return;
-    sl_queue_cmd_checkpoint(&c, a->work.claim.run, a->work.lease, a->work.manifest,
-                            a->work.manifest_step);
-    a->work.naming_step = a->work.manifest_step;
-    a->work.naming = !send_for_work(a, &c, on_named);
+    sl_queue_cmd_checkpoint(&c, s->work.claim.run, s->work.lease, s->work.manifest,
+                            s->work.manifest_step);
+    s->work.naming_step = s->work.manifest_step;
+    s->work.naming = !send_for_work(s, &c, on_named);
 }
 
 static void record_again(void *arg)
 {
-    struct sl_agent *a = arg;
+    struct sl_slot *s = arg;
 
-    a->retry_timer = -1;
-    sl_agent_record(a);
+    s->retry_timer = -1;
+    sl_slot_record(s);
 }
 
 static void on_recorded(void *arg, const redisReply *reply, const struct sl_err *err)
 {
-    struct sl_agent *a = take_call(arg);
+    struct sl_slot *s = take_call(arg);
 
-    if (!a)
+    if (!s)
         return;
-    a->work.recording = false;
+    s->work.recording = false;
     if (err && err->code == SL_RETRY) {
         /* A repeated call gets the first answer. Without a connection EV_REDIS sends it again. */
-        if (sl_redis_async_up(a->redis))
-            sl_agent_timer(a, &a->retry_timer, SL_AGENT_RECORD_RETRY_US, record_again);
+        if (sl_redis_async_up(s->agent->redis))
+            sl_slot_timer(s, &s->retry_timer, SL_AGENT_RECORD_RETRY_US, record_again);
         return;
     }
     if (err)
-        sl_log(SL_WARN, a->work.claim.run, "the outcome was not taken: %s", err->msg);
+        sl_log(SL_WARN, s->work.claim.run, "the outcome was not taken: %s", err->msg);
     else
-        sl_log(SL_INFO, a->work.claim.run, "now %s", reply->str ? reply->str : "?");
-    sl_agent_handle(a, EV_RECORDED);
+        sl_log(SL_INFO, s->work.claim.run, "now %s", reply->str ? reply->str : "?");
+    sl_slot_handle(s, EV_RECORDED);
 }
 
-void sl_agent_record(struct sl_agent *a)
+void sl_slot_record(struct sl_slot *s)
 {
-    struct sl_work *w = &a->work;
+    struct sl_work *w = &s->work;
     struct sl_cmd c;
     char *tail;
 
     if (w->recording || w->recorded || !sl_report_drained(w->report))
         return;
-    w->naming = false; /* this goes behind a naming under way; nothing can be named after the outcome */
-    sl_agent_name_checkpoint(a);
+    w->naming =
+        false; /* this goes behind a naming under way; nothing can be named after the outcome */
+    sl_slot_name_checkpoint(s);
     if (w->kind[0]) {
         tail = sl_report_log_tail(w->report);
         sl_queue_cmd_fail(&c, w->claim.run, w->lease, w->kind, w->cause, w->msg, tail);
@@ -155,7 +156,7 @@ void sl_agent_record(struct sl_agent *a)
     } else {
         sl_queue_cmd_release(&c, w->claim.run, w->lease, w->cause);
     }
-    w->recording = !send_for_work(a, &c, on_recorded);
+    w->recording = !send_for_work(s, &c, on_recorded);
 }
 
 static void nothing_to_do(void *arg, const redisReply *reply, const struct sl_err *err)
@@ -173,24 +174,34 @@ static void on_beat(void *arg, const redisReply *reply, const struct sl_err *err
     (void)reply;
     if (err || a->told_there)
         return;
-    sl_log(SL_INFO, sl_agent_run(a), "connected to Redis as agent %s", a->id);
+    sl_log(SL_INFO, NULL, "connected to Redis as agent %s", a->id);
     a->told_there = true;
     a->told_away = false;
 }
 
 void sl_agent_heartbeat(struct sl_agent *a)
 {
+    const struct sl_agent_config *config = a->config;
     char host[256] = "", *json = NULL;
     struct sl_cmd c;
 
-    if (!a->leaving || sl_agent_run(a)) {
-        json_t *queues = json_array(), *o;
-        for (int i = 0; i < a->config->n_queues; i++)
-            json_array_append_new(queues, json_string(a->config->queues[i]));
+    if (!a->leaving || sl_agent_busy(a)) {
+        json_t *queues = json_array(), *runs = json_array(), *o;
+        for (int i = 0; i < config->n_queues; i++)
+            json_array_append_new(queues, json_string(config->queues[i]));
+        for (int i = 0; i < a->n_slots; i++)
+            if (sl_slot_run(&a->slot[i]))
+                json_array_append_new(runs,
+                                      json_pack("{s:s, s:s, s:s}", "run", sl_slot_run(&a->slot[i]),
+                                                "name", a->slot[i].work.claim.name, "state",
+                                                sl_agent_state_name(a->slot[i].state)));
         gethostname(host, sizeof host - 1);
-        o = json_pack("{s:s, s:i, s:o, s:s, s:s?, s:s?, s:s}", "host", host, "pid", (int)getpid(),
-                      "queues", queues, "state", sl_agent_state_name(a->state), "run",
-                      sl_agent_run(a), "name", a->work.claim.name, "version", SL_VERSION);
+        o = json_pack("{s:s, s:i, s:o, s:s, s:i, s:o, s:s}", "host", host, "pid", (int)getpid(),
+                      "queues", queues, "state",
+                      a->leaving              ? "leaving"
+                      : json_array_size(runs) ? "busy"
+                                              : "idle",
+                      "slots", a->n_slots, "runs", runs, "version", SL_VERSION);
         json = sl_json_dump(o);
         json_decref(o);
     }
@@ -205,71 +216,73 @@ void sl_agent_heartbeat(struct sl_agent *a)
 
 static void work_lost(void *arg)
 {
-    sl_agent_handle(arg, EV_LOST);
+    sl_slot_handle(arg, EV_LOST);
 }
 
 static void work_taken(void *arg)
 {
-    struct sl_agent *a = arg;
+    struct sl_slot *s = arg;
 
-    sl_agent_name_checkpoint(a);
-    if (sl_report_drained(a->work.report))
-        sl_agent_handle(a, EV_DRAINED);
+    sl_slot_name_checkpoint(s);
+    if (sl_report_drained(s->work.report))
+        sl_slot_handle(s, EV_DRAINED);
 }
 
 static void claim_later(void *arg)
 {
-    struct sl_agent *a = arg;
+    struct sl_slot *s = arg;
 
-    a->retry_timer = -1;
-    sl_agent_handle(a, EV_NOTHING);
+    s->retry_timer = -1;
+    sl_slot_handle(s, EV_NOTHING);
 }
 
 static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *err)
 {
     const struct sl_report_owner owner = {work_lost, work_taken, arg};
-    struct sl_agent *a = arg;
-    struct sl_work *w = &a->work;
+    struct sl_slot *s = arg;
+    struct sl_work *w = &s->work;
     struct sl_err failed = SL_ERR_INIT;
     int rc;
 
-    a->claiming = false;
-    if (a->state != ST_CLAIMING || (err && err->code == SL_RETRY && !sl_redis_async_up(a->redis)))
+    s->claiming = false;
+    if (s->state != ST_CLAIMING ||
+        (err && err->code == SL_RETRY && !sl_redis_async_up(s->agent->redis)))
         return; /* EV_REDIS asks again under the same lease id */
     rc = err ? sl_err_set(&failed, err->code, "%s", err->msg)
              : sl_queue_claim_reply(reply, &w->claim, &failed);
     if (!rc) {
-        memcpy(w->lease, a->lease, sizeof w->lease);
-        w->deadline_us = a->claim_sent_us + a->config->lease_ms * 1000;
+        memcpy(w->lease, s->lease, sizeof w->lease);
+        w->deadline_us = s->claim_sent_us + s->agent->config->lease_ms * 1000;
         w->dir.lock_fd = -1;
-        rc = sl_report_new(a->loop, a->redis, w->claim.run, w->lease, &owner, &w->report, &failed);
+        rc = sl_report_new(s->agent->loop, s->agent->redis, w->claim.run, w->lease, &owner,
+                           &w->report, &failed);
     }
     if (rc) {
         sl_claim_release(&w->claim);
         memset(w, 0, sizeof *w);
         w->dir.lock_fd = -1;
         if (rc == SL_NOTFOUND) {
-            sl_agent_handle(a, EV_NOTHING);
+            sl_slot_handle(s, EV_NOTHING);
         } else {
             sl_log(SL_ERROR, NULL, "claiming: %s", failed.msg);
-            sl_agent_timer(a, &a->retry_timer, SL_AGENT_WAIT_MS * 1000, claim_later);
+            sl_slot_timer(s, &s->retry_timer, SL_AGENT_WAIT_MS * 1000, claim_later);
         }
         return;
     }
-    sl_agent_handle(a, EV_CLAIMED);
+    sl_slot_handle(s, EV_CLAIMED);
 }
 
-void sl_agent_claim(struct sl_agent *a)
+void sl_slot_claim(struct sl_slot *s)
 {
     struct sl_cmd c;
 
-    if (a->claiming || a->retry_timer >= 0)
+    if (s->claiming || s->retry_timer >= 0)
         return;
-    if (!a->claim_sent_us)
-        a->claim_sent_us = sl_boot_us();
-    sl_queue_cmd_claim(&c, a->lease, a->id, a->config->lease_ms, a->config->queues,
-                       a->config->n_queues);
-    a->claiming = !sl_redis_async_call(a->redis, &c, 0, on_claimed, a, NULL);
+    if (!s->claim_sent_us)
+        s->claim_sent_us = sl_boot_us();
+    sl_queue_cmd_claim(&c, s->lease, s->agent->id, s->agent->config->lease_ms,
+                       s->agent->config->queues, s->agent->config->n_queues);
+    s->claiming = !sl_redis_async_call(s->agent->redis, &c, 0, on_claimed, s, NULL);
     sl_cmd_release(&c);
 }
 
@@ -289,32 +302,34 @@ static void on_bell(void *arg, const redisReply *reply, const struct sl_err *err
     if (err && !sl_redis_async_up(a->bell))
         return; /* bell_state goes on */
     if (err) {
-        sl_log(SL_ERROR, sl_agent_run(a), "waiting for runs: %s", err->msg);
-        sl_agent_timer(a, &a->wait_timer, SL_AGENT_WAIT_MS * 1000, wait_later);
+        sl_log(SL_ERROR, NULL, "waiting for runs: %s", err->msg);
+        sl_loop_timer_cancel(a->loop, a->wait_timer);
+        a->wait_timer = sl_loop_timer(a->loop, SL_AGENT_WAIT_MS * 1000, wait_later, a, NULL);
         return;
     }
     if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->str &&
         strstr(reply->element[0]->str, ":ring:"))
-        sl_agent_renew(a); /* its reply tells what there is to hear */
-    if (a->state == ST_IDLE)
-        sl_agent_handle(a, EV_BELL);
+        for (int i = 0; i < a->n_slots; i++)
+            sl_slot_renew(&a->slot[i]); /* its reply tells what there is to hear */
+    if (sl_agent_count(a, ST_IDLE))
+        sl_agent_look(a);
     else
         sl_agent_wait(a);
 }
 
 void sl_agent_wait(struct sl_agent *a)
 {
-    bool idle = a->state == ST_IDLE;
+    bool idle = sl_agent_count(a, ST_IDLE) > 0 && !a->leaving;
     struct sl_cmd c;
 
-    /* A busy agent waits for its own ring only: it must not take a bell that is meant for an idle
-     * one. When it becomes idle it rings itself, to wait anew for both. */
-    if (a->waiting == WAIT_RING && idle) {
+    /* An agent without an idle slot waits for its own ring only: it must not take a bell that is
+     * meant for an idle one. When that changes it rings itself, to wait anew. */
+    if (a->waiting && (a->waiting == WAIT_ALL) != idle) {
         sl_queue_cmd_ring(&c, a->id);
         sl_redis_async_call(a->redis, &c, 0, nothing_to_do, NULL, NULL);
         sl_cmd_release(&c);
     }
-    if (a->waiting || a->wait_timer >= 0 || (!idle && !a->work.lease[0]))
+    if (a->waiting || a->wait_timer >= 0 || (!idle && !sl_agent_busy(a)))
         return;
     sl_queue_cmd_wait(&c, a->id, a->config->queues, idle ? a->config->n_queues : 0,
                       SL_AGENT_WAIT_MS);

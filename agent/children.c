@@ -11,19 +11,19 @@
 /* ---- how a child ended
  * ------------------------------------------------------------------------------------- */
 
-static void judge(const struct sl_slot *slot, int status, struct sl_ended *e)
+static void judge(const struct sl_held *held, int status, struct sl_ended *e)
 {
-    const char *state = sl_json_str(slot->result, "state", ""), *who = "transfer";
+    const char *state = sl_json_str(held->result, "state", ""), *who = "transfer";
     char text[64];
 
     memset(e, 0, sizeof *e);
-    if (slot->role == ROLE_WORK)
+    if (held->role == ROLE_WORK)
         who = "worker";
     sl_wait_text(status, text);
-    snprintf(e->cause, sizeof e->cause, "%s", sl_json_str(slot->result, "cause", "crash"));
-    snprintf(e->msg, sizeof e->msg, "%s", sl_json_str(slot->result, "msg", ""));
+    snprintf(e->cause, sizeof e->cause, "%s", sl_json_str(held->result, "cause", "crash"));
+    snprintf(e->msg, sizeof e->msg, "%s", sl_json_str(held->result, "msg", ""));
     sl_utf8_trim(e->msg);
-    e->result = json_incref(slot->result);
+    e->result = json_incref(held->result);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && !strcmp(state, "succeeded")) {
         e->ending = END_OK;
     } else if (WIFEXITED(status) && WEXITSTATUS(status) == SL_EXIT_ABANDONED) {
@@ -45,28 +45,28 @@ static void judge(const struct sl_slot *slot, int status, struct sl_ended *e)
 
 static void on_exited(void *arg, struct sl_child *child, int status)
 {
-    struct sl_agent *a = arg;
-    struct sl_slot *slot = child == a->main.child ? &a->main : &a->pusher;
+    struct sl_slot *s = arg;
+    struct sl_held *held = child == s->main.child ? &s->main : &s->pusher;
     char text[64];
 
-    slot->child = NULL;
+    held->child = NULL;
     sl_wait_text(status, text);
-    sl_log(SL_DEBUG, sl_agent_run(a), "child ended: %s", text);
-    json_decref(a->ended.result);
-    judge(slot, status, &a->ended);
-    sl_rundir_name_sources(&a->work.dir, &a->work.claim, a->ended.msg, sizeof a->ended.msg);
-    json_decref(slot->result);
-    slot->result = NULL;
-    sl_agent_handle(a, slot == &a->main ? EV_CHILD : EV_PUSHED);
+    sl_log(SL_DEBUG, sl_slot_run(s), "child ended: %s", text);
+    json_decref(s->ended.result);
+    judge(held, status, &s->ended);
+    sl_rundir_name_sources(&s->work.dir, &s->work.claim, s->ended.msg, sizeof s->ended.msg);
+    json_decref(held->result);
+    held->result = NULL;
+    sl_slot_handle(s, held == &s->main ? EV_CHILD : EV_PUSHED);
 }
 
 /* ---- what a child says
  * ------------------------------------------------------------------------------------- */
 
-static void take_checkpoint(struct sl_agent *a, const json_t *event)
+static void take_checkpoint(struct sl_slot *s, const json_t *event)
 {
     const char *path = sl_json_str(event, "path", "");
-    struct sl_work *w = &a->work;
+    struct sl_work *w = &s->work;
 
     if (!*path || strlen(path) >= sizeof w->local)
         return;
@@ -74,115 +74,116 @@ static void take_checkpoint(struct sl_agent *a, const json_t *event)
     snprintf(w->pending, sizeof w->pending, "%s", path);
     w->pending_step = sl_json_int(event, "step", 0);
     w->pending_mark = sl_report_mark(w->report);
-    sl_agent_start_push(a);
+    sl_slot_start_push(s);
 }
 
 static void on_event(void *arg, struct sl_child *child, const json_t *event)
 {
-    struct sl_agent *a = arg;
-    struct sl_slot *slot = child == a->main.child ? &a->main : &a->pusher;
+    struct sl_slot *s = arg;
+    struct sl_held *held = child == s->main.child ? &s->main : &s->pusher;
     const char *what = sl_json_str(event, "ev", "");
 
     if (!strcmp(what, "result")) {
-        json_decref(slot->result);
-        slot->result = json_incref((json_t *)(uintptr_t)event);
+        json_decref(held->result);
+        held->result = json_incref((json_t *)(uintptr_t)event);
         return;
     }
-    if (a->work.lost || !a->work.report)
+    if (s->work.lost || !s->work.report)
         return;
-    if (slot->role == ROLE_WORK && !strcmp(what, "checkpoint"))
-        take_checkpoint(a, event);
+    if (held->role == ROLE_WORK && !strcmp(what, "checkpoint"))
+        take_checkpoint(s, event);
     /* While results are published the lease may end at any moment: nothing more is written under
      * it. */
-    if (slot->role == ROLE_WORK || slot->role == ROLE_FETCH)
-        sl_report_event(a->work.report, event);
+    if (held->role == ROLE_WORK || held->role == ROLE_FETCH)
+        sl_report_event(s->work.report, event);
 }
 
 static void on_output(void *arg, struct sl_child *child, const char *line)
 {
-    struct sl_agent *a = arg;
-    struct sl_slot *slot = child == a->main.child ? &a->main : &a->pusher;
+    struct sl_slot *s = arg;
+    struct sl_held *held = child == s->main.child ? &s->main : &s->pusher;
 
-    if (a->work.report && !a->work.lost && slot->role != ROLE_PUBLISH)
-        sl_report_log(a->work.report, "info", "%s", line);
+    if (s->work.report && !s->work.lost && held->role != ROLE_PUBLISH)
+        sl_report_log(s->work.report, "info", "%s", line);
     else
-        sl_log(SL_INFO, sl_agent_run(a), "%s", line);
+        sl_log(SL_INFO, sl_slot_run(s), "%s", line);
 }
 
 /* ---- starting
  * ---------------------------------------------------------------------------------------------- */
 
-static int start(struct sl_agent *a, struct sl_slot *slot, enum sl_role role,
+static int start(struct sl_slot *s, struct sl_held *held, enum sl_role role,
                  const char *const *argv, struct sl_err *err)
 {
-    const struct sl_child_owner owner = {on_event, on_output, on_exited, a};
+    const struct sl_child_owner owner = {on_event, on_output, on_exited, s};
     char token[1024];
     const char *env[2] = {NULL, NULL};
     int rc;
 
-    if (role != ROLE_WORK && a->config->token) {
-        snprintf(token, sizeof token, "SOFTLAUNCH_TOKEN=%s", a->config->token);
+    if (role != ROLE_WORK && s->agent->config->token) {
+        snprintf(token, sizeof token, "SOFTLAUNCH_TOKEN=%s", s->agent->config->token);
         env[0] = token;
     }
-    rc = sl_child_start(a->loop, argv, env, a->work.dir.path, &owner, &slot->child, err);
+    rc = sl_child_start(s->agent->loop, argv, env, s->work.dir.path, &owner, &held->child, err);
     explicit_bzero(token, sizeof token);
     if (rc)
         return rc;
-    slot->role = role;
-    sl_child_deadline(slot->child, a->work.deadline_us);
+    held->role = role;
+    sl_child_deadline(held->child, s->work.deadline_us);
     return 0;
 }
 
-static int start_transfer(struct sl_agent *a, struct sl_slot *slot, enum sl_role role,
+static int start_transfer(struct sl_slot *s, struct sl_held *held, enum sl_role role,
                           const char *plan, struct sl_err *err)
 {
-    const char *argv[] = {a->self,  "transfer", role == ROLE_FETCH ? "fetch" : "push",
-                          "--plan", plan,       NULL};
+    const char *argv[] = {s->agent->self, "transfer", role == ROLE_FETCH ? "fetch" : "push",
+                          "--plan",       plan,       NULL};
 
-    return start(a, slot, role, argv, err);
+    return start(s, held, role, argv, err);
 }
 
-int sl_agent_start_fetch(struct sl_agent *a, struct sl_err *err)
+int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err)
 {
-    const struct sl_fetch_plan fetch = {a->config->server_url, a->cache, a->config->allow_paths,
-                                        a->config->n_allow_paths};
+    const struct sl_fetch_plan fetch = {s->agent->config->server_url, s->agent->cache,
+                                        s->agent->config->allow_paths,
+                                        s->agent->config->n_allow_paths};
     char plan[SL_PATH_MAX];
-    int rc = sl_rundir_fetch_plan(&a->work.dir, &a->work.claim, &fetch, plan, err);
+    int rc = sl_rundir_fetch_plan(&s->work.dir, &s->work.claim, &fetch, plan, err);
 
-    return rc ? rc : start_transfer(a, &a->main, ROLE_FETCH, plan, err);
+    return rc ? rc : start_transfer(s, &s->main, ROLE_FETCH, plan, err);
 }
 
-int sl_agent_start_work(struct sl_agent *a, struct sl_err *err)
+int sl_slot_start_work(struct sl_slot *s, struct sl_err *err)
 {
-    const char *argv[] = {a->worker, "train", "--run-dir", a->work.dir.path, NULL};
-    int rc = sl_rundir_run_json(&a->work.dir, &a->work.claim, err);
+    const char *argv[] = {s->agent->worker, "train", "--run-dir", s->work.dir.path, NULL};
+    int rc = sl_rundir_run_json(&s->work.dir, &s->work.claim, err);
 
-    return rc ? rc : start(a, &a->main, ROLE_WORK, argv, err);
+    return rc ? rc : start(s, &s->main, ROLE_WORK, argv, err);
 }
 
-int sl_agent_start_publish(struct sl_agent *a, struct sl_err *err)
+int sl_slot_start_publish(struct sl_slot *s, struct sl_err *err)
 {
     char plan[SL_PATH_MAX];
-    int rc =
-        sl_rundir_publish_plan(&a->work.dir, &a->work.claim, a->work.lease, a->config->server_url,
-                               sl_report_metrics(a->work.report), plan, err);
+    int rc = sl_rundir_publish_plan(&s->work.dir, &s->work.claim, s->work.lease,
+                                    s->agent->config->server_url, sl_report_metrics(s->work.report),
+                                    plan, err);
 
-    return rc ? rc : start_transfer(a, &a->main, ROLE_PUBLISH, plan, err);
+    return rc ? rc : start_transfer(s, &s->main, ROLE_PUBLISH, plan, err);
 }
 
-void sl_agent_start_push(struct sl_agent *a)
+void sl_slot_start_push(struct sl_slot *s)
 {
     struct sl_err err = SL_ERR_INIT;
-    struct sl_work *w = &a->work;
+    struct sl_work *w = &s->work;
     char plan[SL_PATH_MAX];
     int rc;
 
-    if (a->pusher.child || !w->pending[0])
+    if (s->pusher.child || !w->pending[0])
         return;
-    rc = sl_rundir_checkpoint_plan(&w->dir, &w->claim, w->lease, a->config->server_url, w->pending,
-                                   plan, &err);
+    rc = sl_rundir_checkpoint_plan(&w->dir, &w->claim, w->lease, s->agent->config->server_url,
+                                   w->pending, plan, &err);
     if (!rc)
-        rc = start_transfer(a, &a->pusher, ROLE_CHECKPOINT, plan, &err);
+        rc = start_transfer(s, &s->pusher, ROLE_CHECKPOINT, plan, &err);
     w->push_step = w->pending_step;
     w->push_mark = w->pending_mark;
     w->pending[0] = 0;

@@ -12,8 +12,8 @@
 
 #define LEASE_PART 12 /* hex digits of the lease id in the folder's name */
 
-#define MAKE_TRIES 100  /* of a folder, against an agent that starts and cleans */
-#define GONE ".gone-"   /* begins the name of a folder that is being removed */
+#define MAKE_TRIES 100   /* of a folder, against an agent that starts and cleans */
+#define GONE ".gone-"    /* begins the name of a folder that is being removed */
 #define INPUTS "inputs/" /* where the fetch puts what the spec names */
 
 #define RESTORE_KEY "config.model.restore_path"

@@ -7,11 +7,10 @@
  * id: a worker that still is in its last second cannot meet its successor's files.
  *
  *   inputs/model, inputs/train-0.jsonl, ...   what the fetch brought
- *   inputs/restore                            model.restore_path, when the config has one; a tarball is unpacked
- *   checkpoint/                               what to resume from, when there is something
- *   run.json                                  the worker's task
- *   out/                                      its results: prompt tables, adapters, predictions,
- * metrics */
+ *   inputs/restore                            model.restore_path, when the config has one; a
+ * tarball is unpacked checkpoint/                               what to resume from, when there is
+ * something run.json                                  the worker's task out/ its results: prompt
+ * tables, adapters, predictions, metrics */
 #ifndef SL_AGENT_RUNDIR_H
 #define SL_AGENT_RUNDIR_H
 #include "base/file.h"

@@ -12,8 +12,8 @@
 static const char usage[] =
     "usage: softlaunch agent --redis URL --server URL --work-dir DIR [--queue NAME ...] "
     "[--allow-path DIR ...]\n"
-    "                        [--token-file FILE] [--lease-ms 30000] [--once | --max-runs N] "
-    "[--worker PATH]\n\n"
+    "                        [--token-file FILE] [--lease-ms 30000] [--slots N]\n"
+    "                        [--once | --max-runs N] [--exit-when-idle] [--worker PATH]\n\n"
     "  --redis URL       redis://[USER:PASSWORD@]HOST:PORT/DB or unix:///PATH (env "
     "SOFTLAUNCH_REDIS)\n"
     "  --server URL      where artifacts come from and go to (env SOFTLAUNCH_SERVER)\n"
@@ -22,7 +22,9 @@ static const char usage[] =
     "  --queue NAME      may be given several times; default: default\n"
     "  --allow-path DIR  a folder below which a spec may name files\n"
     "  --lease-ms N      how long a run stays ours without a word from us\n"
-    "  --once            ends after one run\n\n"
+    "  --slots N         runs at a time (default: 1)\n"
+    "  --once, --max-runs N   ends after one run, after N\n"
+    "  --exit-when-idle  ends when nothing is in line\n\n"
     "SIGTERM: the run under way is checkpointed and given back. Logs JSON lines on standard "
     "error.\n";
 
@@ -55,6 +57,8 @@ int cmd_agent(int argc, char **argv)
         {"lease-ms", required_argument, NULL, 'l'},
         {"once", no_argument, NULL, 'o'},
         {"max-runs", required_argument, NULL, 'm'},
+        {"slots", required_argument, NULL, 'n'},
+        {"exit-when-idle", no_argument, NULL, 'e'},
         {"worker", required_argument, NULL, 'w'},
         {"verbose", no_argument, NULL, 'v'},
         {"help", no_argument, NULL, 'h'},
@@ -62,7 +66,7 @@ int cmd_agent(int argc, char **argv)
     };
     struct sl_agent_config config = {.redis_url = from_env("SOFTLAUNCH_REDIS"),
                                      .server_url = from_env("SOFTLAUNCH_SERVER"),
-                                     .lease_ms = SL_AGENT_LEASE_MS};
+                                     .lease_ms = SL_AGENT_LEASE_MS, .slots = 1};
     const char *token_file = NULL, *dir = NULL;
     enum sl_level least = SL_INFO;
     char path[SL_PATH_MAX], *token = NULL;
@@ -108,6 +112,15 @@ int cmd_agent(int argc, char **argv)
             config.max_runs = atoi(optarg);
             if (config.max_runs < 1)
                 rc = sl_err_set(&err, SL_SPEC, "--max-runs: expected a number from 1, found %.40s", optarg);
+            break;
+        case 'n':
+            config.slots = atoi(optarg);
+            if (config.slots < 1 || config.slots > SL_AGENT_SLOTS_MAX)
+                rc = sl_err_set(&err, SL_SPEC, "--slots: expected a number from 1 to %d, found %.40s",
+                                SL_AGENT_SLOTS_MAX, optarg);
+            break;
+        case 'e':
+            config.exit_when_idle = true;
             break;
         case 'w':
             config.worker = optarg;

@@ -76,7 +76,7 @@ def a_run_from_enqueue_to_artifact():
     wait(lambda: w.api("GET", "/api/v1/agents")[1]["agents"][0]["state"] == "idle", 5, "the agent is idle")
     assert w.end(a) == 0
     assert os.listdir(w.dir + "/agent/runs") == []
-    assert w.api("GET", "/api/v1/agents")[1]["agents"] == []
+    wait(lambda: w.api("GET", "/api/v1/agents")[1]["agents"] == [], 2, "it has said goodbye")
 
 
 def commands_for_people():
@@ -348,9 +348,49 @@ def several_agents_share_the_work():
         w.end(a)
 
 
+def slots_run_side_by_side():
+    a = w.agent(more=["--slots", "3"])
+    runs = [w.enqueue(f"fake.200.20.ok.{i}") for i in range(4)]
+    def training():
+        return [r for r in runs if w.run(r)["state"] == "running" and (w.run(r)["step"] or 0) >= 2]
+    wait(lambda: len(training()) == 3, 15, "three runs train")
+    assert [w.run(r)["state"] for r in runs].count("queued") == 1
+    busy = w.api("GET", "/api/v1/agents")[1]["agents"][0]
+    assert busy["slots"] == 3 and sorted(r["run"] for r in busy["runs"]) == sorted(training()), busy
+    cancelled, *others = training()
+    w.api("POST", f"/api/v1/runs/{cancelled}/cancel")
+    assert w.ended(cancelled, 5)["state"] == "cancelled"
+    wait(lambda: len(training()) == 3, 15, "the fourth takes its place")
+    assert all(w.run(r)["attempt"] == 1 for r in others)    # undisturbed
+    assert w.end(a) == 0
+    for r in runs:
+        if r != cancelled:
+            assert w.run(r)["state"] == "queued" and w.run(r)["preemptions"] == 1, w.run(r)
+    b = w.agent(more=["--slots", "2", "--exit-when-idle"])
+    assert b.wait(60) == 0
+    for r in runs:
+        if r != cancelled:
+            check_result(r, 200)
+    assert w.agent(more=["--exit-when-idle"]).wait(10) == 0    # nothing to do at all
+
+
+def a_lost_slot_disturbs_no_other():
+    a = w.agent(more=["--slots", "2"])
+    one, two = w.enqueue("fake.200.10.ok.1"), w.enqueue("fake.150.20.ok.2")
+    for r in (one, two):
+        w.until(r, lambda r: (r["step"] or 0) >= 2)
+    w.cli("HSET", "{softlaunch}:run:" + one, "lease", "0" * 32)    # as if it were another's
+    assert w.ended(two)["attempt"] == 1
+    check_result(two, 150)
+    assert "the lease is lost" in open(a.log).read()
+    w.end(a)
+    w.cli("HSET", "{softlaunch}:run:" + one, "state", "cancelled")
+
+
 tap(w, [a_run_from_enqueue_to_artifact, commands_for_people, enqueue_twice_is_one_run, agent_killed_another_goes_on,
      term_hands_the_run_over, stopped_agent_writes_nothing_after_its_lease, redis_restarts_in_the_middle,
      redis_away_past_the_lease,
      a_paused_worker_is_killed_when_the_run_is_anothers, a_paused_worker_obeys_term_and_cancel, redis_down_at_start, cancel_while_training_and_while_in_line,
      crashes_are_retried_then_dead, wrong_requests_fail_for_good, server_down_while_publishing, many_log_lines,
-     several_agents_share_the_work])
+     several_agents_share_the_work, slots_run_side_by_side,
+     a_lost_slot_disturbs_no_other])
