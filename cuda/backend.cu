@@ -164,7 +164,7 @@ static int check_device(int device, cudaDeviceProp *ret_prop, struct sl_err *err
     return 0;
 }
 
-static int open_device(const struct sl_backend_opts *opts, const char *type, struct sl_backend **ret_be,
+static int open_device(const struct sl_backend_opts *opts, const char *type, bool fast_f32, struct sl_backend **ret_be,
                        struct sl_err *err)
 {
     cudaDeviceProp prop = {};
@@ -180,6 +180,7 @@ static int open_device(const struct sl_backend_opts *opts, const char *type, str
     be->device = device;
     snprintf(be->info.kernel, sizeof be->info.kernel, "cuda sm_%d%d %s", prop.major, prop.minor, type);
     be->info.memory_bytes = (int64_t)prop.totalGlobalMem;
+    be->fast_f32 = fast_f32;
     void *ring = NULL;
     bool bad = sl_cuda_failed(be, cudaSetDevice(device), "selecting it") ||
                sl_cuda_failed(be, cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking),
@@ -198,12 +199,12 @@ static int open_device(const struct sl_backend_opts *opts, const char *type, str
 
 static int open_f32(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err)
 {
-    return open_device(opts, "fp32", ret_be, err);
+    return open_device(opts, "fp32", false, ret_be, err);
 }
 
 static int open_bf16(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err)
 {
-    return open_device(opts, "bf16", ret_be, err);
+    return open_device(opts, "bf16", true, ret_be, err);
 }
 
 static void cuda_info(const struct sl_backend *be, struct sl_backend_info *ret_info)

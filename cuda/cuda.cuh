@@ -32,6 +32,7 @@ struct sl_cuda_blas; /* matmul.cu */
 struct sl_backend {
     int device;
     struct sl_backend_info info;
+    bool fast_f32; /* bf16 mode: products of training may round their factors to TF32 or bf16 */
     cudaStream_t stream;
     struct sl_err kept;
     struct sl_cuda_blas *blas;

@@ -24,7 +24,7 @@ static const struct op_case {
     {"copy, zero", case_copy, 1e-7, 1e-7, ROUNDS},
     {"matmul", case_matmul, 2e-6, 5e-3, ROUNDS},
     {"matmul_back", case_matmul_back, 2e-6, 5e-3, ROUNDS},
-    {"gemm_f32", case_gemm_f32, 2e-6, 2e-6, ROUNDS},
+    {"gemm_f32", case_gemm_f32, 2e-6, 1e-3, ROUNDS}, /* TF32 is allowed beside bf16 */
     {"embed", case_embed, 1e-7, 4e-3, ROUNDS},
     {"embed_back", case_embed_back, 1e-6, 1e-6, ROUNDS},
     {"gather", case_gather, 1e-7, 1e-7, ROUNDS},
@@ -41,7 +41,7 @@ static const struct op_case {
     {"cross_entropy", case_cross_entropy, 3e-6, 4e-3, ROUNDS},
     {"bias_act_f32", case_bias_act, 1e-6, 1e-6, ROUNDS},
     {"bias_act_back_f32", case_bias_act_back, 2e-6, 2e-6, ROUNDS},
-    {"lstm, lstm_back", case_lstm, 5e-6, 5e-6, ROUNDS},
+    {"lstm, lstm_back", case_lstm, 5e-6, 3e-3, ROUNDS},
     {"dropout_f32", case_dropout, 2e-7, 2e-7, ROUNDS},
     {"sumsq_f32", case_sumsq, 1e-6, 1e-6, ROUNDS},
     {"clip_scale", case_clip, 1e-7, 1e-7, ROUNDS},
@@ -52,6 +52,7 @@ static const struct op_case {
     {"odd matmul", case_odd_matmul, 4e-6, 6e-3, 2},
     {"model attention", case_model_attention, 1e-5, 3e-2, 2},
     {"model cross_entropy", case_model_cross_entropy, 5e-6, 4e-3, 2},
+    {"wide lstm", case_wide_lstm, 2e-5, 3e-3, 2},
 };
 #define N_CASES (sizeof cases / sizeof *cases)
 
