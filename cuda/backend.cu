@@ -417,7 +417,7 @@ static int cuda_step_end(struct sl_backend *be, struct sl_err *err)
         .name = NAME, .act_bytes = sizeof(T), .open = OPEN, .close = cuda_close, .info = cuda_info,  \
         .alloc = cuda_alloc, .free = cuda_free, .upload = cuda_upload, .download = cuda_download,    \
         .zero = cuda_zero, .copy = cuda_copy, .to_f32 = sl_cuda_to_f32<T>,                           \
-        .from_f32 = sl_cuda_from_f32<T>, .weight_new = cuda_weight_new<T>,                           \
+        .from_f32 = sl_cuda_from_f32<T>, .weight_new = cuda_weight_new<T>, .linear_new = cuda_weight_new<T>,                           \
         .weight_free = cuda_weight_free, .step_begin = cuda_step_begin, .step_end = cuda_step_end,   \
         .matmul = sl_cuda_matmul<T>, .matmul_back = sl_cuda_matmul_back<T>,                          \
         .embed = sl_cuda_embed<T>, .embed_back = sl_cuda_embed_back<T>, .gather = sl_cuda_gather<T>, \

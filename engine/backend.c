@@ -43,12 +43,12 @@ int sl_backend_cuda(const char *dir, bool fp32, const struct sl_ops **ret_ops, s
     return 0;
 }
 
-static int open_cuda(int number, bool fp32, int threads, const struct sl_ops **ret_ops, struct sl_backend **ret_be,
-                     struct sl_err *err)
+static int open_cuda(int number, enum sl_precision precision, int threads, const struct sl_ops **ret_ops,
+                     struct sl_backend **ret_be, struct sl_err *err)
 {
-    struct sl_backend_opts opts = {.threads = threads, .device = number};
+    struct sl_backend_opts opts = {.threads = threads, .device = number, .precision = precision};
     const struct sl_ops *ops;
-    int rc = sl_backend_cuda(NULL, fp32, &ops, err);
+    int rc = sl_backend_cuda(NULL, precision == SL_PRECISION_FP32, &ops, err);
 
     if (!rc)
         rc = ops->open(&opts, ret_be, err);
@@ -57,9 +57,10 @@ static int open_cuda(int number, bool fp32, int threads, const struct sl_ops **r
     return rc;
 }
 
-static int open_cpu(int threads, const struct sl_ops **ret_ops, struct sl_backend **ret_be, struct sl_err *err)
+static int open_cpu(enum sl_precision precision, int threads, const struct sl_ops **ret_ops, struct sl_backend **ret_be,
+                    struct sl_err *err)
 {
-    struct sl_backend_opts opts = {.threads = threads};
+    struct sl_backend_opts opts = {.threads = threads, .precision = precision};
     int rc = sl_cpu_ops.open(&opts, ret_be, err);
 
     if (!rc)
@@ -67,7 +68,7 @@ static int open_cpu(int threads, const struct sl_ops **ret_ops, struct sl_backen
     return rc;
 }
 
-int sl_backend_open(const char *device, bool fp32, int threads, const struct sl_ops **ret_ops,
+int sl_backend_open(const char *device, enum sl_precision precision, int threads, const struct sl_ops **ret_ops,
                     struct sl_backend **ret_be, struct sl_err *err)
 {
     struct sl_err why = SL_ERR_INIT;
@@ -78,16 +79,16 @@ int sl_backend_open(const char *device, bool fp32, int threads, const struct sl_
     if (!device)
         device = getenv("SOFTLAUNCH_DEVICE");
     if (device && !strcmp(device, "cpu"))
-        return open_cpu(threads, ret_ops, ret_be, err);
+        return open_cpu(precision, threads, ret_ops, ret_be, err);
     if (!device || !strcmp(device, "auto")) {
-        rc = open_cuda(0, fp32, threads, ret_ops, ret_be, &why);
+        rc = open_cuda(0, precision, threads, ret_ops, ret_be, &why);
         if (rc == SL_NOTFOUND)
-            return open_cpu(threads, ret_ops, ret_be, err);
+            return open_cpu(precision, threads, ret_ops, ret_be, err);
         return rc ? sl_err_set(err, rc, "%s (--device cpu does without the GPU)", why.msg) : 0;
     }
     if (!strncmp(device, "cuda:", 5))
         number = strtol(device + 5, &end, 10);
     if (strcmp(device, "cuda") && (!end || end == device + 5 || *end || number < 0 || number > INT32_MAX))
         return sl_err_set(err, SL_SPEC, "device '%s': expected auto, cpu, cuda or cuda:N", device);
-    return open_cuda((int)number, fp32, threads, ret_ops, ret_be, err);
+    return open_cuda((int)number, precision, threads, ret_ops, ret_be, err);
 }

@@ -150,18 +150,29 @@ static int fill_tasks(struct sl_config *c, const json_t *config)
     return 0;
 }
 
+static enum sl_precision precision_of(const json_t *v)
+{
+    static const struct {
+        const char *name;
+        enum sl_precision precision;
+    } names[] = {{"bf16", SL_PRECISION_BF16}, {"16", SL_PRECISION_BF16}, {"fp8", SL_PRECISION_FP8}, {"int8", SL_PRECISION_INT8}};
+    const char *name = json_string_value(v);
+
+    if (json_number_value(v) == 16)
+        return SL_PRECISION_BF16;
+    for (size_t i = 0; name && i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i].name))
+            return names[i].precision;
+    return SL_PRECISION_FP32;
+}
+
 static void fill_trainer(struct sl_config *c, const json_t *config)
 {
     const json_t *trainer = json_object_get(config, "trainer"), *v;
     const json_t *exp = json_object_get(config, "exp_manager");
 
     c->trainer.devices = (int)integer(trainer, "devices");
-    v = json_object_get(trainer, "precision");
-    c->trainer.precision = json_number_value(v) == 16 ||
-                                   (json_is_string(v) && (!strcmp(json_string_value(v), "bf16") ||
-                                                          !strcmp(json_string_value(v), "16")))
-                               ? SL_PRECISION_BF16
-                               : SL_PRECISION_FP32;
+    c->trainer.precision = precision_of(json_object_get(trainer, "precision"));
     c->trainer.max_epochs = (int)integer(trainer, "max_epochs");
     if (c->trainer.max_epochs < 1)
         c->trainer.max_epochs = -1;

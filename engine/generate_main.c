@@ -190,7 +190,7 @@ static int generate(const struct args *a, struct sl_err *err)
         sl_emit_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
                                         "another quantisation of it) than %s", a->model);
     if (!rc)
-        rc = sl_backend_open(a->device, config.trainer.precision == SL_PRECISION_FP32, a->threads, &ops, &be,
+        rc = sl_backend_open(a->device, config.trainer.precision, a->threads, &ops, &be,
                              err);
     if (!rc)
         rc = sl_model_new(weights, ops, be, &g.model, err);

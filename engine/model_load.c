@@ -83,12 +83,17 @@ struct parts {
     int64_t rows[PARTS_MAX];
 };
 
-static int load(struct sl_model *m, const struct sl_weights *w, const struct parts *p, bool vector,
+enum load_as { VECTOR, TABLE, LINEAR };
+
+static int load(struct sl_model *m, const struct sl_weights *w, const struct parts *p, enum load_as as,
                 const char *suffix, int64_t cols, bool optional, struct sl_weight **ret_weight,
                 struct sl_err *err)
 {
+    bool vector = as == VECTOR;
     struct fused f = {.w = w, .n = p->n, .cols = cols};
+    struct sl_backend_info info;
     int64_t total = 0, found = 0;
+    m->ops->info(m->be, &info);
     for (int i = 0; i < p->n; i++) {
         snprintf(f.name[i], sizeof f.name[i], "%s%s%s", p->prefix, p->part[i], suffix);
         f.rows[i] = p->rows[i];
@@ -106,11 +111,12 @@ static int load(struct sl_model *m, const struct sl_weights *w, const struct par
     int64_t rows = vector ? 1 : total;
     if (vector)
         cols = total;
-    int rc = m->ops->weight_new(m->be, rows, cols, vector ? read_vector : read_matrix, &f,
-                                ret_weight, err);
+    int rc = (as == LINEAR ? m->ops->linear_new : m->ops->weight_new)(
+        m->be, rows, cols, vector ? read_vector : read_matrix, &f, ret_weight, err);
     if (rc)
         return sl_err_wrap(err, rc, "loading %s", f.name[0]);
-    m->weight_bytes += rows * cols * (int64_t)m->ops->act_bytes;
+    m->weight_bytes += as == LINEAR ? sl_linear_bytes(info.precision, m->ops->act_bytes, rows, cols)
+                                    : rows * cols * (int64_t)m->ops->act_bytes;
     return 0;
 }
 
@@ -119,8 +125,8 @@ static int load_linear(struct sl_model *m, const struct sl_weights *w, const str
                        int64_t in, struct sl_weight **ret_weight, struct sl_weight **ret_bias,
                        struct sl_err *err)
 {
-    int rc = load(m, w, p, false, "", in, false, ret_weight, err);
-    return rc ? rc : load(m, w, p, true, ".bias", 0, true, ret_bias, err);
+    int rc = load(m, w, p, LINEAR, "", in, false, ret_weight, err);
+    return rc ? rc : load(m, w, p, VECTOR, ".bias", 0, true, ret_bias, err);
 }
 
 static int load_norm(struct sl_model *m, const struct sl_weights *w, const char *prefix,
@@ -128,10 +134,10 @@ static int load_norm(struct sl_model *m, const struct sl_weights *w, const char 
                      struct sl_err *err)
 {
     struct parts p = {prefix, 1, {name}, {m->arch.hidden}};
-    int rc = load(m, w, &p, true, ".weight", 0, false, ret_weight, err);
+    int rc = load(m, w, &p, VECTOR, ".weight", 0, false, ret_weight, err);
     if (rc || m->arch.rms_norm)
         return rc;
-    return load(m, w, &p, true, ".bias", 0, false, ret_bias, err);
+    return load(m, w, &p, VECTOR, ".bias", 0, false, ret_bias, err);
 }
 
 static int load_layer(struct sl_model *m, const struct sl_weights *w, int i, struct sl_err *err)
@@ -151,9 +157,9 @@ static int load_layer(struct sl_model *m, const struct sl_weights *w, int i, str
 
     int rc = load_norm(m, w, prefix, "norm1", &l->norm1, &l->norm1_b, err);
     if (!rc && m->arch.qk_norm)
-        rc = load(m, w, &q_norm, true, "", 0, false, &l->q_norm, err);
+        rc = load(m, w, &q_norm, VECTOR, "", 0, false, &l->q_norm, err);
     if (!rc && m->arch.qk_norm)
-        rc = load(m, w, &k_norm, true, "", 0, false, &l->k_norm, err);
+        rc = load(m, w, &k_norm, VECTOR, "", 0, false, &l->k_norm, err);
     if (!rc && i < m->arch.layers - 1)
         rc = load_linear(m, w, &all, hidden, &l->qkv, &l->qkv_b, err);
     else if (!rc) {
@@ -247,9 +253,9 @@ static int load_all(struct sl_model *m, const struct sl_weights *w, struct sl_er
     const struct sl_arch *a = &m->arch;
     struct parts embed = {"", 1, {"embed"}, {a->vocab}}, head = {"", 1, {"head"}, {a->vocab}};
     struct parts pos = {"", 1, {"pos_embed"}, {a->max_positions}};
-    int rc = load(m, w, &embed, false, "", a->hidden, false, &m->embed, err);
+    int rc = load(m, w, &embed, TABLE, "", a->hidden, false, &m->embed, err);
     if (!rc && a->learned_pos)
-        rc = load(m, w, &pos, false, "", a->hidden, false, &m->pos_embed, err);
+        rc = load(m, w, &pos, TABLE, "", a->hidden, false, &m->pos_embed, err);
     if (!rc && !a->learned_pos)
         rc = load_rope(m, err);
     sl_weights_forget(w);
@@ -262,7 +268,7 @@ static int load_all(struct sl_model *m, const struct sl_weights *w, struct sl_er
     if (!rc && a->tied)
         m->head = m->embed;
     else if (!rc)
-        rc = load(m, w, &head, false, "", a->hidden, false, &m->head, err);
+        rc = load(m, w, &head, TABLE, "", a->hidden, false, &m->head, err);
     sl_weights_forget(w);
     return rc;
 }

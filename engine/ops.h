@@ -24,14 +24,27 @@ typedef void sl_act;
 struct sl_backend; /* stream, handles, scratch */
 struct sl_weight;  /* a frozen matrix or vector as the backend likes it: type, scales, transposed copy */
 
+/* trainer.precision: what activations and linear layers are. The CPU computes in fp32 always. */
+enum sl_precision {
+    SL_PRECISION_FP32,
+    SL_PRECISION_BF16,
+    SL_PRECISION_FP8, /* linear layers multiply e4m3 by e4m3, scaled by row and by channel; the rest is bf16 */
+    SL_PRECISION_INT8 /* linear layers are kept as int8, scaled by output channel; the rest is bf16 */
+};
+/* Linear layers of these sizes can be fp8: what cublasLt's kernels can load. Others stay bf16. */
+#define SL_FP8_MULTIPLE 16
+#define SL_FP8_MAX 65536
+
 struct sl_backend_opts {
     int threads; /* CPU threads; 0: all cores this process may use */
     int device;  /* accelerator number */
+    enum sl_precision precision; /* of linear_new; the table has the activations' */
 };
 
 struct sl_backend_info {
     char kernel[64];  /* "openblas SkylakeX", "cuda sm_90": what the bits depend on */
     int threads;
+    enum sl_precision precision;
     int64_t memory_bytes; /* of the device; 0: host memory */
 };
 
@@ -96,6 +109,10 @@ struct sl_ops {
     /* ---- frozen weights, [rows, cols], a linear layer as [out, in]; a vector as [1, n]. The backend pulls the
      * rows through read, so that a model never lies in host memory twice. */
     int (*weight_new)(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
+                      void *ctx, struct sl_weight **ret_w, struct sl_err *err);
+    /* The matrix of a linear layer, for matmul and matmul_back alone, kept as opts.precision says. A backend
+     * that cannot refuses in open, with SL_SPEC. */
+    int (*linear_new)(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
                       void *ctx, struct sl_weight **ret_w, struct sl_err *err);
     void (*weight_free)(struct sl_backend *be, struct sl_weight *w);
 
@@ -206,5 +223,20 @@ struct sl_ops {
 };
 
 extern const struct sl_ops sl_cpu_ops;
+
+static inline bool sl_fits_fp8(int64_t rows, int64_t cols)
+{
+    return rows % SL_FP8_MULTIPLE == 0 && cols % SL_FP8_MULTIPLE == 0 && rows <= SL_FP8_MAX && cols <= SL_FP8_MAX;
+}
+
+/* What a linear layer [rows, cols] takes. */
+static inline int64_t sl_linear_bytes(enum sl_precision precision, size_t act_bytes, int64_t rows, int64_t cols)
+{
+    if (precision == SL_PRECISION_INT8)
+        return rows * cols + rows * (int64_t)sizeof(float);
+    if (precision == SL_PRECISION_FP8 && sl_fits_fp8(rows, cols)) /* and transposed */
+        return 2 * rows * cols + (rows + cols) * (int64_t)sizeof(float);
+    return rows * cols * (int64_t)act_bytes;
+}
 
 #endif

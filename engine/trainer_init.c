@@ -263,8 +263,7 @@ static int init(struct sl_trainer *t, struct sl_err *err)
     if (!rc)
         rc = sl_weights_digest(t->weights, t->model_digest, err);
     if (!rc)
-        rc = sl_backend_open(t->options.device, c->trainer.precision == SL_PRECISION_FP32,
-                             t->options.threads, &t->ops, &t->be, err);
+        rc = sl_backend_open(t->options.device, c->trainer.precision, t->options.threads, &t->ops, &t->be, err);
     if (!rc)
         rc = sl_model_new(t->weights, t->ops, t->be, &t->model, err);
     if (rc)

@@ -86,6 +86,10 @@ static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_
     if (threads < 1 || threads > SL_CPU_MAX_THREADS)
         return sl_err_set(err, SL_SPEC, "%d CPU threads: expected 1 to %d", threads,
                           SL_CPU_MAX_THREADS);
+    if (opts && opts->precision == SL_PRECISION_FP8)
+        return sl_err_set(err, SL_SPEC,
+                          "precision fp8 needs a GPU of compute capability 9.0 (H100, H200); a CPU runs fp32, "
+                          "bf16 and int8");
     struct sl_backend *be = calloc(1, sizeof *be);
     if (be)
         be->scratch = calloc((size_t)threads + 1, sizeof *be->scratch);
@@ -94,6 +98,7 @@ static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_
         return sl_err_set(err, SL_NOMEM, "no memory for the CPU backend");
     }
     be->threads = threads;
+    be->precision = opts ? opts->precision : SL_PRECISION_FP32;
     omp_set_num_threads(threads);
     *ret_be = be;
     return 0;
@@ -101,9 +106,9 @@ static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_
 
 static void cpu_info(const struct sl_backend *be, struct sl_backend_info *ret_info)
 {
-    *ret_info = (struct sl_backend_info){.threads = be->threads};
-    snprintf(ret_info->kernel, sizeof ret_info->kernel, "openblas %s, %s", openblas_get_corename(),
-             sl_cpu_level());
+    *ret_info = (struct sl_backend_info){.threads = be->threads, .precision = be->precision};
+    snprintf(ret_info->kernel, sizeof ret_info->kernel, "openblas %s, %s%s", openblas_get_corename(),
+             sl_cpu_level(), be->precision == SL_PRECISION_INT8 ? ", int8" : "");
 }
 
 static int cpu_mem_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
@@ -179,41 +184,6 @@ static void cpu_from_f32(struct sl_backend *be, const float *x, int64_t n, sl_ac
     cpu_copy(be, y, x, (size_t)n * sizeof *x);
 }
 
-static void cpu_weight_free(struct sl_backend *be, struct sl_weight *w)
-{
-    (void)be;
-    if (!w)
-        return;
-    free(w->data);
-    free(w);
-}
-
-static int cpu_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
-                          void *ctx, struct sl_weight **ret_w, struct sl_err *err)
-{
-    if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX)
-        return sl_err_set(err, SL_SPEC, "weight of %lld x %lld: each must be 1 to 2^31-1",
-                          (long long)rows, (long long)cols);
-    struct sl_weight *w = calloc(1, sizeof *w);
-    if (w)
-        w->data = sl_cpu_alloc((size_t)rows * (size_t)cols * sizeof *w->data);
-    if (!w || !w->data) {
-        cpu_weight_free(be, w);
-        return sl_err_set(err, SL_NOMEM, "no memory for a weight of %lld x %lld", (long long)rows,
-                          (long long)cols);
-    }
-    w->rows = rows;
-    w->cols = cols;
-    /* One call: the rows land where they stay, and the reader spreads them over all threads. */
-    int rc = read(ctx, 0, rows, w->data, err);
-    if (rc) {
-        cpu_weight_free(be, w);
-        return rc;
-    }
-    *ret_w = w;
-    return 0;
-}
-
 static void cpu_step_begin(struct sl_backend *be, uint64_t bucket)
 {
     (void)be;
@@ -239,8 +209,9 @@ const struct sl_ops sl_cpu_ops = {
     .copy = cpu_copy,
     .to_f32 = cpu_to_f32,
     .from_f32 = cpu_from_f32,
-    .weight_new = cpu_weight_new,
-    .weight_free = cpu_weight_free,
+    .weight_new = sl_cpu_weight_new,
+    .linear_new = sl_cpu_linear_new,
+    .weight_free = sl_cpu_weight_free,
     .step_begin = cpu_step_begin,
     .step_end = cpu_step_end,
     .matmul = sl_cpu_matmul,

@@ -15,7 +15,9 @@
 
 struct sl_weight {
     int64_t rows, cols;
-    float *data; /* [rows, cols] */
+    float *data;  /* [rows, cols]; NULL: int8 */
+    int8_t *q;    /* [rows, cols], times scale[row] */
+    float *scale; /* [rows] */
 };
 
 struct sl_cpu_scratch {
@@ -25,6 +27,7 @@ struct sl_cpu_scratch {
 
 struct sl_backend {
     int threads;
+    enum sl_precision precision;
     struct sl_err kept;
     struct sl_cpu_scratch *scratch; /* [threads] one a thread, then one shared */
 };
@@ -38,6 +41,9 @@ bool sl_cpu_threads_scratch(struct sl_backend *be, size_t floats);
 /* Aligned memory; NULL when there is none. */
 void *sl_cpu_alloc(size_t bytes);
 
+/* The values of a matrix, if need be in the shared scratch. NULL: out of memory, kept. */
+const float *sl_cpu_values(struct sl_backend *be, const struct sl_weight *w);
+
 /* C (+)= A B in one thread, for the small matrices of attention. A is [m, k] with element (i, j) at
  * a[i*lda + j*sa], B [k, n] with row stride ldb, n a multiple of 16. With klen, row i of C sums
  * only its first klen[i] products and the others are never read as factors: 0 x NaN does not occur.
@@ -49,6 +55,11 @@ void sl_cpu_mini_gemm(int m, int n, int k, const int *klen, const float *a, int 
 const char *sl_cpu_level(void);
 
 /* The entries of sl_cpu_ops; ops.h is their contract. */
+int sl_cpu_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
+                      void *ctx, struct sl_weight **ret_w, struct sl_err *err);
+int sl_cpu_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
+                      void *ctx, struct sl_weight **ret_w, struct sl_err *err);
+void sl_cpu_weight_free(struct sl_backend *be, struct sl_weight *w);
 void sl_cpu_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows,
                    const struct sl_weight *w, const struct sl_weight *bias, const sl_act *add,
                    int64_t ld_add, sl_act *y, int64_t ldy);

@@ -102,6 +102,9 @@ void sl_cpu_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t 
                    const struct sl_weight *w, const struct sl_weight *bias, const sl_act *add,
                    int64_t ld_add, sl_act *y, int64_t ldy)
 {
+    const float *values = sl_cpu_values(be, w);
+    if (!values)
+        return;
     multiply(be, &(struct product){.tb = true,
                                    .m = (int)rows,
                                    .n = (int)w->rows,
@@ -109,7 +112,7 @@ void sl_cpu_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t 
                                    .alpha = 1.0f,
                                    .a = x,
                                    .lda = ldx,
-                                   .b = w->data,
+                                   .b = values,
                                    .ldb = w->cols,
                                    .bias = bias ? bias->data : NULL,
                                    .add = add,
@@ -121,6 +124,9 @@ void sl_cpu_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t 
 void sl_cpu_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
                         const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx)
 {
+    const float *values = sl_cpu_values(be, w);
+    if (!values)
+        return;
     multiply(be, &(struct product){.m = (int)rows,
                                    .n = (int)w->cols,
                                    .k = (int)w->rows,
@@ -128,7 +134,7 @@ void sl_cpu_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, in
                                    .beta = accumulate ? 1.0f : 0.0f,
                                    .a = dy,
                                    .lda = ldy,
-                                   .b = w->data,
+                                   .b = values,
                                    .ldb = w->cols,
                                    .c = dx,
                                    .ldc = ldx});

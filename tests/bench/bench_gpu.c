@@ -42,6 +42,16 @@ static void *room(size_t bytes)
     return p;
 }
 
+static enum sl_precision precision_of(const char *name)
+{
+    static const char *const names[] = {"fp32", "bf16", "fp8", "int8"}; /* as the enum counts */
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i]))
+            return (enum sl_precision)i;
+    must(sl_err_set(&err, SL_SPEC, "precision '%s': expected fp32, bf16, fp8 or int8", name));
+    return SL_PRECISION_FP32;
+}
+
 /* The JSON batch's rows, with v virtual tokens in front of each, packed. */
 static void pack(const json_t *batch, int v, const struct sl_arch *a, struct sl_batch *ret)
 {
@@ -110,7 +120,7 @@ int main(int argc, char **argv)
         return 2;
     must(sl_json_read(argv[4], FILE_MAX, &all, &err));
     must(sl_weights_open(argv[3], &w, &err));
-    must(sl_backend_open(argv[1], !strcmp(argv[2], "fp32"), 0, &ops, &be, &err));
+    must(sl_backend_open(argv[1], precision_of(argv[2]), 0, &ops, &be, &err));
     must(sl_model_new(w, ops, be, &m, &err));
     loaded = sl_boot_us();
     sl_weights_close(w);

@@ -155,7 +155,9 @@ static void reads_numbers_in_each_form(void **state)
              {"\"16\"", SL_PRECISION_BF16},
              {"32", SL_PRECISION_FP32},
              {"\"32\"", SL_PRECISION_FP32},
-             {"\"fp32\"", SL_PRECISION_FP32}};
+             {"\"fp32\"", SL_PRECISION_FP32},
+             {"\"fp8\"", SL_PRECISION_FP8},
+             {"\"int8\"", SL_PRECISION_INT8}};
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) {
         char text[400];
         snprintf(text, sizeof text,

@@ -69,6 +69,14 @@ static int watch_weight_new(struct sl_backend *be, int64_t rows, int64_t cols,
     return rc ? rc : sl_cpu_ops.weight_new(be, rows, cols, read, ctx, ret_w, err);
 }
 
+static int watch_linear_new(struct sl_backend *be, int64_t rows, int64_t cols,
+                            sl_read_rows_fn *read, void *ctx, struct sl_weight **ret_w,
+                            struct sl_err *err)
+{
+    int rc = may_allocate(err);
+    return rc ? rc : sl_cpu_ops.linear_new(be, rows, cols, read, ctx, ret_w, err);
+}
+
 static void watch_weight_free(struct sl_backend *be, struct sl_weight *w)
 {
     watch.live--;
@@ -120,6 +128,7 @@ static void bench_open(struct bench *b, const struct tiny *config)
     b->ops.alloc = watch_alloc;
     b->ops.free = watch_free;
     b->ops.weight_new = watch_weight_new;
+    b->ops.linear_new = watch_linear_new;
     b->ops.weight_free = watch_weight_free;
     b->ops.upload = watch_upload;
     b->ops.download = watch_download;
