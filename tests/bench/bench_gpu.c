@@ -1,11 +1,12 @@
 /* Training steps on given weights and token ids: encoder, frozen model, clipping and AdamW, as the trainer runs them.
  *
- *   bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 LAYERS E STEPS
+ *   bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 ENCODER E STEPS
  *
- * BATCHES.json is tests/bench/peft_cpu.py's. TABLE.f32 holds a prompt table [virtual tokens, hidden] as raw fp32; the
- * gradient of the first batch's loss by it goes to GRADIENT.f32. Then STEPS steps of p-tuning with an MLP encoder of
- * LAYERS linear layers and width E, over the batches in turn, each timed by the host's clock until its gradient norm is
- * home. Prints one JSON object. */
+ * BATCHES.json is tests/bench/peft_cpu.py's, and may hold one more batch, "check". TABLE.f32 holds a prompt table
+ * [virtual tokens, hidden] as raw fp32; the gradient of the check batch's loss by it (else of the first batch's) goes to
+ * GRADIENT.f32. Then STEPS steps of p-tuning over the batches in turn, each timed by the host's clock until its gradient
+ * norm is home; ENCODER is mlp (PEFT's, three linear layers) or lstm (two layers), of width E. Last the encoder and
+ * optimizer alone. Prints one JSON object. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -22,6 +23,7 @@
 #define MAX_BATCHES 256
 #define MAX_STEPS 1024
 #define UNTIMED 3
+#define ENCODER_STEPS 9
 #define FILE_MAX ((size_t)1 << 30)
 
 static struct sl_err err;
@@ -95,8 +97,8 @@ static int by_size(const void *a, const void *b)
 
 int main(int argc, char **argv)
 {
-    static struct sl_batch batch[MAX_BATCHES];
-    static double seconds[MAX_STEPS], rate[MAX_STEPS];
+    static struct sl_batch batch[MAX_BATCHES], check;
+    static double seconds[MAX_STEPS], rate[MAX_STEPS], encoder[ENCODER_STEPS];
     const struct sl_ops *ops;
     struct sl_backend *be;
     struct sl_backend_info info;
@@ -112,7 +114,7 @@ int main(int argc, char **argv)
     double loss = 0, first_loss;
 
     if (sl_cpu_reexec(argv) || argc != 10) {
-        fprintf(stderr, "usage: bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 LAYERS E STEPS\n");
+        fprintf(stderr, "usage: bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 mlp|lstm E STEPS\n");
         return 2;
     }
     int steps = atoi(argv[9]);
@@ -134,6 +136,9 @@ int main(int argc, char **argv)
         pack(json_array_get(list, (size_t)i), v, a, &batch[i]);
         most = batch[i].n_entries > most ? batch[i].n_entries : most;
     }
+    const json_t *check_json = json_object_get(all, "check");
+    pack(check_json ? check_json : json_array_get(list, 0), v, a, &check);
+    most = check.n_entries > most ? check.n_entries : most;
     json_decref(all);
     float *host_loss = room((size_t)(most + 1) * sizeof *host_loss), *host = room(bytes);
     must(ops->alloc(be, bytes, &prompts, &err));
@@ -143,17 +148,18 @@ int main(int argc, char **argv)
     if (table.len != bytes)
         must(sl_err_set(&err, SL_DATA, "%s has %zu bytes, not %zu", argv[5], table.len, bytes));
     must(ops->upload(be, prompts, table.p, bytes, &err));
-    must(sl_model_step(m, &batch[0], prompts, dprompts, host_loss, &err));
+    must(sl_model_step(m, &check, prompts, dprompts, host_loss, &err));
     must(ops->download(be, host, dprompts, bytes, &err));
     must(sl_file_write(argv[6], host, bytes, &err));
-    first_loss = loss_of(&batch[0], host_loss);
+    first_loss = loss_of(&check, host_loss);
 
-    struct sl_encoder_config c = {.type = SL_ENC_MLP,
+    bool lstm = !strcmp(argv[7], "lstm");
+    struct sl_encoder_config c = {.type = lstm ? SL_ENC_LSTM : SL_ENC_MLP,
                                   .n_tasks = 1,
                                   .virtual_tokens = v,
                                   .hidden = a->hidden,
                                   .encoder_hidden = atoi(argv[8]),
-                                  .layers = atoi(argv[7]),
+                                  .layers = lstm ? 2 : 3,
                                   .seed = 1};
     must(sl_encoder_new(&c, ops, be, &e, &err));
     must(sl_optim_init(&optim, ops, be, &err));
@@ -175,14 +181,24 @@ int main(int argc, char **argv)
         seconds[i - UNTIMED] = (double)(sl_boot_us() - t) / 1e6;
         rate[i - UNTIMED] = (double)b->n_useful / seconds[i - UNTIMED];
     }
+    for (int i = 0; i < ENCODER_STEPS; i++) {
+        int64_t t = sl_boot_us();
+        sl_encoder_zero_grad(e);
+        sl_encoder_forward(e, true, i, prompts);
+        sl_encoder_backward(e, dprompts);
+        must(sl_optim_step(&optim, params, n_params, 1e-4f, steps + UNTIMED + i + 1, &norm, &err));
+        encoder[i] = (double)(sl_boot_us() - t) / 1e6;
+    }
+    qsort(encoder, ENCODER_STEPS, sizeof *encoder, by_size);
     qsort(seconds, (size_t)steps, sizeof *seconds, by_size);
     qsort(rate, (size_t)steps, sizeof *rate, by_size);
     printf("{\"kernel\": \"%s\", \"rows\": %d, \"packed\": %d, \"useful\": %lld, \"step_ms\": %.3f, \"useful_tok_s\": %.0f, "
            "\"loss_of_table\": %.6f, \"last_loss\": %.6f, \"grad_norm\": %.4g, \"weights_mib\": %.1f, \"activations_mib\": "
-           "%.1f, \"load_s\": %.2f, \"first_step_s\": %.2f}\n",
+           "%.1f, \"encoder_ms\": %.3f, \"encoder_mib\": %.1f, \"load_s\": %.2f, \"first_step_s\": %.2f}\n",
            info.kernel, batch[0].n_rows, batch[0].n_tokens, (long long)batch[0].n_useful, seconds[steps / 2] * 1e3,
            rate[steps / 2], first_loss, loss, (double)norm, (double)sl_model_weight_bytes(m) / (1 << 20),
-           (double)sl_model_arena_bytes(m) / (1 << 20), (double)(loaded - begun) / 1e6, (double)(first - begun) / 1e6);
+           (double)sl_model_arena_bytes(m) / (1 << 20), encoder[ENCODER_STEPS / 2] * 1e3,
+           (double)sl_encoder_state_bytes(&c) / (1 << 20), (double)(loaded - begun) / 1e6, (double)(first - begun) / 1e6);
     sl_optim_release(&optim);
     sl_encoder_free(e);
     ops->free(be, prompts);
@@ -191,6 +207,7 @@ int main(int argc, char **argv)
     ops->close(be);
     for (int i = 0; i < n && i < MAX_BATCHES; i++)
         sl_batch_release(&batch[i]);
+    sl_batch_release(&check);
     sl_buf_release(&table);
     free(host_loss);
     free(host);
