@@ -168,6 +168,7 @@ demo: deps
 # Programs that test scripts drive: rules above add theirs to TEST_PROGRAMS.
 TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump $(BUILD)/tests/bench/bench_step $(BUILD)/tests/bench/bench_gpu
 include tests/fuzz/rules.mk
+include tests/faults/rules.mk
 test-programs: $(TEST_PROGRAMS)
 
 clean:

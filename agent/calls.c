@@ -1,6 +1,7 @@
 /* What the agent asks of Redis, and what it does with the answers. */
 #include "agent/agent_inner.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/json.h"
 #include "base/log.h"
 #include <stdio.h>
@@ -49,6 +50,7 @@ static void on_renewed(void *arg, const redisReply *reply, const struct sl_err *
     struct sl_slot *s = take_call(arg);
     bool cancelled = false, revived = false;
 
+    sl_fault_point("renew.after");
     if (!s)
         return;
     s->work.renewing = false;
@@ -78,6 +80,7 @@ void sl_slot_renew(struct sl_slot *s)
         return;
     s->work.renew_sent_us = sl_boot_us();
     sl_queue_cmd_renew(&c, s->work.claim.run, s->work.lease, s->agent->config->lease_ms);
+    sl_fault_point("renew.before");
     s->work.renewing = !send_for_work(s, &c, on_renewed);
 }
 
@@ -85,6 +88,7 @@ static void on_named(void *arg, const redisReply *reply, const struct sl_err *er
 {
     struct sl_slot *s = take_call(arg);
 
+    sl_fault_point("checkpoint.after");
     (void)reply;
     if (!s)
         return;
@@ -107,6 +111,7 @@ void sl_slot_name_checkpoint(struct sl_slot *s)
     sl_queue_cmd_checkpoint(&c, s->work.claim.run, s->work.lease, s->work.manifest,
                             s->work.manifest_step);
     s->work.naming_step = s->work.manifest_step;
+    sl_fault_point("checkpoint.before");
     s->work.naming = !send_for_work(s, &c, on_named);
 }
 
@@ -124,6 +129,7 @@ static void on_recorded(void *arg, const redisReply *reply, const struct sl_err 
 
     if (!s)
         return;
+    sl_fault_point(s->work.kind[0] ? "fail.after" : "release.after");
     s->work.recording = false;
     if (err && err->code == SL_RETRY) {
         /* A repeated call gets the first answer. Without a connection EV_REDIS sends it again. */
@@ -156,6 +162,7 @@ void sl_slot_record(struct sl_slot *s)
     } else {
         sl_queue_cmd_release(&c, w->claim.run, w->lease, w->cause);
     }
+    sl_fault_point(w->kind[0] ? "fail.before" : "release.before");
     w->recording = !send_for_work(s, &c, on_recorded);
 }
 
@@ -244,6 +251,7 @@ static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *
     struct sl_err failed = SL_ERR_INIT;
     int rc;
 
+    sl_fault_point("claim.after");
     s->claiming = false;
     if (s->state != ST_CLAIMING ||
         (err && err->code == SL_RETRY && !sl_redis_async_up(s->agent->redis)))
@@ -282,6 +290,7 @@ void sl_slot_claim(struct sl_slot *s)
         s->claim_sent_us = sl_boot_us();
     sl_queue_cmd_claim(&c, s->lease, s->agent->id, s->agent->config->lease_ms,
                        s->agent->config->queues, s->agent->config->n_queues);
+    sl_fault_point("claim.before");
     s->claiming = !sl_redis_async_call(s->agent->redis, &c, 0, on_claimed, s, NULL);
     sl_cmd_release(&c);
 }

@@ -1,4 +1,5 @@
 #include "agent/report.h"
+#include "base/fault.h"
 #include "base/json.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -245,6 +246,7 @@ static void on_reply(void *arg, const redisReply *reply, const struct sl_err *er
 {
     struct sl_report *r = arg;
 
+    sl_fault_point("append.after");
     (void)reply;
     r->in_flight = false;
     if (!r->redis) {
@@ -314,6 +316,7 @@ static void flush_report(struct sl_report *r)
     sl_queue_cmd_append(&c, r->run, r->lease, r->batch + 1, r->phase, r->step, r->steps, metrics);
     for (i = 0, e = r->first; i < r->n_frozen; i++, e = e->next)
         sl_queue_cmd_append_event(&c, e->type, e->json);
+    sl_fault_point("append.before");
     if (!sl_redis_async_call(r->redis, &c, 0, on_reply, r, NULL))
         r->in_flight = true;
     else

@@ -7,6 +7,7 @@
 #include "artifacts/store.h"
 #include "artifacts/transfer.h"
 #include "artifacts/tree.h"
+#include "base/fault.h"
 #include "base/json.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -351,8 +352,10 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
     json_t *resolved = json_array(), *item;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)items, i, item) {
+        sl_fault_point_in_child("fetch.before");
         rc = sl_watch_stop(watch) ? sl_err_set(err, SL_CANCELLED, "stopped")
                                   : fetch_item(&f, item, resolved, err);
+        sl_fault_point_in_child("fetch.after");
         if (rc)
             break;
     }

@@ -6,6 +6,7 @@
 #include "artifacts/transfer.h"
 #include "artifacts/tree.h"
 #include "artifacts/web.h"
+#include "base/fault.h"
 #include "base/json.h"
 #include <stdlib.h>
 #include <string.h>
@@ -24,16 +25,20 @@ static int upload(const struct sl_transfer *t, const char *output, const char *t
     char *text = manifest ? sl_json_dump(manifest) : NULL;
     json_decref(manifest);
     int rc = text ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    sl_fault_point_in_child("blob.before");
     if (rc == 0)
         rc = sl_transfer_put(t, tar, path, packed->sha256, err);
+    sl_fault_point_in_child("blob.after");
     if (rc == 0)
         rc = sl_sha256_data(text, strlen(text), digest, err);
     if (rc == 0)
         rc = sl_path(side, err, "%s.manifest", path);
     if (rc == 0) {
         rc = sl_file_write(side, text, strlen(text), err);
+        sl_fault_point_in_child("manifest.before");
         if (rc == 0)
             rc = sl_transfer_put(t, "its manifest", side, digest, err);
+        sl_fault_point_in_child("manifest.after");
         unlink(side);
     }
     free(text);
@@ -108,7 +113,9 @@ static int publish(struct sl_api *api, const json_t *plan, json_t *outputs,
     int rc;
     for (int round = 1;; round++) {
         struct sl_err fault = SL_ERR_INIT;
+        sl_fault_point_in_child("publish.before");
         rc = sl_api_call(api, "POST", path, lease, body, ret_reply, &fault);
+        sl_fault_point_in_child("publish.after");
         if (rc != SL_RETRY || round == SL_PUBLISH_ROUNDS || sl_watch_stop(watch)) {
             if (rc)
                 sl_err_set(err, rc, "publishing run %s: %s", run, fault.msg);

@@ -1,0 +1,23 @@
+# Programs of tests/faults: the command with fault points (base/fault.h), and with scripts that are wrong on purpose.
+# Only what differs is compiled again; linked before the libraries, it takes the place of what they hold.
+FAULT_SRC := $(shell grep -l 'sl_fault_point' $(AGENT) $(ARTIFACTS) $(BASE))
+FAULT_O   := $(patsubst %.c,$(BUILD)/faults/%.o,$(FAULT_SRC))
+CMD_LINK   = $(CC) $(CFLAGS) $(EXTRA_CFLAGS) -o $@ $(call obj,$(CLI)) $(1) $(CMD_LIBS) $(NET_LIBS) $(BASE_LIBS) -lm -lpthread
+$(BUILD)/faults/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DSL_FAULT_POINTS $(PKG_CFLAGS) $(PKG_CFLAGS_NET) -c $< -o $@
+$(BUILD)/faults/softlaunch: $(call obj,$(CLI)) $(FAULT_O) $(CMD_LIBS)
+	$(call CMD_LINK,$(FAULT_O))
+
+# tests/faults/mutants/NAME.sed: its first line names the script, "# script: finish.lua".
+MUTANTS := $(patsubst tests/faults/mutants/%.sed,$(BUILD)/faults/mutant-%,$(sort $(wildcard tests/faults/mutants/*.sed)))
+$(BUILD)/faults/mutant-%: tests/faults/mutants/%.sed $(call obj,$(CLI)) $(CMD_LIBS) $(wildcard queue/scripts/*.lua)
+	tests/faults/mutate.sh $< $(BUILD)/faults/mutants/$* $(CC)
+	$(call CMD_LINK,$(BUILD)/faults/mutants/$*/mutant.o)
+
+$(BUILD)/faults/worker: tests/faults/worker.c $(call lib,base)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) -o $@ $< $(call lib,base) $(BASE_LIBS) -lpthread
+-include $(FAULT_O:.o=.d)
+
+TEST_PROGRAMS += $(BUILD)/faults/softlaunch $(BUILD)/faults/worker $(MUTANTS)
