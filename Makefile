@@ -15,6 +15,7 @@ PKG     := PKG_CONFIG_PATH="$(PKG_CONFIG_PATH)" pkg-config
 MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
+.SECONDARY:
 .DEFAULT_GOAL := all
 
 WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
@@ -148,7 +149,7 @@ test-long: deps
 	tests/run.sh $(BUILD) "$(or $(SUITE),.)" tests/LONG
 
 asan:
-	$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
+	$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)-asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer" \
 	  EXTRA_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" all unit test-programs
 
 lint:

@@ -30,7 +30,6 @@ $(BUILD)/fuzz/$(1)/%: $(BUILD)/fuzz/$(1)/tests/fuzz/fuzz_%.o $(5) $(BUILD)/fuzz/
 endef
 $(eval $(call fuzz_kind,replay,$(CC),,,$(BUILD)/fuzz/replay/tests/fuzz/replay.o))
 $(eval $(call fuzz_kind,clang,$(FUZZ_CLANG),-fsanitize=fuzzer-no-link -Wno-string-concatenation -fno-sanitize=vptr$(comma)function,-fsanitize=fuzzer,))
-.SECONDARY: $(foreach k,replay clang,$(patsubst %,$(BUILD)/fuzz/$(k)/tests/fuzz/fuzz_%.o,$(FUZZ_TARGETS))) $(BUILD)/fuzz/replay/tests/fuzz/replay.o
 
 TEST_PROGRAMS += $(addprefix $(BUILD)/fuzz/replay/,$(FUZZ_TARGETS))
 .PHONY: fuzz fuzz-programs
