@@ -1,12 +1,9 @@
-/* The driver of one pass: sizes the arena, uploads the batch, runs forward, loss and backward,
- * brings results home. */
+/* The driver of one pass: uploads the batch, runs forward, loss and backward, brings results home. */
 #include "engine/model.h"
 #include "engine/model_parts.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define ARENA_ALIGN 256
 
 const struct sl_arch *sl_model_arch(const struct sl_model *m)
 {
@@ -31,107 +28,6 @@ void sl_model_plant(struct sl_model *m, enum sl_fault fault)
 int64_t sl_model_weight_bytes(const struct sl_model *m)
 {
     return m->weight_bytes;
-}
-
-int64_t sl_model_arena_bytes(const struct sl_model *m)
-{
-    return (int64_t)m->arena_used;
-}
-
-void *sl_arena_take(struct sl_arena *a, int64_t n, size_t size)
-{
-    size_t at = a->used;
-    a->used = (at + (size_t)n * size + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-    return a->base ? a->base + at : NULL;
-}
-
-static void *take_rows(const struct sl_model *m, struct sl_arena *a, int64_t rows, int64_t cols)
-{
-    return sl_arena_take(a, rows * cols, m->ops->act_bytes);
-}
-
-static void lay_out_layer(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b,
-                          bool last, bool own_x, struct sl_saved *s)
-{
-    int64_t hidden = m->arch.hidden, all = b->n_tokens, rows = last ? b->n_out : all;
-    s->x = own_x ? take_rows(m, a, all, hidden) : m->saved[0].x;
-    s->mean1 = sl_arena_take(a, all, sizeof(float));
-    s->rstd1 = sl_arena_take(a, all, sizeof(float));
-    s->raw = s->qkv = take_rows(m, a, all, (last ? 0 : m->q_cols) + 2 * m->kv_cols);
-    s->raw_q = s->q = last ? take_rows(m, a, rows, m->q_cols) : NULL;
-    if (m->arch.qk_norm) {
-        s->raw = take_rows(m, a, all, (last ? 0 : m->q_cols) + 2 * m->kv_cols);
-        s->raw_q = last ? take_rows(m, a, rows, m->q_cols) : NULL;
-        s->rstd_q = sl_arena_take(a, rows * m->arch.heads, sizeof(float));
-        s->rstd_k = sl_arena_take(a, all * m->arch.kv_heads, sizeof(float));
-    }
-    s->o = take_rows(m, a, rows, m->q_cols);
-    s->lse = sl_arena_take(a, rows * m->arch.heads, sizeof(float));
-    s->mid = take_rows(m, a, rows, hidden);
-    s->mean2 = sl_arena_take(a, rows, sizeof(float));
-    s->rstd2 = sl_arena_take(a, rows, sizeof(float));
-    s->pre = take_rows(m, a, rows, m->pre_cols);
-}
-
-/* Everything a pass needs, at addresses in the arena (or just counted). Returns the block of the
- * batch's arrays and, behind it, that of the entries' rows within their chunks. */
-static void *lay_out(struct sl_model *m, struct sl_arena *a, const struct sl_batch *b,
-                     bool gradient, bool want_logits, struct sl_work *w)
-{
-    int64_t hidden = m->arch.hidden, rows = b->n_tokens, outs = b->n_out, nv = b->n_virtual;
-    int64_t wide = m->q_cols > hidden ? m->q_cols : hidden, qkv = m->q_cols + 2 * m->kv_cols;
-    int64_t chunk = outs < m->logit_rows ? outs : m->logit_rows;
-    int last = m->arch.layers - 1;
-
-    void *block = sl_arena_take(a, (int64_t)b->memory_bytes, 1);
-    w->entry_row = sl_arena_take(a, b->n_entries, sizeof(int32_t));
-    for (int l = 0; l <= last; l++) {
-        if (gradient || l == 0 || l == last)
-            lay_out_layer(m, a, b, l == last, gradient || l == 0, &m->saved[l]);
-        else
-            m->saved[l] = m->saved[0];
-    }
-    w->tmp = take_rows(m, a, rows, wide);
-    w->act = take_rows(m, a, rows, m->arch.ffn);
-    w->out_x = take_rows(m, a, outs, hidden);
-    w->out_tmp = take_rows(m, a, outs, wide);
-    w->mean = sl_arena_take(a, outs, sizeof(float));
-    w->rstd = sl_arena_take(a, outs, sizeof(float));
-    w->loss = sl_arena_take(a, b->n_entries, sizeof(float));
-    w->logits = take_rows(m, a, chunk, m->logits_ld);
-    if (want_logits && m->ops->act_bytes != sizeof(float))
-        w->logits_f32 = sl_arena_take(a, chunk * m->arch.vocab, sizeof(float));
-    if (gradient) {
-        w->out_dx = take_rows(m, a, outs, hidden);
-        w->dx = take_rows(m, a, rows, hidden);
-        w->dqkv = take_rows(m, a, rows, qkv);
-        w->v_x = take_rows(m, a, nv, hidden);
-        w->v_tmp = take_rows(m, a, nv, hidden);
-        w->v_dx = take_rows(m, a, nv, hidden);
-        w->v_dqkv = take_rows(m, a, nv, qkv);
-        w->v_mean = sl_arena_take(a, nv, sizeof(float));
-        w->v_rstd = sl_arena_take(a, nv, sizeof(float));
-    }
-    return block;
-}
-
-/* Grows the arena to bytes. Its content is of no use between steps. */
-static int reserve(struct sl_model *m, size_t bytes, struct sl_err *err)
-{
-    m->arena_used = bytes;
-    if (bytes <= m->arena_cap)
-        return 0;
-    if (m->arena)
-        m->ops->free(m->be, m->arena);
-    m->arena = NULL;
-    m->arena_cap = 0;
-    int rc = m->ops->alloc(m->be, bytes, &m->arena, err);
-    if (rc)
-        return sl_err_wrap(err, rc,
-                           "activations of this batch need %.1f MiB; lower micro_batch_size",
-                           (double)bytes / (1 << 20));
-    m->arena_cap = bytes;
-    return 0;
 }
 
 /* The batch with its arrays' addresses in the uploaded copy of its block. */
@@ -232,14 +128,11 @@ int sl_model_pass(struct sl_model *m, const struct sl_batch *batch, const float 
 {
     size_t prompt_bytes = sizeof(float) * (size_t)batch->n_prompts * (size_t)m->arch.hidden;
     bool gradient = dprompts && batch->n_virtual > 0 && batch->n_entries > 0;
-    struct sl_arena arena = {NULL, 0};
     struct sl_work w = {0};
-    lay_out(m, &arena, batch, gradient, host_logits != NULL, &w);
-    int rc = reserve(m, arena.used, err);
+    void *block;
+    int rc = sl_model_place(m, batch, gradient, host_logits != NULL, &w, &block, err);
     if (rc)
         return rc;
-    arena = (struct sl_arena){m->arena, 0};
-    void *block = lay_out(m, &arena, batch, gradient, host_logits != NULL, &w);
     rc = upload(m, batch, block, &w, err);
     if (rc)
         return rc;

@@ -1,7 +1,8 @@
 /* The frozen model as one function: prompts in, loss and gradient of the prompts out.
  *
  * Written once over engine/ops.h for every architecture. Activations live in one arena, sized
- * before the step from the batch; it grows between steps only. Not thread-safe. */
+ * before the first step by sl_model_reserve, or else by the batches that come; it grows between steps
+ * only. Not thread-safe. */
 #ifndef SL_ENGINE_MODEL_H
 #define SL_ENGINE_MODEL_H
 #include "engine/batch.h"
@@ -34,7 +35,26 @@ int sl_model_logits(struct sl_model *m, const struct sl_batch *batch, const floa
 /* Copies embedding rows (prompt tuning from text, task names): host fp32 [n, hidden]. */
 int sl_model_embedding(const struct sl_model *m, const int32_t *host_ids, int n, float *host_rows,
                        struct sl_err *err);
-/* Bytes: weights, activations of the last (or the given) batch. */
+/* How many layers keep nothing for the backward pass but their input. Layers 0 to n-1 share what the others have each,
+ * and all of them but the last are computed again backward: the same numbers to the bit, a third slower at most. 0: none;
+ * one would save nothing. At most layers - 1: the last layer's work is for the rows with loss only. */
+void sl_model_recompute(struct sl_model *m, int n_layers);
+
+/* What a step takes in the arena. */
+struct sl_step_bytes {
+    int64_t batch;   /* ids, positions, sequences */
+    int64_t kept;    /* from forward to backward */
+    int64_t scratch; /* used by one layer after the other; the last layer's rows with loss */
+    int64_t logits;  /* a chunk of them */
+    int64_t total;   /* a little more than the sum: alignment */
+};
+/* Of a batch with the counts of `most` (its arrays are not looked at, memory_bytes is: sl_batch_bytes), when
+ * n_layers are recomputed. gradient false: forward alone. */
+void sl_model_step_bytes(const struct sl_model *m, const struct sl_batch *most, bool gradient, int n_layers,
+                         struct sl_step_bytes *ret_bytes);
+/* Takes so much for the arena at once, so that no step with at most these counts allocates. SL_NOMEM. */
+int sl_model_reserve(struct sl_model *m, int64_t bytes, struct sl_err *err);
+/* Bytes: weights; the arena of the last batch. */
 int64_t sl_model_weight_bytes(const struct sl_model *m);
 int64_t sl_model_arena_bytes(const struct sl_model *m);
 

@@ -101,6 +101,7 @@ static void back_to_qkv(struct sl_model *m, struct sl_work *w, int layer)
     const struct sl_ops *ops = m->ops;
     const struct sl_saved *s = &m->saved[layer];
     int64_t rows = w->dev.n_tokens, ld = m->q_cols + 2 * m->kv_cols;
+    sl_layer_again(m, w, layer);
     back_mlp(m, w, layer, rows, w->dx);
     ops->matmul_back(m->be, w->dx, m->arch.hidden, rows, m->layers[layer].o, false, w->tmp,
                      m->q_cols);

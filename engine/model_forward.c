@@ -13,13 +13,26 @@ static void norm_and_turn(struct sl_model *m, const struct sl_weight *w, const s
         m->ops->rope(m->be, x, ld, rows, heads, a->head_dim, a->rope_dims, pos, m->rope, false);
 }
 
+void sl_layer_heads(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
+                    int64_t rows, const int32_t *pos)
+{
+    const struct sl_arch *a = &m->arch;
+    int64_t ld = m->q_cols + 2 * m->kv_cols;
+    if (l->q_norm) {
+        norm_and_turn(m, l->q_norm, s->raw, ld, rows, a->heads, pos, s->qkv, s->rstd_q);
+        norm_and_turn(m, l->k_norm, sl_at(m, s->raw, m->q_cols), ld, rows, a->kv_heads, pos,
+                      sl_at(m, s->qkv, m->q_cols), s->rstd_k);
+    } else /* K's heads follow Q's */
+        norm_and_turn(m, NULL, NULL, ld, rows, a->heads + a->kv_heads, pos, s->qkv, NULL);
+}
+
 void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
                   int64_t rows, const int32_t *pos, sl_act *tmp)
 {
     const struct sl_ops *ops = m->ops;
     const struct sl_arch *a = &m->arch;
     int64_t ld = m->q_cols + 2 * m->kv_cols;
-    sl_act *raw_k = sl_at(m, s->raw, m->q_cols), *k = sl_at(m, s->qkv, m->q_cols);
+    sl_act *raw_k = sl_at(m, s->raw, m->q_cols);
     ops->norm(m->be, s->x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, tmp,
               s->mean1, s->rstd1);
     if (l->qkv)
@@ -28,15 +41,11 @@ void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_
         ops->matmul(m->be, tmp, a->hidden, rows, l->q, l->q_b, NULL, 0, s->raw, ld);
         ops->matmul(m->be, tmp, a->hidden, rows, l->kv, l->kv_b, NULL, 0, raw_k, ld);
     }
-    if (l->q_norm) {
-        norm_and_turn(m, l->q_norm, s->raw, ld, rows, a->heads, pos, s->qkv, s->rstd_q);
-        norm_and_turn(m, l->k_norm, raw_k, ld, rows, a->kv_heads, pos, k, s->rstd_k);
-    } else /* K's heads follow Q's */
-        norm_and_turn(m, NULL, NULL, ld, rows, a->heads + a->kv_heads, pos, s->qkv, NULL);
+    sl_layer_heads(m, l, s, rows, pos);
 }
 
-void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
-                   const sl_act *x, int64_t rows, sl_act *tmp, sl_act *act, sl_act *y)
+void sl_layer_middle(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
+                     const sl_act *x, int64_t rows, sl_act *tmp)
 {
     const struct sl_ops *ops = m->ops;
     const struct sl_arch *a = &m->arch;
@@ -45,6 +54,15 @@ void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl
     ops->norm(m->be, s->mid, rows, a->hidden, l->norm2, l->norm2_b, a->norm_eps, a->rms_norm, tmp,
               s->mean2, s->rstd2);
     ops->matmul(m->be, tmp, hidden, rows, l->up, l->up_b, NULL, 0, s->pre, m->pre_cols);
+}
+
+void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
+                   const sl_act *x, int64_t rows, sl_act *tmp, sl_act *act, sl_act *y)
+{
+    const struct sl_ops *ops = m->ops;
+    const struct sl_arch *a = &m->arch;
+    int64_t hidden = a->hidden;
+    sl_layer_middle(m, l, s, x, rows, tmp);
     ops->activation(m->be, m->act, s->pre, rows, a->ffn, act);
     ops->matmul(m->be, act, a->ffn, rows, l->down, l->down_b, s->mid, hidden, y, hidden);
 }
@@ -57,18 +75,38 @@ void sl_keep_kv(struct sl_model *m, const sl_act *k, const sl_act *v, int64_t ld
                     2 * m->kv_cols);
 }
 
+static void attend(struct sl_model *m, const struct sl_work *w, const struct sl_saved *s)
+{
+    int64_t ld = m->q_cols + 2 * m->kv_cols;
+    m->ops->attention(m->be, &w->full, s->qkv, ld, sl_at(m, s->qkv, m->q_cols), ld,
+                      sl_at(m, s->raw, m->q_cols + m->kv_cols), ld, s->o, m->q_cols, s->lse);
+}
+
 static void forward_layer(struct sl_model *m, struct sl_work *w, int layer,
                           const struct sl_kv_sink *sink)
 {
     const struct sl_layer *l = &m->layers[layer];
     const struct sl_saved *s = &m->saved[layer];
     int64_t rows = w->dev.n_tokens, ld = m->q_cols + 2 * m->kv_cols;
-    sl_act *k = sl_at(m, s->qkv, m->q_cols), *v = sl_at(m, s->raw, m->q_cols + m->kv_cols);
     sl_layer_qkv(m, l, s, rows, w->dev.pos, w->tmp);
     if (sink)
-        sl_keep_kv(m, k, v, ld, rows, sink->index, sink->layer[layer]);
-    m->ops->attention(m->be, &w->full, s->qkv, ld, k, ld, v, ld, s->o, m->q_cols, s->lse);
+        sl_keep_kv(m, sl_at(m, s->qkv, m->q_cols), sl_at(m, s->raw, m->q_cols + m->kv_cols), ld,
+                   rows, sink->index, sink->layer[layer]);
+    attend(m, w, s);
     sl_layer_rest(m, l, s, s->x, rows, w->tmp, w->act, m->saved[layer + 1].x);
+}
+
+void sl_layer_again(struct sl_model *m, struct sl_work *w, int layer)
+{
+    const struct sl_layer *l = &m->layers[layer];
+    const struct sl_saved *s = &m->saved[layer];
+    int64_t rows = w->dev.n_tokens;
+    if (layer < m->recompute - 1) {
+        sl_layer_qkv(m, l, s, rows, w->dev.pos, w->tmp);
+        attend(m, w, s);
+        sl_layer_middle(m, l, s, s->x, rows, w->tmp);
+    } else if (l->q_norm && layer < m->arch.layers - 2) /* the last one whose heads lie there */
+        sl_layer_heads(m, l, s, rows, w->dev.pos);
 }
 
 /* K and V of all rows; everything else for the out rows only. */

@@ -30,17 +30,19 @@ struct sl_model {
     int64_t logits_ld; /* row stride of a loss's logits: the vocabulary, and what keeps rows aligned */
     int64_t weight_bytes;
     struct sl_saved *saved; /* [layers], addresses in the arena of the running step */
+    int recompute;          /* see sl_model_recompute */
     void *arena;
     size_t arena_cap, arena_used;
 };
 
 /* What the backward pass needs of a layer: nothing that can be recomputed by an element-wise pass.
- * In a forward pass alone all layers but the last share one. In the last layer qkv holds K and V
+ * In a forward pass alone all layers but the last share one; of the layers that are computed again
+ * each has its own x, and they share the rest. In the last layer qkv holds K and V
  * only, and q, o, mid, pre, lse, mean2 and rstd2 have the out rows only.
  *
  * raw and raw_q are what the matrices made of Q, K and V. With norms of heads qkv and q hold the
- * normed and rotated Q and K (V's columns stay unused); else they are the same memory. V is always
- * read from raw. */
+ * normed and rotated Q and K (V's columns stay unused), which all layers but the last share and the
+ * backward pass makes again; else they are the same memory. V is always read from raw. */
 struct sl_saved {
     sl_act *x;   /* [rows, hidden] residual stream at the layer's start */
     sl_act *qkv; /* [rows, q_cols + 2 kv_cols] after rotary */
@@ -60,14 +62,14 @@ struct sl_work {
     const int32_t *entry_row; /* device: entry_out counted within its chunk */
     struct sl_attention full, outs;
     sl_act *tmp;               /* [rows, max(hidden, q_cols)]: norm outputs; their gradients */
-    sl_act *act;               /* [rows, ffn] activations; their gradients */
+    sl_act *act;               /* [rows, ffn] activations; their gradients; then dqkv */
     sl_act *out_x;             /* [n_out, hidden] the last layer's output; its gradient */
     sl_act *out_tmp;           /* [n_out, max(hidden, q_cols)] */
     sl_act *out_dx;            /* [n_out, hidden] */
     float *mean, *rstd, *loss; /* of the last norm [n_out]; [n_entries] */
     sl_act *logits;            /* [min(n_out, logit_rows), logits_ld] */
     float *logits_f32;         /* the same; NULL where sl_act is fp32 or nobody asks for logits */
-    sl_act *dx, *dqkv;         /* [rows, hidden], [rows, q_cols + 2 kv_cols] */
+    sl_act *dx, *dqkv;         /* [rows, hidden], [rows, q_cols + 2 kv_cols] in act's place */
     sl_act *v_x, *v_tmp, *v_dx, *v_dqkv; /* [n_virtual, ...] */
     float *v_mean, *v_rstd;
 };
@@ -98,6 +100,11 @@ struct sl_attention sl_attention_over(const struct sl_model *m, const struct sl_
 int sl_model_head(struct sl_model *m, const sl_act *x, int64_t rows, sl_act *logits,
                   float *logits_f32, float *host_logits, struct sl_err *err);
 
+/* model_layout.c: everything that a pass needs at addresses in the arena, which grows if need be. *ret_block: where
+ * the batch's arrays go. */
+int sl_model_place(struct sl_model *m, const struct sl_batch *batch, bool gradient, bool want_logits, struct sl_work *w,
+                   void **ret_block, struct sl_err *err);
+
 /* A bump allocator that first counts (base NULL gives NULL everywhere), then hands out. */
 struct sl_arena {
     char *base;
@@ -113,8 +120,14 @@ void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_
  * ld. */
 void sl_keep_kv(struct sl_model *m, const sl_act *k, const sl_act *v, int64_t ld, int64_t rows,
                 const int32_t *index, sl_act *cache);
-/* Attention output o [rows, q_cols] to the layer's output y: projection, residual x, MLP. mid may
- * be x, y too. */
+/* Q and K as attention sees them, from raw: norms of heads, rotary. */
+void sl_layer_heads(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s, int64_t rows,
+                    const int32_t *pos);
+/* The middle of a layer: from attention's output o [rows, q_cols] and the residual x to s->mid and s->pre. mid may
+ * be x. */
+void sl_layer_middle(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s, const sl_act *x,
+                     int64_t rows, sl_act *tmp);
+/* The middle and what follows it: the layer's output y, which may be mid or x. */
 void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
                    const sl_act *x, int64_t rows, sl_act *tmp, sl_act *act, sl_act *y);
 void sl_forward(struct sl_model *m, struct sl_work *w, const float *prompts,
@@ -122,6 +135,9 @@ void sl_forward(struct sl_model *m, struct sl_work *w, const float *prompts,
 /* Loss of all entries, by chunks; with gradient, out_tmp becomes the gradient of the last norm's
  * output. */
 void sl_loss(struct sl_model *m, struct sl_work *w, bool gradient);
+
+/* What the forward pass left of a layer, made again from its input. */
+void sl_layer_again(struct sl_model *m, struct sl_work *w, int layer);
 
 /* model_back.c: from out_tmp (see sl_loss) to dprompts, which is added to. */
 void sl_backward(struct sl_model *m, struct sl_work *w, float *dprompts);
