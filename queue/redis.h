@@ -1,9 +1,14 @@
-/* Redis over unix and TCP sockets: our own small transport. hiredis only formats requests and
+/* Redis over unix, TCP and TLS sockets: our own small transport. hiredis only formats requests and
  * parses replies.
  *
  * Two forms of it. `sl_redis` blocks, and belongs to one thread at a time (the server keeps a pool
  * of them). `sl_redis_async` lives on an event loop, pipelines, and connects again by itself with
  * growing, jittered pauses; it never blocks except for the name lookup of a TCP host.
+ *
+ * Both are connected only when the server at the other end has loaded its data, is a primary and
+ * holds our namespace's slot: a Sentinel is asked where the primary is, a Cluster's MOVED is
+ * followed, a replica is refused. A Cluster's ASK is not followed, but waited out: while a slot moves
+ * its keys lie on two nodes, and a script would see half of them.
  *
  * A script is called by its digest (EVALSHA) and sent whole once when the server does not know it.
  * Replies are hiredis's redisReply. An error reply becomes an sl_err: the first word tells the
@@ -24,15 +29,33 @@
 #define SL_REDIS_OUT_MAX (64u << 20) /* bytes waiting to be sent on one connection */
 #define SL_REDIS_MAX_PENDING 1024    /* replies awaited on one connection */
 
-/* unix:///path?db=1, redis://[user:password@]host[:port][/db]. */
-struct sl_redis_url {
-    char host[256]; /* empty: unix socket */
+#define SL_REDIS_HOSTS_MAX 8
+#define SL_REDIS_NAME_MAX 256 /* bytes of a host name, a user name, a file's path */
+#define SL_REDIS_PASSWORD_MAX 2048 /* an access token may stand there */
+
+struct sl_redis_host {
+    char name[SL_REDIS_NAME_MAX]; /* empty: the unix socket */
     int port;
-    char path[108];
-    int db;
-    char user[128], password[256];
 };
-/* SL_SPEC says what is wrong, without the password. */
+/* unix://[USER:PASSWORD@]/PATH
+ * redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB]     hosts are tried in turn; a Cluster's nodes too
+ * redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,...]/NAME[/DB]  Sentinels, and what they call the primary
+ * rediss://, rediss+sentinel://                                the same over TLS
+ * and behind them ?KEY=VALUE&...: db; sentinel_user, sentinel_password; cacert, cert, key (PEM files) and
+ * sni (the name that the certificate must have, when it is not the host's). %XX stands for any byte. */
+struct sl_redis_url {
+    struct sl_redis_host hosts[SL_REDIS_HOSTS_MAX];
+    int n_hosts; /* 0: unix socket */
+    bool tls;
+    char path[108];
+    char primary[SL_REDIS_NAME_MAX]; /* Sentinel's name for it; empty: the hosts are Redis itself */
+    int db;
+    char user[SL_REDIS_NAME_MAX], password[SL_REDIS_PASSWORD_MAX];
+    char sentinel_user[SL_REDIS_NAME_MAX], sentinel_password[SL_REDIS_PASSWORD_MAX];
+    char ca_file[SL_REDIS_NAME_MAX]; /* empty: the system's */
+    char cert_file[SL_REDIS_NAME_MAX], key_file[SL_REDIS_NAME_MAX], server_name[SL_REDIS_NAME_MAX];
+};
+/* SL_SPEC says what is wrong; no message shows a password. */
 int sl_redis_url_parse(const char *text, struct sl_redis_url *ret_url, struct sl_err *err);
 
 /* One Lua script: the text that Redis gets and its SHA-1. Static, made by scripts.c. */
@@ -60,7 +83,7 @@ void sl_cmd_add_int(struct sl_cmd *c, int64_t v);
 void sl_cmd_release(struct sl_cmd *c); /* NULL-safe */
 
 /* 0 when reply is no error; else the code for its first word: LEASE, NOTFOUND, CONFLICT, CANCELLED
- * (ours), NOAUTH, WRONGPASS, NOPERM (denied), LOADING, READONLY, OOM, MISCONF, ... (retry),
+ * (ours), NOAUTH, WRONGPASS, NOPERM (denied), BUSY, OOM, MISCONF, NOREPLICAS (retry),
  * anything else SL_DATA. */
 int sl_redis_error(const redisReply *reply, struct sl_err *err);
 
@@ -72,10 +95,16 @@ struct sl_redis;
 int sl_redis_new(const struct sl_redis_url *url, struct sl_redis **ret_redis, struct sl_err *err);
 void sl_redis_free(struct sl_redis *r); /* NULL-safe */
 /* Sends c and waits for its reply, wait_us longer than usual for a command that waits itself.
- * Connects when needed; a connection that breaks is tried once more, so c must be one that may run
- * twice. The caller frees *ret_reply with freeReplyObject; an error reply is an error here. */
+ * Connects when needed. A connection that breaks is tried once more, and a deployment that says that it
+ * will answer soon (loading, failing over, moving a slot) until SL_REDIS_TIMEOUT_US is over: so c must be
+ * one that may run twice. The caller frees *ret_reply with freeReplyObject; an error reply is an error
+ * here. */
 int sl_redis_call(struct sl_redis *r, const struct sl_cmd *c, int64_t wait_us,
                   redisReply **ret_reply, struct sl_err *err);
+/* The same, then WAIT: *ret_synced is how many replicas have what c wrote, up to wait_ms later; at least
+ * `replicas` of them, or the time is over. */
+int sl_redis_call_synced(struct sl_redis *r, const struct sl_cmd *c, int replicas, int64_t wait_ms,
+                         redisReply **ret_reply, int *ret_synced, struct sl_err *err);
 
 /* ---- on an event loop
  * ---------------------------------------------------------------------------------- */

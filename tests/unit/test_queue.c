@@ -815,39 +815,6 @@ static void survives_a_kill_and_a_script_flush(void **state)
     assert_int_equal(append(run, L1, 1, "{}"), 0);
 }
 
-static void urls(void **state)
-{
-    struct sl_redis_url u;
-
-    (void)state;
-    assert_int_equal(sl_redis_url_parse("redis://u:p%40ss@h.example:7000/3", &u, NULL), 0);
-    assert_string_equal(u.host, "h.example");
-    assert_string_equal(u.user, "u");
-    assert_string_equal(u.password, "p@ss");
-    assert_int_equal(u.port, 7000);
-    assert_int_equal(u.db, 3);
-    assert_int_equal(sl_redis_url_parse("redis://[::1]:7001", &u, NULL), 0);
-    assert_string_equal(u.host, "::1");
-    assert_int_equal(u.port, 7001);
-    assert_int_equal(sl_redis_url_parse("unix:///a/b.sock?db=2", &u, NULL), 0);
-    assert_string_equal(u.path, "/a/b.sock");
-    assert_int_equal(u.db, 2);
-    const char *bad[] = {"",
-                         "http://x",
-                         "redis://",
-                         "redis://h:0",
-                         "redis://h:70000",
-                         "redis://h/x",
-                         "unix://relative",
-                         "rediss://h",
-                         "redis://secret@h"};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        struct sl_err err = SL_ERR_INIT;
-        assert_int_equal(sl_redis_url_parse(bad[i], &u, &err), SL_SPEC);
-        assert_null(strstr(err.msg, "secret"));
-    }
-}
-
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup(f, fresh)
@@ -874,7 +841,6 @@ int main(void)
         T(agents_come_and_go),
         T(full_memory_ends_runs_but_takes_none),
         T(survives_a_kill_and_a_script_flush),
-        T(urls),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -54,7 +54,7 @@ static int connections_in_a_while(const char *last_words)
 {
     struct slammer s = {.last_words = last_words};
     struct sockaddr_un a = {.sun_family = AF_UNIX};
-    struct sl_redis_url url = {.port = 0};
+    struct sl_redis_url url = {.n_hosts = 0};
     struct sl_redis_async *r;
     char dir[] = "/tmp/sl-slam-XXXXXX";
 
