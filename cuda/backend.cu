@@ -164,7 +164,25 @@ static int check_device(int device, cudaDeviceProp *ret_prop, struct sl_err *err
     return 0;
 }
 
-static int open_device(const struct sl_backend_opts *opts, const char *type, bool fast_f32, struct sl_backend **ret_be,
+/* What the bits depend on beside the device. */
+static const char *type_name(const struct sl_backend_opts *opts, bool bf16_activations)
+{
+    static const char *const linear[] = {NULL, NULL, "fp8", "int8"};
+    const char *name = opts ? linear[opts->precision] : NULL;
+    return name ? name : bf16_activations ? "bf16" : "fp32";
+}
+
+static int check_precision(const struct sl_backend_opts *opts, const cudaDeviceProp *prop, struct sl_err *err)
+{
+    if (!opts || opts->precision != SL_PRECISION_FP8 || prop->major == SL_CUDA_FP8_MAJOR)
+        return 0;
+    return sl_err_set(err, SL_SPEC,
+                      "GPU %d, %s, has compute capability %d.%d; precision fp8 needs %d.0 (H100, H200). bf16 and "
+                      "int8 run on this one",
+                      opts->device, prop->name, prop->major, prop->minor, SL_CUDA_FP8_MAJOR);
+}
+
+static int open_device(const struct sl_backend_opts *opts, bool bf16_activations, struct sl_backend **ret_be,
                        struct sl_err *err)
 {
     cudaDeviceProp prop = {};
@@ -172,15 +190,18 @@ static int open_device(const struct sl_backend_opts *opts, const char *type, boo
     if (opts && opts->threads < 0)
         return sl_err_set(err, SL_SPEC, "%d CPU threads: expected 0 or more", opts->threads);
     int rc = check_device(device, &prop, err);
+    if (!rc)
+        rc = check_precision(opts, &prop, err);
     if (rc)
         return rc;
     struct sl_backend *be = (struct sl_backend *)calloc(1, sizeof *be);
     if (!be)
         return sl_err_set(err, SL_NOMEM, "no memory for the CUDA backend");
     be->device = device;
-    snprintf(be->info.kernel, sizeof be->info.kernel, "cuda sm_%d%d %s", prop.major, prop.minor, type);
+    snprintf(be->info.kernel, sizeof be->info.kernel, "cuda sm_%d%d %s", prop.major, prop.minor,
+             type_name(opts, bf16_activations));
     be->info.memory_bytes = (int64_t)prop.totalGlobalMem;
-    be->fast_f32 = fast_f32;
+    be->fast_f32 = bf16_activations;
     void *ring = NULL;
     bool bad = sl_cuda_failed(be, cudaSetDevice(device), "selecting it") ||
                sl_cuda_failed(be, cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking),
@@ -188,6 +209,7 @@ static int open_device(const struct sl_backend_opts *opts, const char *type, boo
                sl_cuda_failed(be, cudaHostAlloc(&ring, SL_CUDA_RING_BYTES, cudaHostAllocDefault),
                               "pinning memory");
     be->ring = (char *)ring;
+    be->info.precision = opts ? opts->precision : SL_PRECISION_FP32;
     rc = bad ? take_kept(be, err) : sl_cuda_blas_new(&be->blas, err);
     if (rc) {
         cuda_close(be);
@@ -199,12 +221,12 @@ static int open_device(const struct sl_backend_opts *opts, const char *type, boo
 
 static int open_f32(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err)
 {
-    return open_device(opts, "fp32", false, ret_be, err);
+    return open_device(opts, false, ret_be, err);
 }
 
 static int open_bf16(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err)
 {
-    return open_device(opts, "bf16", true, ret_be, err);
+    return open_device(opts, true, ret_be, err);
 }
 
 static void cuda_info(const struct sl_backend *be, struct sl_backend_info *ret_info)
@@ -274,6 +296,10 @@ static void cuda_weight_free(struct sl_backend *be, struct sl_weight *w)
         return;
     sl_cuda_failed(be, cudaFree(w->data), "freeing a weight");
     sl_cuda_failed(be, cudaFree(w->f32), "freeing a weight");
+    sl_cuda_failed(be, cudaFree(w->q), "freeing a weight");
+    sl_cuda_failed(be, cudaFree(w->qt), "freeing a weight");
+    sl_cuda_failed(be, cudaFree(w->scale), "freeing a weight");
+    sl_cuda_failed(be, cudaFree(w->scale_t), "freeing a weight");
     free(w);
 }
 
@@ -397,6 +423,21 @@ static int cuda_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl
     return 0;
 }
 
+template <typename T>
+static int cuda_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
+                           void *ctx, struct sl_weight **ret_w, struct sl_err *err)
+{
+    struct sl_weight *w = NULL;
+    int rc = cuda_weight_new<T>(be, rows, cols, read, ctx, &w, err);
+    if (!rc)
+        rc = sl_cuda_quantise_weight<T>(be, w, err);
+    if (rc)
+        cuda_weight_free(be, w);
+    else
+        *ret_w = w;
+    return rc;
+}
+
 /* ---- a step */
 static void cuda_step_begin(struct sl_backend *be, uint64_t bucket)
 {
@@ -412,14 +453,23 @@ static int cuda_step_end(struct sl_backend *be, struct sl_err *err)
 }
 
 /* ---- the tables */
+template <typename T, typename F> static constexpr F *for_bf16(F *entry)
+{
+    return sizeof(T) == sizeof(bf16) ? entry : NULL;
+}
+
 #define TABLE(T, NAME, OPEN)                                                                         \
     {                                                                                                \
         .name = NAME, .act_bytes = sizeof(T), .open = OPEN, .close = cuda_close, .info = cuda_info,  \
         .alloc = cuda_alloc, .free = cuda_free, .upload = cuda_upload, .download = cuda_download,    \
         .zero = cuda_zero, .copy = cuda_copy, .to_f32 = sl_cuda_to_f32<T>,                           \
-        .from_f32 = sl_cuda_from_f32<T>, .weight_new = cuda_weight_new<T>, .linear_new = cuda_weight_new<T>,                           \
+        .from_f32 = sl_cuda_from_f32<T>, .weight_new = cuda_weight_new<T>,                           \
+        .linear_new = cuda_linear_new<T>,                                                            \
         .weight_free = cuda_weight_free, .step_begin = cuda_step_begin, .step_end = cuda_step_end,   \
         .matmul = sl_cuda_matmul<T>, .matmul_back = sl_cuda_matmul_back<T>,                          \
+        .norm_matmul = for_bf16<T>(sl_cuda_norm_matmul),                                             \
+        .activation_matmul = for_bf16<T>(sl_cuda_activation_matmul),                                 \
+        .activation_matmul_back = for_bf16<T>(sl_cuda_activation_matmul_back),                       \
         .embed = sl_cuda_embed<T>, .embed_back = sl_cuda_embed_back<T>, .gather = sl_cuda_gather<T>, \
         .scatter = sl_cuda_scatter<T>, .norm = sl_cuda_norm<T>, .norm_back = sl_cuda_norm_back<T>,   \
         .head_norm = sl_cuda_head_norm<T>, .head_norm_back = sl_cuda_head_norm_back<T>,              \

@@ -13,6 +13,7 @@ extern "C" {
 #include <cuda_runtime.h>
 
 #define SL_CUDA_OLDEST_MAJOR 8 /* compute capability: bf16 tensor cores, cp.async */
+#define SL_CUDA_FP8_MAJOR 9   /* the one whose cublasLt has a scale a row */
 #define SL_CUDA_STAGE_BYTES ((size_t)16 << 20) /* each of the two pinned buffers weights pass through */
 #define SL_CUDA_RING_BYTES ((size_t)1 << 20)   /* of small host tables on their way to the device */
 
@@ -20,11 +21,21 @@ typedef __nv_bfloat16 bf16;
 
 struct sl_weight {
     int64_t rows, cols;
-    void *data; /* [rows, cols] of the activation type */
+    void *data; /* [rows, cols] of the activation type; NULL when q is set */
     float *f32; /* vectors (one row): the same in fp32; NULL for matrices */
+    /* Linear layers only. int8: q [rows, cols] times scale[row]. fp8: q is e4m3, and qt [cols, rows] times
+     * scale_t[col] is the transposed matrix for the gradient, since products of fp8 sum along both factors' rows. */
+    void *q, *qt;
+    float *scale, *scale_t;
 };
 
-enum sl_cuda_scratch { SL_SCRATCH_OP, SL_SCRATCH_PARTIALS, SL_SCRATCHES };
+enum sl_cuda_scratch {
+    SL_SCRATCH_OP,
+    SL_SCRATCH_PARTIALS,
+    SL_SCRATCH_FP8,    /* activations on their way into a product: fp8.cuh */
+    SL_SCRATCH_VALUES, /* an int8 weight multiplied out */
+    SL_SCRATCHES
+};
 enum sl_cuda_table { SL_TABLE_TILES, SL_TABLE_KEYS, SL_TABLE_CHUNKS, SL_TABLE_PREFIXES, SL_TABLES };
 
 struct sl_cuda_blas; /* matmul.cu */
@@ -120,6 +131,11 @@ static inline unsigned sl_blocks(int64_t n, int64_t per)
     return (unsigned)((n + per - 1) / per);
 }
 
+/* A matrix in the activation type, an int8 one multiplied out in scratch. NULL: kept. */
+template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struct sl_weight *w);
+/* Makes q and its companions from data, which is freed, as be's precision says. */
+template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct sl_weight *w, struct sl_err *err);
+
 /* The entries of the tables; ops.h is their contract. */
 template <typename T>
 void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows,
@@ -128,6 +144,15 @@ void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t
 template <typename T>
 void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
                          const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx);
+void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
+                         const struct sl_weight *norm_w, const struct sl_weight *norm_b, float eps, bool rms,
+                         sl_act *tmp, float *mean, float *rstd, const struct sl_weight *w,
+                         const struct sl_weight *bias, sl_act *y, int64_t ldy);
+void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows,
+                               int cols, sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias,
+                               const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy);
+void sl_cuda_activation_matmul_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, sl_act *x,
+                                    int64_t rows, int cols, const struct sl_weight *w, sl_act *dx, int64_t ldx);
 void sl_cuda_gemm_f32(struct sl_backend *be, bool ta, bool tb, int m, int n, int k, float alpha,
                       const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
 template <typename T>

@@ -3,7 +3,7 @@
  * cublasLt thinks in columns: a row-major y[rows, out] is its D[out, rows], so y = x W^T is D = W_ x_ with W_
  * transposed. The algorithm is the heuristic's first choice, asked for once per kind of product and number of
  * rows rounded up, never by timing; strides and addresses count by their alignment. */
-#include "cuda/cuda.cuh"
+#include "cuda/fp8.cuh"
 #include <cublasLt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +18,7 @@
 struct kind {
     int64_t m, n, k, lda, ldb, ldc, ldd;
     int32_t ta, tb, type, beta, bias;
-    int32_t align_a, align_b, align_c, align_d, compute;
+    int32_t align_a, align_b, align_c, align_d, compute, fast, unused;
 };
 
 struct choice {
@@ -33,7 +33,9 @@ struct sl_cuda_blas {
     struct choice choice[MAX_CHOICES];
 };
 
-/* D[m, n] = alpha op(A) op(B) + beta C (+ bias down the columns), all column-major. */
+/* D[m, n] = alpha op(A) op(B) + beta C (+ bias down the columns), all column-major. type is that of A and B;
+ * C, D and bias have it too, but for fp8: there they are bf16, and row i of op(A) counts scale_a[i] times, column j
+ * of op(B) scale_b[j] times. fast: partial sums of fp8 may stay in the tensor cores' narrower registers. */
 struct product {
     bool ta, tb;
     int64_t m, n, k;
@@ -41,6 +43,8 @@ struct product {
     cublasComputeType_t compute;
     float alpha, beta;
     const void *a, *b, *c, *bias;
+    const float *scale_a, *scale_b;
+    bool fast;
     int64_t lda, ldb, ldc, ldd;
     void *d;
 };
@@ -76,9 +80,15 @@ void sl_cuda_blas_free(struct sl_cuda_blas *b)
     free(b);
 }
 
+static cudaDataType_t out_type(const struct product *p)
+{
+    return p->scale_a ? CUDA_R_16BF : p->type;
+}
+
 static int32_t alignment(const void *p, int64_t ld, cudaDataType_t type)
 {
-    uintptr_t bits = (uintptr_t)p | (uintptr_t)(ld * (type == CUDA_R_32F ? 4 : 2)) | MAX_ALIGNMENT;
+    int bytes = type == CUDA_R_32F ? 4 : type == CUDA_R_16BF ? 2 : 1;
+    uintptr_t bits = (uintptr_t)p | (uintptr_t)(ld * bytes) | MAX_ALIGNMENT;
     return (int32_t)(bits & (~bits + 1));
 }
 
@@ -103,12 +113,13 @@ static struct kind kind_of(const struct product *p)
     k.tb = p->tb;
     k.type = (int32_t)p->type;
     k.compute = (int32_t)p->compute;
+    k.fast = p->fast;
     k.beta = p->beta != 0;
     k.bias = p->bias != NULL;
     k.align_a = alignment(p->a, p->lda, p->type);
     k.align_b = alignment(p->b, p->ldb, p->type);
-    k.align_c = alignment(p->c, p->ldc, p->type);
-    k.align_d = alignment(p->d, p->ldd, p->type);
+    k.align_c = alignment(p->c, p->ldc, out_type(p));
+    k.align_d = alignment(p->d, p->ldd, out_type(p));
     return k;
 }
 
@@ -133,6 +144,27 @@ struct layouts {
 };
 
 /* n of the layouts is rows: the product's own, or the rounded number when the heuristic is asked. */
+static cublasStatus_t describe_scales(const struct product *p, cublasLtMatmulDesc_t desc)
+{
+    cublasLtMatmulMatrixScale_t outer = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    int8_t fast = p->fast;
+    cudaDataType_t bias = CUDA_R_16BF;
+    const struct {
+        cublasLtMatmulDescAttributes_t attribute;
+        const void *value;
+        size_t bytes;
+    } set[] = {{CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &outer, sizeof outer},
+               {CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &outer, sizeof outer},
+               {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p->scale_a, sizeof p->scale_a},
+               {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &p->scale_b, sizeof p->scale_b},
+               {CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast},
+               {CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias}};
+    cublasStatus_t s = CUBLAS_STATUS_SUCCESS;
+    for (size_t i = 0; !s && i < sizeof set / sizeof *set; i++)
+        s = cublasLtMatmulDescSetAttribute(desc, set[i].attribute, set[i].value, set[i].bytes);
+    return s;
+}
+
 static cublasStatus_t describe(const struct product *p, int64_t rows, struct layouts *l)
 {
     cublasOperation_t ta = p->ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb = p->tb ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -147,14 +179,16 @@ static cublasStatus_t describe(const struct product *p, int64_t rows, struct lay
         s = cublasLtMatmulDescSetAttribute(&l->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (!s && p->bias)
         s = cublasLtMatmulDescSetAttribute(&l->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
+    if (!s && p->scale_a)
+        s = describe_scales(p, &l->desc);
     if (!s)
         s = cublasLtMatrixLayoutInit(&l->a, p->type, p->ta ? k : m, p->ta ? m : k, p->lda);
     if (!s)
         s = cublasLtMatrixLayoutInit(&l->b, p->type, p->tb ? n : k, p->tb ? k : n, p->ldb);
     if (!s)
-        s = cublasLtMatrixLayoutInit(&l->c, p->type, m, n, p->ldc);
+        s = cublasLtMatrixLayoutInit(&l->c, out_type(p), m, n, p->ldc);
     if (!s)
-        s = cublasLtMatrixLayoutInit(&l->d, p->type, m, n, p->ldd);
+        s = cublasLtMatrixLayoutInit(&l->d, out_type(p), m, n, p->ldd);
     return s;
 }
 
@@ -240,7 +274,16 @@ template <typename T>
 void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows, const struct sl_weight *w,
                     const struct sl_weight *bias, const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy)
 {
+    if (w->qt) {
+        struct sl_fp8_rows q;
+        if (sl_fp8_take(be, (const bf16 *)x, ldx, rows, w->cols, &q))
+            sl_fp8_matmul(be, &q, rows, w, bias, add, ld_add, y, ldy);
+        return;
+    }
+    const T *values = sl_cuda_values<T>(be, w);
     struct product p = {};
+    if (!values)
+        return;
     p.ta = true;
     p.m = w->rows;
     p.n = rows;
@@ -249,7 +292,7 @@ void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t
     p.compute = CUBLAS_COMPUTE_32F;
     p.alpha = 1;
     p.beta = add ? 1.0f : 0.0f;
-    p.a = w->data;
+    p.a = values;
     p.lda = w->cols;
     p.b = x;
     p.ldb = ldx;
@@ -264,7 +307,7 @@ void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t
     if (even == w->rows)
         return;
     p.m = w->rows - even;
-    p.a = (const T *)w->data + even * w->cols;
+    p.a = values + even * w->cols;
     p.c = (const T *)p.c + even;
     p.d = (T *)y + even;
     p.bias = bias ? (const T *)bias->data + even : NULL;
@@ -275,7 +318,16 @@ template <typename T>
 void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
                          const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx)
 {
+    if (w->qt) {
+        struct sl_fp8_rows q;
+        if (sl_fp8_take(be, (const bf16 *)dy, ldy, rows, w->rows, &q))
+            sl_fp8_matmul_back(be, &q, rows, w, accumulate, dx, ldx);
+        return;
+    }
+    const T *values = sl_cuda_values<T>(be, w);
     struct product p = {};
+    if (!values)
+        return;
     p.m = w->cols;
     p.n = rows;
     p.k = w->rows;
@@ -283,7 +335,7 @@ void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, i
     p.compute = CUBLAS_COMPUTE_32F;
     p.alpha = 1;
     p.beta = accumulate ? 1.0f : 0.0f;
-    p.a = w->data;
+    p.a = values;
     p.lda = w->cols;
     p.b = dy;
     p.ldb = ldy;
@@ -295,9 +347,53 @@ void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, i
     if (even == w->rows)
         return;
     p.k = w->rows - even;
-    p.a = (const T *)w->data + even * w->cols;
+    p.a = values + even * w->cols;
     p.b = (const T *)dy + even;
     p.beta = 1;
+    multiply(be, &p);
+}
+
+/* out = x weight^T: both sum along their rows, which is the one form that fp8 has. */
+static struct product fp8_product(const struct sl_fp8_rows *x, int64_t rows, const void *weight, const float *scale,
+                                  int64_t outs, int64_t ins)
+{
+    struct product p = {};
+    p.ta = true;
+    p.m = outs;
+    p.n = rows;
+    p.k = ins;
+    p.type = CUDA_R_8F_E4M3;
+    p.compute = CUBLAS_COMPUTE_32F;
+    p.alpha = 1;
+    p.a = weight;
+    p.b = x->q;
+    p.lda = p.ldb = ins;
+    p.scale_a = scale;
+    p.scale_b = x->scale;
+    return p;
+}
+
+void sl_fp8_matmul(struct sl_backend *be, const struct sl_fp8_rows *x, int64_t rows, const struct sl_weight *w,
+                   const struct sl_weight *bias, const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy)
+{
+    struct product p = fp8_product(x, rows, w->q, w->scale, w->rows, w->cols);
+    p.fast = true;
+    p.beta = add ? 1.0f : 0.0f;
+    p.c = add ? add : y;
+    p.ldc = add ? ld_add : ldy;
+    p.d = y;
+    p.ldd = ldy;
+    p.bias = bias ? bias->data : NULL;
+    multiply(be, &p);
+}
+
+void sl_fp8_matmul_back(struct sl_backend *be, const struct sl_fp8_rows *dy, int64_t rows,
+                        const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx)
+{
+    struct product p = fp8_product(dy, rows, w->qt, w->scale_t, w->cols, w->rows);
+    p.beta = accumulate ? 1.0f : 0.0f;
+    p.c = p.d = dx;
+    p.ldc = p.ldd = ldx;
     multiply(be, &p);
 }
 

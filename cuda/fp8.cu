@@ -1,0 +1,419 @@
+/* Rows on their way into a product of fp8, made where they come from: an activation, a norm, a gradient.
+ *
+ * One block has a row in its registers: it loads or computes it, finds the largest magnitude, and writes one byte
+ * an element. What a row is made of is a source: start(row, ...) may sum over the row, load(at, v) gives EACH
+ * neighbouring elements of it. */
+#include "cuda/fp8.cuh"
+#include "cuda/gelu.cuh"
+#include <cuda_fp8.h>
+
+#define EACH 8 /* elements of a lane's access */
+#define MAX_THREADS 512
+#define MAX_WARPS (MAX_THREADS / SL_WARP)
+#define MAX_PACKS 8 /* accesses a thread: MAX_THREADS * EACH * MAX_PACKS is the longest row, SL_FP8_MAX at least */
+#define SLOW_THREADS 256
+
+static_assert(MAX_THREADS * EACH * MAX_PACKS >= SL_FP8_MAX, "a row must fit into a block");
+
+/* Over all threads of a block; every one gets it. NaN wins. */
+static __device__ float block_max(float x, float *shared)
+{
+    for (int d = SL_WARP / 2; d; d /= 2) {
+        float y = __shfl_xor_sync(SL_ALL_LANES, x, d);
+        x = y > x || y != y ? y : x;
+    }
+    int warps = (int)(blockDim.x / SL_WARP);
+    __syncthreads();
+    if (threadIdx.x % SL_WARP == 0)
+        shared[threadIdx.x / SL_WARP] = x;
+    __syncthreads();
+    for (int i = 0; i < warps; i++)
+        x = shared[i] > x || shared[i] != shared[i] ? shared[i] : x;
+    return x;
+}
+
+static __device__ float block_sum(float x, float *shared)
+{
+    x = warp_sum(x);
+    int warps = (int)(blockDim.x / SL_WARP);
+    __syncthreads();
+    if (threadIdx.x % SL_WARP == 0)
+        shared[threadIdx.x / SL_WARP] = x;
+    __syncthreads();
+    x = 0;
+    for (int i = 0; i < warps; i++)
+        x += shared[i];
+    return x;
+}
+
+static __device__ __forceinline__ void load_bf16(const bf16 *p, float v[EACH])
+{
+    sl_pack<bf16, EACH> x = *(const sl_pack<bf16, EACH> *)p;
+    for (int j = 0; j < EACH; j++)
+        v[j] = to_f(x.v[j]);
+}
+
+static __device__ __forceinline__ void store_fp8(const float v[EACH], float inverse, unsigned char *q)
+{
+    sl_pack<__nv_fp8x2_storage_t, EACH / 2> out;
+    for (int j = 0; j < EACH; j += 2)
+        out.v[j / 2] = __nv_cvt_float2_to_fp8x2(make_float2(v[j] * inverse, v[j + 1] * inverse), __NV_SATFINITE,
+                                                __NV_E4M3);
+    *(sl_pack<__nv_fp8x2_storage_t, EACH / 2> *)q = out;
+}
+
+/* ---- sources */
+struct plain_rows {
+    const bf16 *x;
+    int64_t ld;
+    __device__ void load(int64_t row, int, int at, float v[EACH]) const
+    {
+        load_bf16(x + row * ld + at, v);
+    }
+    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const
+    {
+    }
+};
+
+struct activated_rows {
+    enum sl_act_kind kind;
+    const bf16 *x; /* [rows, cols], or twice as wide (gate | up) */
+    __device__ void load(int64_t row, int cols, int at, float v[EACH]) const
+    {
+        if (kind == SL_ACT_SWIGLU) {
+            float up[EACH];
+            load_bf16(x + row * 2 * cols + at, v);
+            load_bf16(x + row * 2 * cols + cols + at, up);
+            for (int j = 0; j < EACH; j++)
+                v[j] = v[j] * sigmoid<bf16>(v[j]) * up[j];
+            return;
+        }
+        load_bf16(x + row * cols + at, v);
+        for (int j = 0; j < EACH; j++)
+            v[j] = act<bf16>(kind, v[j]);
+    }
+    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const
+    {
+    }
+};
+
+/* cols counts x's columns: with SwiGLU both halves, the gates' gradients first. */
+struct activation_gradient {
+    enum sl_act_kind kind;
+    const bf16 *dy, *x;
+    __device__ void load(int64_t row, int cols, int at, float v[EACH]) const
+    {
+        float d[EACH], g[EACH];
+        if (kind == SL_ACT_SWIGLU) {
+            int half = cols / 2, in = at < half ? at : at - half;
+            load_bf16(dy + row * half + in, d);
+            load_bf16(x + row * cols + in, g);
+            if (at < half) {
+                load_bf16(x + row * cols + half + in, v);
+                for (int j = 0; j < EACH; j++) {
+                    float s = sigmoid<bf16>(g[j]);
+                    v[j] = d[j] * v[j] * s * (1.0f + g[j] * (1.0f - s));
+                }
+            } else {
+                for (int j = 0; j < EACH; j++)
+                    v[j] = d[j] * g[j] * sigmoid<bf16>(g[j]);
+            }
+            return;
+        }
+        load_bf16(dy + row * cols + at, d);
+        load_bf16(x + row * cols + at, g);
+        for (int j = 0; j < EACH; j++)
+            v[j] = d[j] * act_slope<bf16>(kind, g[j]);
+    }
+    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const
+    {
+    }
+};
+
+struct normed_rows {
+    const bf16 *x;
+    const float *w, *b; /* b may be NULL */
+    float eps;
+    bool rms;
+    float *mean, *rstd; /* mean: not with rms */
+    __device__ void load(int64_t row, int cols, int at, float v[EACH]) const
+    {
+        load_bf16(x + row * cols + at, v);
+    }
+    template <int PACKS> __device__ void finish(int64_t row, int cols, float v[PACKS][EACH], float *shared) const
+    {
+        float sum = 0, m = 0;
+        if (!rms) {
+            for (int i = 0; i < PACKS; i++)
+                for (int j = 0; j < EACH; j++)
+                    sum += v[i][j]; /* 0 beyond the row */
+            m = block_sum(sum, shared) / (float)cols;
+            sum = 0;
+        }
+        for (int i = 0; i < PACKS; i++)
+            if (((int)threadIdx.x + i * (int)blockDim.x) * EACH < cols)
+                for (int j = 0; j < EACH; j++)
+                    sum += (v[i][j] - m) * (v[i][j] - m);
+        float r = rsqrtf(block_sum(sum, shared) / (float)cols + eps);
+        for (int i = 0; i < PACKS; i++) {
+            int at = ((int)threadIdx.x + i * (int)blockDim.x) * EACH;
+            if (at < cols)
+                for (int j = 0; j < EACH; j++)
+                    v[i][j] = (v[i][j] - m) * r * w[at + j] + (b ? b[at + j] : 0.0f);
+        }
+        if (threadIdx.x == 0) {
+            rstd[row] = r;
+            if (!rms)
+                mean[row] = m;
+        }
+    }
+};
+
+/* ---- the kernel */
+template <int PACKS, typename S>
+static __global__ void __launch_bounds__(MAX_THREADS) rows_to_fp8(S source, int cols, unsigned char *q, float *scale)
+{
+    __shared__ float shared[MAX_WARPS];
+    int64_t row = blockIdx.x;
+    float v[PACKS][EACH], most = 0;
+    for (int i = 0; i < PACKS; i++) {
+        int at = ((int)threadIdx.x + i * (int)blockDim.x) * EACH;
+        if (at < cols)
+            source.load(row, cols, at, v[i]);
+        else
+            for (int j = 0; j < EACH; j++)
+                v[i][j] = 0;
+    }
+    source.template finish<PACKS>(row, cols, v, shared);
+    for (int i = 0; i < PACKS; i++)
+        for (int j = 0; j < EACH; j++) {
+            float a = fabsf(v[i][j]);
+            most = a > most || a != a ? a : most;
+        }
+    most = block_max(most, shared);
+    most = most < SL_FP8_LEAST ? SL_FP8_LEAST : most;
+    float inverse = __fdiv_rn(SL_FP8_LARGEST, most);
+    for (int i = 0; i < PACKS; i++) {
+        int at = ((int)threadIdx.x + i * (int)blockDim.x) * EACH;
+        if (at < cols)
+            store_fp8(v[i], inverse, q + row * cols + at);
+    }
+    if (threadIdx.x == 0)
+        scale[row] = __fdiv_rn(most, SL_FP8_LARGEST);
+}
+
+template <typename S>
+static void launch(struct sl_backend *be, const S &source, int64_t rows, int64_t cols, const struct sl_fp8_rows *to)
+{
+    int packs = (int)(cols / EACH), each = packs <= MAX_THREADS ? 1 : packs <= 2 * MAX_THREADS ? 2 :
+                      packs <= 4 * MAX_THREADS ? 4 : MAX_PACKS;
+    int threads = (int)sl_blocks(sl_blocks(packs, each), SL_WARP) * SL_WARP;
+    auto kernel = each == 1 ? rows_to_fp8<1, S> : each == 2 ? rows_to_fp8<2, S> : each == 4 ? rows_to_fp8<4, S>
+                                                                                 : rows_to_fp8<MAX_PACKS, S>;
+    if (rows <= 0)
+        return;
+    kernel<<<(unsigned)rows, threads, 0, be->stream>>>(source, (int)cols, (unsigned char *)to->q, to->scale);
+    sl_cuda_launched(be, "rows to fp8");
+}
+
+bool sl_fp8_room(struct sl_backend *be, int64_t rows, int64_t cols, struct sl_fp8_rows *ret_rows)
+{
+    size_t floats = ((size_t)rows * sizeof(float) + 255) / 256 * 256;
+    char *p = (char *)sl_cuda_scratch(be, SL_SCRATCH_FP8, floats + (size_t)rows * (size_t)cols);
+    if (!p)
+        return false;
+    ret_rows->scale = (float *)(void *)p;
+    ret_rows->q = p + floats;
+    return true;
+}
+
+/* Rows that cannot be read 16 bytes at a time. */
+static __global__ void pack_rows(const bf16 *x, int64_t ld, int64_t rows, int64_t cols, bf16 *y)
+{
+    int64_t i = (int64_t)blockIdx.x * SLOW_THREADS + threadIdx.x;
+    if (i < rows * cols)
+        y[i] = x[i / cols * ld + i % cols];
+}
+
+bool sl_fp8_take(struct sl_backend *be, const bf16 *x, int64_t ldx, int64_t rows, int64_t cols,
+                 struct sl_fp8_rows *ret_rows)
+{
+    if (!sl_fp8_room(be, rows, cols, ret_rows))
+        return false;
+    if (!sl_aligned(x, ldx, sizeof *x)) {
+        bf16 *packed = (bf16 *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, (size_t)(rows * cols) * sizeof *packed);
+        if (!packed)
+            return false;
+        pack_rows<<<sl_blocks(rows * cols, SLOW_THREADS), SLOW_THREADS, 0, be->stream>>>(x, ldx, rows, cols, packed);
+        sl_cuda_launched(be, "packing rows");
+        x = packed;
+        ldx = cols;
+    }
+    launch(be, plain_rows{x, ldx}, rows, cols, ret_rows);
+    return true;
+}
+
+/* ---- two operations at once */
+void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
+                         const struct sl_weight *norm_w, const struct sl_weight *norm_b, float eps, bool rms,
+                         sl_act *tmp, float *mean, float *rstd, const struct sl_weight *w,
+                         const struct sl_weight *bias, sl_act *y, int64_t ldy)
+{
+    struct sl_fp8_rows q;
+    if (!w->qt || !sl_aligned(x, cols, sizeof(bf16))) {
+        sl_cuda_norm<bf16>(be, x, rows, cols, norm_w, norm_b, eps, rms, tmp, mean, rstd);
+        sl_cuda_matmul<bf16>(be, tmp, cols, rows, w, bias, NULL, 0, y, ldy);
+    } else if (sl_fp8_room(be, rows, cols, &q)) {
+        launch(be, normed_rows{(const bf16 *)x, norm_w->f32, norm_b ? norm_b->f32 : NULL, eps, rms, mean, rstd}, rows,
+               cols, &q);
+        sl_fp8_matmul(be, &q, rows, w, bias, NULL, 0, y, ldy);
+    }
+}
+
+void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows,
+                               int cols, sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias,
+                               const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy)
+{
+    struct sl_fp8_rows q;
+    if (!w->qt || !sl_aligned(x, cols, sizeof(bf16))) {
+        sl_cuda_activation<bf16>(be, kind, x, rows, cols, tmp);
+        sl_cuda_matmul<bf16>(be, tmp, cols, rows, w, bias, add, ld_add, y, ldy);
+    } else if (sl_fp8_room(be, rows, cols, &q)) {
+        launch(be, activated_rows{kind, (const bf16 *)x}, rows, cols, &q);
+        sl_fp8_matmul(be, &q, rows, w, bias, add, ld_add, y, ldy);
+    }
+}
+
+void sl_cuda_activation_matmul_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, sl_act *x,
+                                    int64_t rows, int cols, const struct sl_weight *w, sl_act *dx, int64_t ldx)
+{
+    struct sl_fp8_rows q;
+    int wide = kind == SL_ACT_SWIGLU ? 2 * cols : cols;
+    if (!w->qt || !sl_aligned(x, cols, sizeof(bf16)) || !sl_aligned(dy, cols, sizeof(bf16))) {
+        sl_cuda_activation_back<bf16>(be, kind, dy, x, rows, cols, x);
+        sl_cuda_matmul_back<bf16>(be, x, wide, rows, w, false, dx, ldx);
+    } else if (sl_fp8_room(be, rows, wide, &q)) {
+        launch(be, activation_gradient{kind, (const bf16 *)dy, (const bf16 *)x}, rows, wide, &q);
+        sl_fp8_matmul_back(be, &q, rows, w, false, dx, ldx);
+    }
+}
+
+/* ---- weights */
+static __global__ void transpose(const bf16 *x, int64_t rows, int64_t cols, bf16 *y)
+{
+    __shared__ bf16 tile[SL_WARP][SL_WARP + 1];
+    int64_t r = (int64_t)blockIdx.y * SL_WARP, c = (int64_t)blockIdx.x * SL_WARP;
+    for (int i = (int)threadIdx.y; i < SL_WARP; i += (int)blockDim.y)
+        if (r + i < rows && c + threadIdx.x < cols)
+            tile[i][threadIdx.x] = x[(r + i) * cols + c + threadIdx.x];
+    __syncthreads();
+    for (int i = (int)threadIdx.y; i < SL_WARP; i += (int)blockDim.y)
+        if (c + i < cols && r + threadIdx.x < rows)
+            y[(c + i) * rows + r + threadIdx.x] = tile[threadIdx.x][i];
+}
+
+static bool make_fp8(struct sl_backend *be, struct sl_weight *w)
+{
+    size_t n = (size_t)w->rows * (size_t)w->cols;
+    bf16 *turned = (bf16 *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, n * sizeof *turned);
+    if (!turned || sl_cuda_failed(be, cudaMalloc(&w->q, n), "memory for an fp8 weight") ||
+        sl_cuda_failed(be, cudaMalloc(&w->qt, n), "memory for an fp8 weight") ||
+        sl_cuda_failed(be, cudaMalloc((void **)&w->scale, (size_t)w->rows * sizeof(float)), "memory for scales") ||
+        sl_cuda_failed(be, cudaMalloc((void **)&w->scale_t, (size_t)w->cols * sizeof(float)), "memory for scales"))
+        return false;
+    struct sl_fp8_rows to = {w->q, w->scale}, to_t = {w->qt, w->scale_t};
+    launch(be, plain_rows{(const bf16 *)w->data, w->cols}, w->rows, w->cols, &to);
+    dim3 blocks(sl_blocks(w->cols, SL_WARP), sl_blocks(w->rows, SL_WARP)), threads(SL_WARP, 8);
+    transpose<<<blocks, threads, 0, be->stream>>>((const bf16 *)w->data, w->rows, w->cols, turned);
+    sl_cuda_launched(be, "transposing a weight");
+    launch(be, plain_rows{turned, w->rows}, w->cols, w->rows, &to_t);
+    return true;
+}
+
+/* ---- int8: symmetric, the row's largest magnitude is 127 */
+#define INT8_MOST 127.0f
+
+template <typename T>
+static __global__ void __launch_bounds__(MAX_THREADS) rows_to_int8(const T *x, int64_t cols, signed char *q, float *scale)
+{
+    __shared__ float shared[MAX_WARPS];
+    const T *row = x + blockIdx.x * cols;
+    float most = 0;
+    for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
+        float a = fabsf(to_f(row[i]));
+        most = a > most || a != a ? a : most;
+    }
+    most = block_max(most, shared);
+    float s = __fdiv_rn(most, INT8_MOST);
+    bool fine = most > 0 && most <= 3e38f;
+    for (int64_t i = threadIdx.x; i < cols; i += blockDim.x)
+        q[blockIdx.x * cols + i] = fine ? (signed char)__float2int_rn(__fdiv_rn(to_f(row[i]), s)) : 0;
+    if (threadIdx.x == 0)
+        scale[blockIdx.x] = s;
+}
+
+template <typename T>
+static __global__ void int8_values(const signed char *q, const float *scale, int64_t n, int64_t cols, T *x)
+{
+    int64_t i = ((int64_t)blockIdx.x * SLOW_THREADS + threadIdx.x) * EACH;
+    if (i + EACH <= n && cols % EACH == 0) {
+        float s = scale[i / cols];
+        sl_pack<signed char, EACH> from = *(const sl_pack<signed char, EACH> *)(q + i);
+        for (int j = 0; j < EACH; j += sl_wide<T>) {
+            sl_pack<T, sl_wide<T>> to;
+            for (int l = 0; l < sl_wide<T>; l++)
+                to.v[l] = from_f<T>((float)from.v[j + l] * s);
+            *(sl_pack<T, sl_wide<T>> *)(x + i + j) = to;
+        }
+        return;
+    }
+    for (int64_t j = i; j < n && j < i + EACH; j++)
+        x[j] = from_f<T>((float)q[j] * scale[j / cols]);
+}
+
+template <typename T> static bool make_int8(struct sl_backend *be, struct sl_weight *w)
+{
+    if (sl_cuda_failed(be, cudaMalloc(&w->q, (size_t)w->rows * (size_t)w->cols), "memory for an int8 weight") ||
+        sl_cuda_failed(be, cudaMalloc((void **)&w->scale, (size_t)w->rows * sizeof(float)), "memory for scales"))
+        return false;
+    rows_to_int8<T><<<(unsigned)w->rows, SLOW_THREADS, 0, be->stream>>>((const T *)w->data, w->cols,
+                                                                       (signed char *)w->q, w->scale);
+    sl_cuda_launched(be, "a weight to int8");
+    return true;
+}
+
+template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struct sl_weight *w)
+{
+    int64_t n = w->rows * w->cols;
+    if (w->data)
+        return (const T *)w->data;
+    T *values = (T *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, (size_t)n * sizeof(T));
+    if (!values)
+        return NULL;
+    int8_values<T><<<sl_blocks(n, SLOW_THREADS * EACH), SLOW_THREADS, 0, be->stream>>>((const signed char *)w->q, w->scale,
+                                                                                      n, w->cols, values);
+    sl_cuda_launched(be, "values of an int8 weight");
+    return values;
+}
+
+template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct sl_weight *w, struct sl_err *err)
+{
+    bool made = false;
+    if (be->info.precision == SL_PRECISION_INT8)
+        made = make_int8<T>(be, w);
+    else if (be->info.precision == SL_PRECISION_FP8 && sizeof(T) == sizeof(bf16) && sl_fits_fp8(w->rows, w->cols))
+        made = make_fp8(be, w);
+    if (made) { /* waits until it has been read */
+        sl_cuda_failed(be, cudaFree(w->data), "freeing a weight");
+        w->data = NULL;
+    }
+    int rc = be->kept.code ? sl_err_set(err, be->kept.code, "%s", be->kept.msg) : 0;
+    sl_err_clear(&be->kept);
+    return rc;
+}
+
+#define EACH_TYPE(T)                                                                             \
+    template const T *sl_cuda_values<T>(struct sl_backend *, const struct sl_weight *);          \
+    template int sl_cuda_quantise_weight<T>(struct sl_backend *, struct sl_weight *, struct sl_err *);
+EACH_TYPE(float)
+EACH_TYPE(bf16)
