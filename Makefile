@@ -5,6 +5,7 @@
 #   make test       installs what is missing, builds, runs every suite      make demo   the product at work
 #   make asan       everything under $(BUILD)-asan with ASan and UBSan      make bench  side-by-side speeds
 #   make test-long  the slow checks (live peers, sanitizers)           make fuzz   search for inputs that break a reader
+#   make faults     thousands of runs under every fault in every state, 20 hits a cell
 #   make lint       folder rules, clang-tidy, cppcheck                      make format clang-format
 #
 # Sources are found by folder: a new .c file in a part's folder belongs to that part. BUILD=dir builds elsewhere.
@@ -121,7 +122,7 @@ $(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(CUDA_BASE_O)
 	@mkdir -p $(@D)
 	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
 
-.PHONY: all worker command deps test test-long test-programs demo asan bench lint format clean unit
+.PHONY: all worker command deps test test-long faults test-programs demo asan bench lint format clean unit
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker $(CUDA_SO)
@@ -151,6 +152,10 @@ test-long: deps
 asan:
 	$(MAKE) --no-print-directory -j2 BUILD=$(BUILD)-asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer" \
 	  EXTRA_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" all unit test-programs
+
+faults: deps
+	$(MAKE) --no-print-directory -j2 all test-programs
+	SL_BUILD=$(BUILD) tests/faults/matrix.py
 
 lint:
 	tests/lint.sh

@@ -1,4 +1,5 @@
 #include "agent/agent_inner.h"
+#include "base/fault.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/proc.h"
@@ -90,6 +91,8 @@ static void on_event(void *arg, struct sl_child *child, const json_t *event)
     }
     if (s->work.lost || !s->work.report)
         return;
+    if (held->role == ROLE_WORK && !strcmp(what, "start"))
+        sl_fault_point("start.after");
     if (held->role == ROLE_WORK && !strcmp(what, "checkpoint"))
         take_checkpoint(s, event);
     /* While results are published the lease may end at any moment: nothing more is written under

@@ -1,5 +1,6 @@
 #include "base/fault.h"
 #ifdef SL_FAULT_POINTS
+#include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -11,12 +12,17 @@ static void strike(const char *name, bool parent_too)
     static bool struck;
     const char *wanted = getenv("SL_FAULT_POINT");
     size_t len = strlen(name);
-    int signo;
+    const char *mark;
+    int signo, fd;
 
     if (struck || !wanted || strncmp(wanted, name, len) != 0 || wanted[len] != ':')
         return;
     struck = true;
-    signo = strcmp(wanted + len, ":kill") == 0 ? SIGKILL : SIGSTOP;
+    mark = strchr(wanted + len + 1, ':');
+    fd = mark ? open(mark + 1, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
+    if (mark && fd < 0)
+        return;
+    signo = strncmp(wanted + len, ":kill", 5) == 0 ? SIGKILL : SIGSTOP;
     if (parent_too)
         kill(getppid(), signo);
     raise(signo);

@@ -2,7 +2,8 @@
  * built with -DSL_FAULT_POINTS only (tests/faults); elsewhere they are nothing.
  *
  * SL_FAULT_POINT=NAME:kill or NAME:stop in the environment chooses one; it strikes when it is first reached. In a
- * child of the agent it strikes the agent, then the child. */
+ * child of the agent it strikes the agent, then the child. With :PATH behind it, it strikes when it can create that
+ * file: once, however many children come there. */
 #ifndef SL_BASE_FAULT_H
 #define SL_BASE_FAULT_H
 

@@ -18,6 +18,9 @@ $(BUILD)/faults/mutant-%: tests/faults/mutants/%.sed $(call obj,$(CLI)) $(CMD_LI
 $(BUILD)/faults/worker: tests/faults/worker.c $(call lib,base)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) -o $@ $< $(call lib,base) $(BASE_LIBS) -lpthread
+$(BUILD)/faults/clock.so: tests/faults/clock.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
 -include $(FAULT_O:.o=.d)
 
-TEST_PROGRAMS += $(BUILD)/faults/softlaunch $(BUILD)/faults/worker $(MUTANTS)
+TEST_PROGRAMS += $(BUILD)/faults/softlaunch $(BUILD)/faults/worker $(BUILD)/faults/clock.so $(MUTANTS)

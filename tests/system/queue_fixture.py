@@ -15,7 +15,9 @@ class Skip(Exception):
 
 
 class World:
-    def __init__(self, lease_ms=1500):
+    def __init__(self, lease_ms=1500, program=BIN):
+        """program: of the server and the agents."""
+        self.program = program
         self.dir = tempfile.mkdtemp(prefix="sl-queue-")
         self.lease_ms = lease_ms
         self.procs = []
@@ -34,25 +36,25 @@ class World:
         self.procs.append(p)
         return p
 
-    def start_redis(self):
+    def start_redis(self, **kw):
         self.redis = self.spawn("redis", ["redis-server", "--port", "0", "--unixsocket", self.sock, "--dir", self.dir,
-                                          "--appendonly", "yes", "--appendfsync", "always", "--save", ""])
+                                          "--appendonly", "yes", "--appendfsync", "always", "--save", ""], **kw)
         wait(lambda: self.cli("ping") == "PONG", 10, "Redis answers")
 
-    def start_server(self, port=0):
+    def start_server(self, port=0, **kw):
         port_file = self.dir + "/port"
         if os.path.exists(port_file):
             os.unlink(port_file)
-        self.server = self.spawn("server", [BIN, "serve", "--listen", f"127.0.0.1:{port}", "--data", self.dir + "/store",
+        self.server = self.spawn("server", [self.program, "serve", "--listen", f"127.0.0.1:{port}", "--data", self.dir + "/store",
                                             "--redis", self.redis_url, "--token-file", self.dir + "/token",
-                                            "--port-file", port_file])
+                                            "--port-file", port_file], **kw)
         wait(lambda: os.path.exists(port_file), 10, "the server answers")
         self.port = int(open(port_file).read())
         self.url = f"http://127.0.0.1:{self.port}"
 
     def agent(self, name="agent", work=None, **kw):
         env = dict(os.environ, SOFTLAUNCH_TOKEN=TOKEN)
-        argv = [BIN, "agent", "--redis", self.redis_url, "--server", self.url, "--work-dir", self.dir + "/" + (work or name),
+        argv = [self.program, "agent", "--redis", self.redis_url, "--server", self.url, "--work-dir", self.dir + "/" + (work or name),
                 "--lease-ms", str(self.lease_ms), "--worker", HERE + "/fake_worker.py", "--verbose"]
         return self.spawn(name, argv + kw.pop("more", []), env=env, **kw)
 
