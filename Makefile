@@ -109,7 +109,7 @@ $(BUILD)/bin/softlaunch-worker: $(BUILD)/engine/worker.o $(WORKER_LIBS)
 # base/err.c, not exported.
 NVCC_ARCH  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 NVCC_FLAGS  = -std=c++20 -O3 -lineinfo -I. -MMD -MP $(NVCC_ARCH) -Werror all-warnings \
-              -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror
+              -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror,-fopenmp
 CUDA_O     := $(patsubst %.cu,$(BUILD)/%.o,$(sort $(wildcard cuda/*.cu)))
 $(BUILD)/cuda/%.o: cuda/%.cu
 	@mkdir -p $(@D)
@@ -120,7 +120,7 @@ $(BUILD)/cuda/base_%.o: base/%.c
 	$(CC) $(ALL_CFLAGS) -fPIC -fvisibility=hidden -c $< -o $@
 $(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(CUDA_BASE_O)
 	@mkdir -p $(@D)
-	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
+	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -lgomp -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
 
 .PHONY: all worker command deps test test-long faults test-programs demo asan bench lint format clean unit
 all: command worker
@@ -172,7 +172,7 @@ demo: deps
 	deploy/demo.sh $(BUILD)
 
 # Programs that test scripts drive: rules above add theirs to TEST_PROGRAMS.
-TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump $(BUILD)/tests/bench/bench_step $(BUILD)/tests/bench/bench_gpu
+TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump $(patsubst %,$(BUILD)/tests/bench/bench_%,step gpu encoder)
 include tests/fuzz/rules.mk
 include tests/faults/rules.mk
 test-programs: $(TEST_PROGRAMS)

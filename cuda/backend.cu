@@ -24,7 +24,7 @@ bool sl_cuda_failed(struct sl_backend *be, cudaError_t e, const char *what)
     return true;
 }
 
-static int take_kept(struct sl_backend *be, struct sl_err *err)
+int sl_cuda_take_kept(struct sl_backend *be, struct sl_err *err)
 {
     if (!be->kept.code)
         return 0;
@@ -131,6 +131,9 @@ static void cuda_close(struct sl_backend *be)
     cudaFreeHost(be->ring);
     cudaFreeHost(be->stage[0]);
     cudaFreeHost(be->stage[1]);
+    for (int i = 0; i < 2; i++)
+        if (be->stage_done[i])
+            cudaEventDestroy(be->stage_done[i]);
     cudaFree(be->stage_device);
     if (be->stream)
         cudaStreamDestroy(be->stream);
@@ -210,7 +213,7 @@ static int open_device(const struct sl_backend_opts *opts, bool bf16_activations
                               "pinning memory");
     be->ring = (char *)ring;
     be->info.precision = opts ? opts->precision : SL_PRECISION_FP32;
-    rc = bad ? take_kept(be, err) : sl_cuda_blas_new(&be->blas, err);
+    rc = bad ? sl_cuda_take_kept(be, err) : sl_cuda_blas_new(&be->blas, err);
     if (rc) {
         cuda_close(be);
         return rc;
@@ -235,7 +238,7 @@ static void cuda_info(const struct sl_backend *be, struct sl_backend_info *ret_i
 }
 
 /* ---- memory */
-static int cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
+int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
 {
     void *p = NULL;
     cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
@@ -253,18 +256,18 @@ static int cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct 
     return 0;
 }
 
-static void cuda_free(struct sl_backend *be, void *p)
+void sl_cuda_free(struct sl_backend *be, void *p)
 {
     sl_cuda_failed(be, cudaFree(p), "freeing memory");
 }
 
-static int cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,
+int sl_cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,
                        struct sl_err *err)
 {
     if (bytes && !sl_cuda_failed(be, cudaMemcpyAsync(dst, host_src, bytes, cudaMemcpyHostToDevice, be->stream),
                                  "upload"))
         sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "upload, or work before it");
-    return take_kept(be, err);
+    return sl_cuda_take_kept(be, err);
 }
 
 static int cuda_download(struct sl_backend *be, void *host_dst, const void *src, size_t bytes,
@@ -274,7 +277,7 @@ static int cuda_download(struct sl_backend *be, void *host_dst, const void *src,
         sl_cuda_failed(be, cudaMemcpyAsync(host_dst, src, bytes, cudaMemcpyDeviceToHost, be->stream),
                        "download");
     sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "download, or work before it");
-    return take_kept(be, err);
+    return sl_cuda_take_kept(be, err);
 }
 
 static void cuda_zero(struct sl_backend *be, void *dst, size_t bytes)
@@ -289,155 +292,6 @@ static void cuda_copy(struct sl_backend *be, void *dst, const void *src, size_t 
         sl_cuda_failed(be, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, be->stream), "copy");
 }
 
-/* ---- weights */
-static void cuda_weight_free(struct sl_backend *be, struct sl_weight *w)
-{
-    if (!w)
-        return;
-    sl_cuda_failed(be, cudaFree(w->data), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->f32), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->q), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->qt), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->scale), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->scale_t), "freeing a weight");
-    free(w);
-}
-
-static bool make_stages(struct sl_backend *be)
-{
-    for (int i = 0; i < 2; i++) {
-        void *p = NULL;
-        if (be->stage[i])
-            continue;
-        if (sl_cuda_failed(be, cudaHostAlloc(&p, SL_CUDA_STAGE_BYTES, cudaHostAllocDefault),
-                           "pinning memory for weights"))
-            return false;
-        be->stage[i] = (char *)p;
-    }
-    return be->stage_device || !sl_cuda_failed(be, cudaMalloc(&be->stage_device, 2 * SL_CUDA_STAGE_BYTES),
-                                               "memory for weights on their way");
-}
-
-/* Rows [row0, row0+n), pulled into the pinned buffer `at`, converted on the device. */
-template <typename T>
-static int weight_rows(struct sl_backend *be, struct sl_weight *w, int64_t row0, int64_t n, int at,
-                       sl_read_rows_fn *read, void *ctx, struct sl_err *err)
-{
-    float *host = (float *)(void *)be->stage[at];
-    float *from = (float *)((char *)be->stage_device + (size_t)at * SL_CUDA_STAGE_BYTES);
-    size_t count = (size_t)n * (size_t)w->cols;
-    int rc = read(ctx, row0, n, host, err);
-    if (rc)
-        return rc;
-    if (!sl_cuda_failed(be, cudaMemcpyAsync(from, host, count * sizeof *from, cudaMemcpyHostToDevice, be->stream),
-                        "uploading a weight"))
-        sl_cuda_from_f32<T>(be, from, (int64_t)count, (T *)w->data + row0 * w->cols);
-    return 0;
-}
-
-/* A row wider than the stage goes through memory of its own. */
-template <typename T>
-static int weight_long_row(struct sl_backend *be, struct sl_weight *w, int64_t row, sl_read_rows_fn *read,
-                           void *ctx, struct sl_err *err)
-{
-    size_t bytes = (size_t)w->cols * sizeof(float);
-    float *host = (float *)malloc(bytes);
-    void *from = NULL;
-    int rc = host ? read(ctx, row, 1, host, err)
-                  : sl_err_set(err, SL_NOMEM, "no memory for a row of %lld", (long long)w->cols);
-    if (!rc)
-        rc = cuda_alloc(be, bytes, &from, err);
-    if (!rc)
-        rc = cuda_upload(be, from, host, bytes, err);
-    if (!rc)
-        sl_cuda_from_f32<T>(be, (float *)from, w->cols, (T *)w->data + row * w->cols);
-    if (from)
-        cuda_free(be, from);
-    free(host);
-    return rc;
-}
-
-template <typename T>
-static int fill_weight(struct sl_backend *be, struct sl_weight *w, sl_read_rows_fn *read, void *ctx,
-                       struct sl_err *err)
-{
-    int64_t per = (int64_t)(SL_CUDA_STAGE_BYTES / sizeof(float)) / w->cols;
-    cudaEvent_t done[2] = {};
-    int rc = 0;
-    for (int i = 0; i < 2; i++)
-        sl_cuda_failed(be, cudaEventCreateWithFlags(&done[i], cudaEventDisableTiming), "making an event");
-    for (int64_t row = 0, piece = 0; row < w->rows && !rc && !be->kept.code; row += per > 0 ? per : 1, piece++) {
-        int at = (int)(piece & 1);
-        if (per < 1) {
-            rc = weight_long_row<T>(be, w, row, read, ctx, err);
-            continue;
-        }
-        if (piece > 1)
-            sl_cuda_failed(be, cudaEventSynchronize(done[at]), "uploading a weight");
-        rc = weight_rows<T>(be, w, row, w->rows - row < per ? w->rows - row : per, at, read, ctx, err);
-        sl_cuda_failed(be, cudaEventRecord(done[at], be->stream), "uploading a weight");
-    }
-    if (!rc && w->f32) /* one row: still what the stage holds, or in the activation type's precision */
-        sl_cuda_to_f32<T>(be, w->data, w->cols, w->f32);
-    if (!rc && w->f32 && per > 0)
-        sl_cuda_failed(be,
-                       cudaMemcpyAsync(w->f32, be->stage_device, (size_t)w->cols * sizeof(float),
-                                       cudaMemcpyDeviceToDevice, be->stream),
-                       "uploading a weight");
-    sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "uploading a weight"); /* the stage is used again */
-    for (int i = 0; i < 2; i++)
-        if (done[i])
-            cudaEventDestroy(done[i]);
-    return rc;
-}
-
-template <typename T>
-static int cuda_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
-                           void *ctx, struct sl_weight **ret_w, struct sl_err *err)
-{
-    if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX)
-        return sl_err_set(err, SL_SPEC, "weight of %lld x %lld: each must be 1 to 2^31-1", (long long)rows,
-                          (long long)cols);
-    if (!make_stages(be))
-        return take_kept(be, err);
-    struct sl_weight *w = (struct sl_weight *)calloc(1, sizeof *w);
-    if (!w)
-        return sl_err_set(err, SL_NOMEM, "no memory for a weight's handle");
-    w->rows = rows;
-    w->cols = cols;
-    int rc = cuda_alloc(be, (size_t)rows * (size_t)cols * sizeof(T), &w->data, err);
-    if (!rc && rows == 1) {
-        void *f32 = NULL;
-        rc = cuda_alloc(be, (size_t)cols * sizeof(float), &f32, err);
-        w->f32 = (float *)f32;
-    }
-    if (!rc)
-        rc = fill_weight<T>(be, w, read, ctx, err);
-    int kept = take_kept(be, rc ? NULL : err);
-    rc = rc ? rc : kept;
-    if (rc) {
-        cuda_weight_free(be, w);
-        return rc;
-    }
-    *ret_w = w;
-    return 0;
-}
-
-template <typename T>
-static int cuda_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
-                           void *ctx, struct sl_weight **ret_w, struct sl_err *err)
-{
-    struct sl_weight *w = NULL;
-    int rc = cuda_weight_new<T>(be, rows, cols, read, ctx, &w, err);
-    if (!rc)
-        rc = sl_cuda_quantise_weight<T>(be, w, err);
-    if (rc)
-        cuda_weight_free(be, w);
-    else
-        *ret_w = w;
-    return rc;
-}
-
 /* ---- a step */
 static void cuda_step_begin(struct sl_backend *be, uint64_t bucket)
 {
@@ -449,7 +303,7 @@ static void cuda_step_begin(struct sl_backend *be, uint64_t bucket)
 static int cuda_step_end(struct sl_backend *be, struct sl_err *err)
 {
     sl_cuda_failed(be, cudaPeekAtLastError(), "a step");
-    return take_kept(be, err);
+    return sl_cuda_take_kept(be, err);
 }
 
 /* ---- the tables */
@@ -461,11 +315,12 @@ template <typename T, typename F> static constexpr F *for_bf16(F *entry)
 #define TABLE(T, NAME, OPEN)                                                                         \
     {                                                                                                \
         .name = NAME, .act_bytes = sizeof(T), .open = OPEN, .close = cuda_close, .info = cuda_info,  \
-        .alloc = cuda_alloc, .free = cuda_free, .upload = cuda_upload, .download = cuda_download,    \
+        .alloc = sl_cuda_alloc, .free = sl_cuda_free, .upload = sl_cuda_upload, .download = cuda_download,    \
         .zero = cuda_zero, .copy = cuda_copy, .to_f32 = sl_cuda_to_f32<T>,                           \
-        .from_f32 = sl_cuda_from_f32<T>, .weight_new = cuda_weight_new<T>,                           \
-        .linear_new = cuda_linear_new<T>,                                                            \
-        .weight_free = cuda_weight_free, .step_begin = cuda_step_begin, .step_end = cuda_step_end,   \
+        .from_f32 = sl_cuda_from_f32<T>, .weight_new = sl_cuda_weight_new<T>,                           \
+        .linear_new = sl_cuda_linear_new<T>,                                                            \
+        .weight_raw = sl_cuda_weight_raw<T>,                                                            \
+        .weight_free = sl_cuda_weight_free, .step_begin = cuda_step_begin, .step_end = cuda_step_end,   \
         .matmul = sl_cuda_matmul<T>, .matmul_back = sl_cuda_matmul_back<T>,                          \
         .norm_matmul = for_bf16<T>(sl_cuda_norm_matmul),                                             \
         .activation_matmul = for_bf16<T>(sl_cuda_activation_matmul),                                 \

@@ -57,12 +57,15 @@ struct sl_backend {
     } table[SL_TABLES];
     char *ring; /* pinned */
     size_t ring_used;
-    char *stage[2]; /* pinned; made by the first weight */
+    char *stage[2]; /* pinned, each with its part of stage_device; made by the first weight */
     void *stage_device;
+    cudaEvent_t stage_done[2]; /* the device has done with it */
+    int stage_next;
 };
 
 /* Keeps the failure of a CUDA call. True when it failed. */
 bool sl_cuda_failed(struct sl_backend *be, cudaError_t e, const char *what);
+int sl_cuda_take_kept(struct sl_backend *be, struct sl_err *err);
 /* Call after each launch. */
 static inline void sl_cuda_launched(struct sl_backend *be, const char *what)
 {
@@ -74,6 +77,13 @@ void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t 
 /* A device copy of a small host table, good until the same user's next call in stream order. Equal content
  * as last time costs nothing: the layers of a model share their batch. NULL: kept. */
 void *sl_cuda_table(struct sl_backend *be, enum sl_cuda_table which, const void *host, size_t bytes);
+
+/* The number of a stage that is free for the host to write; -1: kept. Say staged once its last use is queued. */
+int sl_cuda_stage(struct sl_backend *be);
+void sl_cuda_staged(struct sl_backend *be, int at);
+/* The parts, one below the other, to y [rows, cols]. SL_SPEC for a row or column wider than a stage. */
+template <typename T>
+int sl_cuda_raw(struct sl_backend *be, const struct sl_raw *part, int n, int64_t cols, T *y, struct sl_err *err);
 
 int sl_cuda_blas_new(struct sl_cuda_blas **ret_blas, struct sl_err *err);
 void sl_cuda_blas_free(struct sl_cuda_blas *b);
@@ -137,6 +147,19 @@ template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struc
 template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct sl_weight *w, struct sl_err *err);
 
 /* The entries of the tables; ops.h is their contract. */
+int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err);
+void sl_cuda_free(struct sl_backend *be, void *p);
+int sl_cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes, struct sl_err *err);
+void sl_cuda_weight_free(struct sl_backend *be, struct sl_weight *w);
+template <typename T>
+int sl_cuda_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read, void *ctx,
+                       struct sl_weight **ret_w, struct sl_err *err);
+template <typename T>
+int sl_cuda_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read, void *ctx,
+                       struct sl_weight **ret_w, struct sl_err *err);
+template <typename T>
+int sl_cuda_weight_raw(struct sl_backend *be, bool linear, int64_t rows, int64_t cols, const struct sl_raw *part, int n,
+                       struct sl_weight **ret_w, struct sl_err *err);
 template <typename T>
 void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows,
                     const struct sl_weight *w, const struct sl_weight *bias, const sl_act *add,

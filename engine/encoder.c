@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PARALLEL_MIN (1 << 15) /* initial values; below, one thread makes them */
 #define ALIGN_FLOATS                                                                               \
     64 /* parameters begin at multiples of 256 bytes; an LSTM's directions follow each other */
 static int check(const struct sl_encoder_config *c, struct sl_err *err)
@@ -185,10 +186,12 @@ static int fill(struct sl_encoder *e, int index, float *host, struct sl_err *err
 {
     struct sl_param *p = &e->param[index];
     size_t n = (size_t)p->rows * (size_t)p->cols;
-    struct sl_rng rng = sl_rng_new(e->config.seed, SL_RNG_ENCODER + (uint64_t)index);
+    struct sl_rng all = sl_rng_new(e->config.seed, SL_RNG_ENCODER + (uint64_t)index);
     struct sl_encoder_init init = e->init[index];
 
-    for (size_t i = 0; i < n; i++) {
+#pragma omp parallel for schedule(static) if (n >= PARALLEL_MIN)
+    for (size_t i = 0; i < n; i++) { /* by element: the same numbers from any number of threads */
+        struct sl_rng rng = {all.key, init.kind == INIT_NORMAL ? 2 * i : i};
         double x = 0;
 
         if (init.kind == INIT_NORMAL)

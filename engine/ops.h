@@ -51,6 +51,16 @@ struct sl_backend_info {
 /* Reads rows [row0, row0+n) of a host matrix as fp32. */
 typedef int sl_read_rows_fn(void *ctx, int64_t row0, int64_t n, float *out, struct sl_err *err);
 
+/* Some rows of a weight as they lie in host memory, by rows or by columns: either an element's neighbour in its row
+ * follows it, or the one below it does. */
+enum sl_raw_type { SL_RAW_F32, SL_RAW_F16, SL_RAW_BF16 };
+struct sl_raw {
+    const void *p;
+    enum sl_raw_type type;
+    int64_t rows;
+    int64_t row_bytes, col_bytes; /* from an element to the one below it, to the next of its row */
+};
+
 /* Which queries see which keys. Sequence s owns queries q_start .. q_start+q_len of the q matrix and keys
  * kv_start .. kv_start+kv_len of the k and v matrices, and may share the keys prefix_start ..
  * prefix_start+prefix_len with others. Query i sees all prefix keys of its sequence and the first visible[i]
@@ -114,6 +124,10 @@ struct sl_ops {
      * that cannot refuses in open, with SL_SPEC. */
     int (*linear_new)(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read,
                       void *ctx, struct sl_weight **ret_w, struct sl_err *err);
+    /* Optional: weight_new, or linear_new, from n parts, one below the other, whose bytes the backend fetches and
+     * converts itself. They may go when the call returns. */
+    int (*weight_raw)(struct sl_backend *be, bool linear, int64_t rows, int64_t cols, const struct sl_raw *part,
+                      int n, struct sl_weight **ret_w, struct sl_err *err);
     void (*weight_free)(struct sl_backend *be, struct sl_weight *w);
 
     /* ---- a step. Equal buckets have equal shapes (0: do not capture). */

@@ -79,6 +79,11 @@ int sl_weights_shape(const struct sl_weights *w, const char *name, int64_t *ret_
 int sl_weights_read_f32(const struct sl_weights *w, const char *name, int64_t row0, int64_t n_rows,
                         float *out, struct sl_err *err);
 
+/* Where a tensor's bytes lie, when they are plain numbers in one regular grid; false: they are not, or
+ * there is no such tensor, and read_f32 has to do. Good until close. */
+struct sl_raw;
+bool sl_weights_raw(const struct sl_weights *w, const char *name, struct sl_raw *ret_raw);
+
 /* What was read of the files so far no longer counts as memory in use, so that loading takes a
  * model's weights and one layer of its files. */
 void sl_weights_forget(const struct sl_weights *w);

@@ -1,5 +1,6 @@
 /* The rows of a model's tensors, however they lie in its files: as fp32, and for the digest. */
 #include "engine/format/weights_format.h"
+#include "engine/ops.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,6 +157,24 @@ int sl_weights_read_f32(const struct sl_weights *w, const char *name, int64_t ro
     for (int64_t i = 0; i < n_rows; i++)
         sl_dequant_row(t->dtype, row_data(t, row0 + i), t->cols, out + i * t->cols);
     return 0;
+}
+
+bool sl_weights_raw(const struct sl_weights *w, const char *name, struct sl_raw *ret_raw)
+{
+    const struct sl_tensor *t = sl_weights_find(w, name);
+    if (!t || t->layout || t->rotary_heads > 0 ||
+        (t->dtype != SL_DT_F32 && t->dtype != SL_DT_F16 && t->dtype != SL_DT_BF16))
+        return false;
+    int64_t element = (int64_t)sl_dtype_info(t->dtype)->block_bytes;
+    *ret_raw = (struct sl_raw){
+        .p = t->data,
+        .type = t->dtype == SL_DT_F32   ? SL_RAW_F32
+                : t->dtype == SL_DT_F16 ? SL_RAW_F16
+                                        : SL_RAW_BF16,
+        .rows = t->rows,
+        .row_bytes = t->column_bytes > 0 ? element : (int64_t)sl_tensor_row_bytes(t),
+        .col_bytes = t->column_bytes > 0 ? (int64_t)t->column_bytes : element};
+    return true;
 }
 
 static int digest_laid_out(struct sl_sha256 *d, const struct sl_tensor *t, struct sl_err *err)

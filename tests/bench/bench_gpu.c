@@ -107,7 +107,7 @@ int main(int argc, char **argv)
     struct sl_encoder *e;
     struct sl_optim optim = {.beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-8f, .weight_decay = 0.01f, .clip_norm = 1};
     struct sl_buf table = {0};
-    int64_t begun = sl_boot_us(), loaded, first = 0;
+    int64_t begun = sl_boot_us(), opened, loaded, first = 0;
     json_t *all = NULL;
     void *prompts, *dprompts;
     float norm = 0;
@@ -123,6 +123,7 @@ int main(int argc, char **argv)
     must(sl_json_read(argv[4], FILE_MAX, &all, &err));
     must(sl_weights_open(argv[3], &w, &err));
     must(sl_backend_open(argv[1], precision_of(argv[2]), 0, &ops, &be, &err));
+    opened = sl_boot_us();
     must(sl_model_new(w, ops, be, &m, &err));
     loaded = sl_boot_us();
     sl_weights_close(w);
@@ -194,11 +195,12 @@ int main(int argc, char **argv)
     qsort(rate, (size_t)steps, sizeof *rate, by_size);
     printf("{\"kernel\": \"%s\", \"rows\": %d, \"packed\": %d, \"useful\": %lld, \"step_ms\": %.3f, \"useful_tok_s\": %.0f, "
            "\"loss_of_table\": %.6f, \"last_loss\": %.6f, \"grad_norm\": %.4g, \"weights_mib\": %.1f, \"activations_mib\": "
-           "%.1f, \"encoder_ms\": %.3f, \"encoder_mib\": %.1f, \"load_s\": %.2f, \"first_step_s\": %.2f}\n",
+           "%.1f, \"encoder_ms\": %.3f, \"encoder_mib\": %.1f, \"open_s\": %.3f, \"load_s\": %.3f, \"first_step_s\": %.3f}\n",
            info.kernel, batch[0].n_rows, batch[0].n_tokens, (long long)batch[0].n_useful, seconds[steps / 2] * 1e3,
            rate[steps / 2], first_loss, loss, (double)norm, (double)sl_model_weight_bytes(m) / (1 << 20),
            (double)sl_model_arena_bytes(m) / (1 << 20), encoder[ENCODER_STEPS / 2] * 1e3,
-           (double)sl_encoder_state_bytes(&c) / (1 << 20), (double)(loaded - begun) / 1e6, (double)(first - begun) / 1e6);
+           (double)sl_encoder_state_bytes(&c) / (1 << 20), (double)(opened - begun) / 1e6,
+           (double)(loaded - begun) / 1e6, (double)(first - begun) / 1e6);
     sl_optim_release(&optim);
     sl_encoder_free(e);
     ops->free(be, prompts);

@@ -197,4 +197,65 @@ static void case_scatter(struct dev *d, struct vec *got, struct vec *want)
     put(want, y, total * cols);
 }
 
+/* ---- weights from a file's bytes: read back as rows of an embedding, exactly */
+static size_t put_raw(enum sl_raw_type type, float x, unsigned char *to)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint16_t half = (uint16_t)(bits >> 16);
+    if (type == SL_RAW_F16) /* x is normal in fp16, with at most its digits */
+        half = (uint16_t)((bits >> 16 & 0x8000) | (((bits >> 23 & 255) - 112) << 10) | (bits >> 13 & 1023));
+    memcpy(to, type == SL_RAW_F32 ? (void *)&bits : &half, type == SL_RAW_F32 ? 4 : 2);
+    return type == SL_RAW_F32 ? 4 : 2;
+}
+
+static void case_weight_raw(struct dev *d, struct vec *got, struct vec *want)
+{
+    enum { PARTS = 3, SHOWN = 40 };
+    bool large = rnd(d) % 8 == 0; /* than what passes through pinned memory at once */
+    int n_parts = rnd_int(d, 1, PARTS), cols = large ? 2500 : rnd_int(d, 1, 90), rows = 0;
+    struct sl_raw part[PARTS];
+    for (int i = 0; i < n_parts; i++)
+        rows += (int)(part[i].rows = rnd_int(d, 1, large ? 2500 : 80));
+    double *w = host_new(d, (size_t)rows * (size_t)cols);
+    for (size_t i = 0; i < (size_t)rows * (size_t)cols; i++)
+        w[i] = round_bf16(rnd_num(d));
+    const double *from = w;
+    for (int i = 0; i < n_parts; from += part[i++].rows * cols) {
+        bool by_rows = rnd(d) & 1;
+        enum sl_raw_type type = (enum sl_raw_type)rnd_int(d, SL_RAW_F32, SL_RAW_BF16);
+        int64_t element = type == SL_RAW_F32 ? 4 : 2, beside = rnd(d) & 1 ? rnd_int(d, 1, 9) : 0;
+        int64_t run = ((by_rows ? cols : part[i].rows) + beside) * element;
+        size_t bytes = (size_t)(run * (by_rows ? part[i].rows : cols));
+        unsigned char *p = (unsigned char *)host_new(d, bytes / sizeof(double) + 1);
+        part[i].p = p;
+        part[i].type = type;
+        part[i].row_bytes = by_rows ? run : element;
+        part[i].col_bytes = by_rows ? element : run;
+        for (int64_t r = 0; r < part[i].rows; r++)
+            for (int64_t c = 0; c < cols; c++)
+                put_raw(type, (float)from[r * cols + c], p + r * part[i].row_bytes + c * part[i].col_bytes);
+    }
+    struct sl_weight *weight = NULL;
+    struct sl_err err = SL_ERR_INIT;
+    if (d->ops->weight_raw) {
+        assert_int_equal(d->ops->weight_raw(d->be, false, rows, cols, part, n_parts, &weight, &err), 0);
+        d->weight[d->n_weights++] = weight;
+    } else {
+        weight = dev_weight(d, w, rows, cols);
+    }
+    int32_t shown[SHOWN];
+    for (int i = 0; i < SHOWN; i++)
+        shown[i] = rnd_int(d, 0, rows - 1);
+    shown[0] = 0;
+    shown[1] = rows - 1;
+    int32_t *src = dev_bytes(d, shown, sizeof shown);
+    sl_act *x = dev_bytes(d, NULL, (size_t)(SHOWN * cols) * sizeof(float));
+    d->ops->embed(d->be, weight, NULL, NULL, src, src, SHOWN, cols, x);
+    segment(got, want, "rows");
+    get_act(d, x, SHOWN, (size_t)cols, (size_t)cols, got);
+    for (int i = 0; i < SHOWN; i++)
+        put(want, w + (size_t)shown[i] * (size_t)cols, (size_t)cols);
+}
+
 #endif

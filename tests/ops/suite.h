@@ -1,7 +1,8 @@
 /* The suite of operation tests, for one backend after the other; each program that includes it names its own.
  *
  * Every operation against plain double precision and finite differences. The table names each operation's
- * tolerance: the largest |got - want| / (|want| + rms) over all elements. */
+ * tolerance: the largest |got - want| / (|want| + rms) over all elements. SL_OPS_CASE=TEXT in the environment runs only
+ * the cases with it in their name. */
 #ifndef TESTS_OPS_SUITE_H
 #define TESTS_OPS_SUITE_H
 #include "engine/cpu/coretype.h"
@@ -53,8 +54,15 @@ static const struct op_case {
     {"model attention", case_model_attention, 1e-5, 3e-2, 2},
     {"model cross_entropy", case_model_cross_entropy, 5e-6, 4e-3, 2},
     {"wide lstm", case_wide_lstm, 2e-5, 3e-3, 2},
+    {"weight_raw", case_weight_raw, 1e-9, 1e-9, ROUNDS},
 };
 #define N_CASES (sizeof cases / sizeof *cases)
+
+static bool chosen(const struct op_case *c)
+{
+    const char *only = getenv("SL_OPS_CASE");
+    return !only || strstr(c->name, only);
+}
 
 static struct dev under_test;
 /* What it is compared to: the CPU, with a number of threads of its own. */
@@ -109,6 +117,8 @@ static void test_reference(void **state)
     (void)state;
     int failed = 0;
     for (size_t i = 0; i < N_CASES; i++) {
+        if (!chosen(&cases[i]))
+            continue;
         double worst = 0;
         for (uint64_t seed = 1; seed <= cases[i].rounds; seed++) {
             struct vec got, want;
@@ -135,6 +145,8 @@ static void test_planted_fault(void **state)
 {
     (void)state;
     for (size_t i = 0; i < N_CASES; i++) {
+        if (!chosen(&cases[i]))
+            continue;
         struct vec got, want;
         run_case(&under_test, &cases[i], 1, &got, &want);
         for (int s = 0; s < got.n_segs; s++) {
@@ -158,6 +170,8 @@ static void test_same_bits(void **state)
     int bit_runs = asked ? atoi(asked) : BIT_RUNS;
     under_test.bits_only = true;
     for (size_t i = 0; i < N_CASES; i++) {
+        if (!chosen(&cases[i]))
+            continue;
         struct vec first, got, want;
         run_case(&under_test, &cases[i], 3, &first, &want);
         vec_free(&want);
@@ -181,7 +195,7 @@ static void test_other_backend(void **state)
     int failed = 0;
     under_test.bits_only = under_test.bf16_inputs = true;
     for (size_t i = 0; i < N_CASES; i++)
-        for (uint64_t seed = 1; seed <= cases[i].rounds; seed++) {
+        for (uint64_t seed = 1; chosen(&cases[i]) && seed <= cases[i].rounds; seed++) {
             struct vec a, b, want;
             run_case(&under_test, &cases[i], seed, &a, &want);
             vec_free(&want);
