@@ -167,15 +167,6 @@ void sl_agent_look(struct sl_agent *a)
         }
 }
 
-void sl_agent_left(struct sl_agent *a)
-{
-    if (sl_agent_count(a, ST_LEFT) < a->n_slots)
-        return;
-    a->leaving = true;
-    sl_agent_heartbeat(a);
-    sl_loop_stop(a->loop);
-}
-
 static void agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn)
 {
     sl_loop_timer_cancel(a->loop, *timer);
@@ -199,6 +190,15 @@ static void leave_due(void *arg)
             sl_log(SL_WARN, sl_slot_run(&a->slot[i]), "leaving while %s: the time to leave is over",
                    state_names[a->slot[i].state]);
     sl_loop_stop(a->loop);
+}
+
+void sl_agent_left(struct sl_agent *a)
+{
+    if (sl_agent_count(a, ST_LEFT) < a->n_slots)
+        return;
+    a->leaving = true;
+    agent_timer(a, &a->leave_timer, SL_AGENT_GOODBYE_US, leave_due);
+    sl_agent_goodbye(a);
 }
 
 /* ---- connections and signals
@@ -277,6 +277,17 @@ static int find_programs(struct sl_agent *a, struct sl_err *err)
     return rc;
 }
 
+/* The driver's device files; what they can do is the worker's to find out. */
+static int count_gpus(void)
+{
+    char path[32];
+    int n = 0;
+
+    while (n < 64 && snprintf(path, sizeof path, "/dev/nvidia%d", n) > 0 && access(path, F_OK) == 0)
+        n++;
+    return n;
+}
+
 static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_err *err)
 {
     char host[64] = "agent", random[SL_ID_HEX + 1];
@@ -286,6 +297,8 @@ static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_
     sl_random_id(random);
     snprintf(a->id, sizeof a->id, "%s-%.8s", host, random);
     rc = find_programs(a, err);
+    if (!rc)
+        rc = sl_queue_class(count_gpus(), 0, NULL, a->offer, err);
     if (!rc)
         rc = sl_path(a->cache, err, "%s/cache", a->config->work_dir);
     if (!rc)

@@ -29,6 +29,7 @@
     INT64_C(13000000)                       /* and when the run is given back, uploaded or not     \
                                              */
 #define SL_AGENT_LEAVE_US INT64_C(15000000) /* and when the agent ends in any case */
+#define SL_AGENT_GOODBYE_US INT64_C(1000000) /* for Redis's answer to the goodbye */
 #define SL_AGENT_RECORD_RETRY_US INT64_C(1000000) /* an outcome that Redis refuses for now */
 #define SL_AGENT_PUBLISH_TRIES 20 /* while the server is away, with growing pauses */
 

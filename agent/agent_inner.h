@@ -49,6 +49,7 @@ struct sl_ended {
     char cause[32];
     char msg[SL_ERR_MSG_MAX];
     json_t *result; /* the child's result event; may be NULL */
+    int exit_code, exit_signal; /* -1: none */
 };
 
 enum sl_role { ROLE_FETCH, ROLE_WORK, ROLE_PUBLISH, ROLE_CHECKPOINT };
@@ -86,6 +87,7 @@ struct sl_work {
     bool naming;
     /* the outcome, for fail.lua (kind) or release.lua (kind "") */
     char kind[16], cause[32], msg[SL_ERR_MSG_MAX];
+    int exit_code, exit_signal;
     bool recording, recorded;
 };
 
@@ -108,6 +110,8 @@ struct sl_agent {
     struct sl_loop *loop;
     struct sl_redis_async *redis, *bell; /* commands; the one that blocks */
     char id[128], self[SL_PATH_MAX], worker[SL_PATH_MAX], cache[SL_PATH_MAX];
+    char offer[SL_QUEUE_CLASS_MAX + 1];
+    enum sl_agent_wanted wanted; /* by an operator */
     enum { WAIT_NONE, WAIT_RING, WAIT_ALL } waiting; /* what the bell connection blocks on */
     bool leaving, told_away, told_there;             /* told: in the log */
     int runs_done;
@@ -134,6 +138,7 @@ void sl_agent_left(struct sl_agent *a); /* a slot has left: when all have, the a
 /* calls.c */
 void sl_agent_wait(struct sl_agent *a); /* blocks on the doorbell, unless it does already */
 void sl_agent_heartbeat(struct sl_agent *a);
+void sl_agent_goodbye(struct sl_agent *a); /* stops the loop when Redis has heard it, or is away */
 void sl_slot_claim(struct sl_slot *s); /* under the same lease id until it is answered */
 void sl_slot_renew(struct sl_slot *s);
 void sl_slot_name_checkpoint(struct sl_slot *s);

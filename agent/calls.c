@@ -157,7 +157,9 @@ void sl_slot_record(struct sl_slot *s)
     sl_slot_name_checkpoint(s);
     if (w->kind[0]) {
         tail = sl_report_log_tail(w->report);
-        sl_queue_cmd_fail(&c, w->claim.run, w->lease, w->kind, w->cause, w->msg, tail);
+        sl_queue_cmd_fail(&c, w->claim.run, w->lease,
+                          &(struct sl_failure){w->kind, w->cause, w->msg, w->exit_code,
+                                               w->exit_signal, tail});
         free(tail);
     } else {
         sl_queue_cmd_release(&c, w->claim.run, w->lease, w->cause);
@@ -177,9 +179,23 @@ static void nothing_to_do(void *arg, const redisReply *reply, const struct sl_er
 static void on_beat(void *arg, const redisReply *reply, const struct sl_err *err)
 {
     struct sl_agent *a = arg;
+    enum sl_agent_wanted wanted;
 
-    (void)reply;
-    if (err || a->told_there)
+    if (err || a->leaving)
+        return;
+    if (!sl_queue_heartbeat_reply(reply, &wanted, NULL) && wanted != a->wanted) {
+        sl_log(SL_INFO, NULL, "asked to %s",
+               wanted == SL_AGENT_ACTIVE   ? "take runs"
+               : wanted == SL_AGENT_PAUSED ? "take no runs for now"
+                                           : "take no more runs and end");
+        a->wanted = wanted;
+        for (int i = 0; i < a->n_slots && wanted == SL_AGENT_DRAINING; i++)
+            if (a->slot[i].state == ST_IDLE)
+                sl_step_leave(&a->slot[i]);
+        if (wanted == SL_AGENT_ACTIVE && sl_agent_count(a, ST_IDLE))
+            sl_agent_look(a);
+    }
+    if (a->told_there)
         return;
     sl_log(SL_INFO, NULL, "connected to Redis as agent %s", a->id);
     a->told_there = true;
@@ -189,33 +205,55 @@ static void on_beat(void *arg, const redisReply *reply, const struct sl_err *err
 void sl_agent_heartbeat(struct sl_agent *a)
 {
     const struct sl_agent_config *config = a->config;
-    char host[256] = "", *json = NULL;
+    json_t *queues, *runs, *o;
+    char host[256] = "", *json;
     struct sl_cmd c;
 
-    if (!a->leaving || sl_agent_busy(a)) {
-        json_t *queues = json_array(), *runs = json_array(), *o;
-        for (int i = 0; i < config->n_queues; i++)
-            json_array_append_new(queues, json_string(config->queues[i]));
-        for (int i = 0; i < a->n_slots; i++)
-            if (sl_slot_run(&a->slot[i]))
-                json_array_append_new(runs,
-                                      json_pack("{s:s, s:s, s:s}", "run", sl_slot_run(&a->slot[i]),
-                                                "name", a->slot[i].work.claim.name, "state",
-                                                sl_agent_state_name(a->slot[i].state)));
-        gethostname(host, sizeof host - 1);
-        o = json_pack("{s:s, s:i, s:o, s:s, s:i, s:o, s:s}", "host", host, "pid", (int)getpid(),
-                      "queues", queues, "state",
-                      a->leaving              ? "leaving"
-                      : json_array_size(runs) ? "busy"
-                                              : "idle",
-                      "slots", a->n_slots, "runs", runs, "version", SL_VERSION);
-        json = sl_json_dump(o);
-        json_decref(o);
-    }
-    sl_queue_cmd_heartbeat(&c, a->id, json);
+    if (a->leaving && !sl_agent_busy(a))
+        return; /* it says goodbye, or has */
+    queues = json_array();
+    runs = json_array();
+    for (int i = 0; i < config->n_queues; i++)
+        json_array_append_new(queues, json_string(config->queues[i]));
+    for (int i = 0; i < a->n_slots; i++)
+        if (sl_slot_run(&a->slot[i]))
+            json_array_append_new(runs,
+                                  json_pack("{s:s, s:s, s:s}", "run", sl_slot_run(&a->slot[i]),
+                                            "name", a->slot[i].work.claim.name, "state",
+                                            sl_agent_state_name(a->slot[i].state)));
+    gethostname(host, sizeof host - 1);
+    o = json_pack("{s:s, s:i, s:s, s:o, s:s, s:i, s:o, s:s}", "host", host, "pid", (int)getpid(),
+                  "offer", a->offer, "queues", queues, "state",
+                  a->leaving              ? "leaving"
+                  : json_array_size(runs) ? "busy"
+                                          : "idle",
+                  "slots", a->n_slots, "runs", runs, "version", SL_VERSION);
+    json = sl_json_dump(o);
+    json_decref(o);
+    sl_queue_cmd_heartbeat(&c, a->id, json, a->offer, a->config->queues, a->config->n_queues);
     sl_redis_async_call(a->redis, &c, 0, on_beat, a, NULL);
     sl_cmd_release(&c);
     free(json);
+}
+
+static void on_goodbye(void *arg, const redisReply *reply, const struct sl_err *err)
+{
+    struct sl_agent *a = arg;
+
+    (void)reply;
+    (void)err;
+    sl_loop_stop(a->loop);
+}
+
+/* Its answer is waited for: a connection closed with answers unread takes along what was sent last. */
+void sl_agent_goodbye(struct sl_agent *a)
+{
+    struct sl_cmd c;
+
+    sl_queue_cmd_heartbeat(&c, a->id, NULL, a->offer, NULL, 0);
+    if (sl_redis_async_call(a->redis, &c, 0, on_goodbye, a, NULL))
+        sl_loop_stop(a->loop);
+    sl_cmd_release(&c);
 }
 
 /* ---- claiming
@@ -260,6 +298,7 @@ static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *
              : sl_queue_claim_reply(reply, &w->claim, &failed);
     if (!rc) {
         memcpy(w->lease, s->lease, sizeof w->lease);
+        w->exit_code = w->exit_signal = -1;
         w->deadline_us = s->claim_sent_us + s->agent->config->lease_ms * 1000;
         w->dir.lock_fd = -1;
         rc = sl_report_new(s->agent->loop, s->agent->redis, w->claim.run, w->lease, &owner,
@@ -289,7 +328,7 @@ void sl_slot_claim(struct sl_slot *s)
     if (!s->claim_sent_us)
         s->claim_sent_us = sl_boot_us();
     sl_queue_cmd_claim(&c, s->lease, s->agent->id, s->agent->config->lease_ms,
-                       s->agent->config->queues, s->agent->config->n_queues);
+                       s->agent->offer, s->agent->config->queues, s->agent->config->n_queues);
     sl_fault_point("claim.before");
     s->claiming = !sl_redis_async_call(s->agent->redis, &c, 0, on_claimed, s, NULL);
     sl_cmd_release(&c);
@@ -317,9 +356,11 @@ static void on_bell(void *arg, const redisReply *reply, const struct sl_err *err
         return;
     }
     if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->str &&
-        strstr(reply->element[0]->str, ":ring:"))
+        strstr(reply->element[0]->str, ":ring:")) {
         for (int i = 0; i < a->n_slots; i++)
-            sl_slot_renew(&a->slot[i]); /* its reply tells what there is to hear */
+            sl_slot_renew(&a->slot[i]); /* the replies tell what there is to hear */
+        sl_agent_heartbeat(a);
+    }
     if (sl_agent_count(a, ST_IDLE))
         sl_agent_look(a);
     else
@@ -328,7 +369,8 @@ static void on_bell(void *arg, const redisReply *reply, const struct sl_err *err
 
 void sl_agent_wait(struct sl_agent *a)
 {
-    bool idle = sl_agent_count(a, ST_IDLE) > 0 && !a->leaving;
+    bool idle =
+        sl_agent_count(a, ST_IDLE) > 0 && !a->leaving && a->wanted == SL_AGENT_ACTIVE;
     struct sl_cmd c;
 
     /* An agent without an idle slot waits for its own ring only: it must not take a bell that is
@@ -338,9 +380,9 @@ void sl_agent_wait(struct sl_agent *a)
         sl_redis_async_call(a->redis, &c, 0, nothing_to_do, NULL, NULL);
         sl_cmd_release(&c);
     }
-    if (a->waiting || a->wait_timer >= 0 || (!idle && !sl_agent_busy(a)))
+    if (a->waiting || a->wait_timer >= 0 || (!sl_agent_count(a, ST_IDLE) && !sl_agent_busy(a)))
         return;
-    sl_queue_cmd_wait(&c, a->id, a->config->queues, idle ? a->config->n_queues : 0,
+    sl_queue_cmd_wait(&c, a->id, a->offer, a->config->queues, idle ? a->config->n_queues : 0,
                       SL_AGENT_WAIT_MS);
     if (!sl_redis_async_call(a->bell, &c, SL_AGENT_WAIT_MS * 1000, on_bell, a, NULL))
         a->waiting = idle ? WAIT_ALL : WAIT_RING;

@@ -18,6 +18,8 @@ static void judge(const struct sl_held *held, int status, struct sl_ended *e)
     char text[64];
 
     memset(e, 0, sizeof *e);
+    e->exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    e->exit_signal = WIFSIGNALED(status) ? WTERMSIG(status) : -1;
     if (held->role == ROLE_WORK)
         who = "worker";
     sl_wait_text(status, text);

@@ -12,16 +12,21 @@
 /* Which budget an error is paid from: see fail.lua. */
 static const char *kind_of(const char *cause)
 {
-    switch (strcmp(cause, "crash") ? sl_code_from_name(cause) : SL_NOMEM) {
+    if (!strcmp(cause, "crash"))
+        return "crash";
+    switch (sl_code_from_name(cause)) {
     case SL_SPEC:
+        return "spec";
     case SL_NOTFOUND:
     case SL_CONFLICT:
     case SL_DENIED:
     case SL_DATA:
-        return "final";
+        return "user_data";
     case SL_RETRY:
     case SL_DEVICE:
-        return "infra";
+        return "infrastructure";
+    case SL_NOMEM:
+        return "out_of_memory";
     case SL_CANCELLED:
         return "cancelled";
     default:
@@ -56,6 +61,8 @@ static void end_with_err(struct sl_slot *s, const struct sl_err *err)
 
 static void end_with_child(struct sl_slot *s)
 {
+    s->work.exit_code = s->ended.exit_code;
+    s->work.exit_signal = s->ended.exit_signal;
     end_work(s, kind_of(s->ended.cause), s->ended.cause, s->ended.msg);
 }
 
@@ -132,6 +139,8 @@ void sl_step_note_lost(struct sl_slot *s)
 /* How many runs may still be started. */
 static int runs_left(const struct sl_agent *a)
 {
+    if (a->wanted == SL_AGENT_DRAINING)
+        return 0;
     return a->config->max_runs ? a->config->max_runs - a->runs_done - sl_agent_busy(a) : 1;
 }
 
@@ -142,6 +151,10 @@ void sl_step_claim(struct sl_slot *s)
     if (s->state == ST_IDLE) {
         if (a->leaving || runs_left(a) < 1) {
             sl_step_leave(s);
+            return;
+        }
+        if (a->wanted == SL_AGENT_PAUSED) {
+            sl_agent_wait(a);
             return;
         }
         if (!sl_redis_async_up(a->redis))

@@ -2,6 +2,7 @@
 #include "queue/inner.h"
 #include "queue/queue.h"
 #include "queue/scripts.h"
+#include <openssl/rand.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,14 +28,43 @@ static void add_optional_int(struct sl_cmd *c, int64_t v)
 }
 
 void sl_queue_cmd_claim(struct sl_cmd *c, const char *lease, const char *agent, int64_t lease_ms,
-                        const char *const *queues, int n_queues)
+                        const char *offer, const char *const *queues, int n_queues)
 {
     sl_queue_cmd(c, SL_SCRIPT_CLAIM);
     sl_cmd_add(c, lease);
     sl_cmd_add(c, agent);
     sl_cmd_add_int(c, lease_ms);
+    sl_cmd_add(c, offer);
     for (int i = 0; i < n_queues; i++)
         sl_cmd_add(c, queues[i]);
+}
+
+/* Each next one is drawn among the rest by weight. */
+void sl_queue_turns(const int *weights, int n, int *ret_order)
+{
+    uint64_t total = 0;
+
+    for (int i = 0; i < n; i++) {
+        ret_order[i] = i;
+        total += weights[i] > 0 ? (uint64_t)weights[i] : 0;
+    }
+    for (int i = 0; i < n && total; i++) {
+        uint64_t at;
+        int k = i, chosen;
+        if (RAND_bytes((unsigned char *)&at, sizeof at) != 1)
+            return;
+        at %= total;
+        for (; k < n - 1; k++) {
+            uint64_t w = weights[ret_order[k]] > 0 ? (uint64_t)weights[ret_order[k]] : 0;
+            if (at < w)
+                break;
+            at -= w;
+        }
+        chosen = ret_order[k];
+        memmove(ret_order + i + 1, ret_order + i, (size_t)(k - i) * sizeof *ret_order);
+        ret_order[i] = chosen;
+        total -= weights[chosen] > 0 ? (uint64_t)weights[chosen] : 0;
+    }
 }
 
 void sl_queue_cmd_renew(struct sl_cmd *c, const char *run, const char *lease, int64_t lease_ms)
@@ -80,42 +110,45 @@ void sl_queue_cmd_release(struct sl_cmd *c, const char *run, const char *lease, 
     sl_cmd_add(c, run);
     sl_cmd_add(c, lease);
     sl_cmd_add(c, cause);
-    sl_cmd_add_int(c, SL_QUEUE_MAX_PREEMPTIONS);
 }
 
-void sl_queue_cmd_fail(struct sl_cmd *c, const char *run, const char *lease, const char *kind,
-                       const char *cause, const char *msg, const char *log_tail)
+void sl_queue_cmd_fail(struct sl_cmd *c, const char *run, const char *lease,
+                       const struct sl_failure *failure)
 {
     sl_queue_cmd(c, SL_SCRIPT_FAIL);
     sl_cmd_add(c, run);
     sl_cmd_add(c, lease);
-    sl_cmd_add(c, kind);
-    sl_cmd_add(c, cause);
-    sl_cmd_add(c, msg);
-    sl_cmd_add_int(c, SL_QUEUE_BACKOFF_MS);
+    sl_cmd_add(c, failure->kind);
+    sl_cmd_add(c, failure->cause);
+    sl_cmd_add(c, failure->msg);
+    add_optional_int(c, failure->exit_code);
+    add_optional_int(c, failure->exit_signal);
     sl_cmd_add_int(c, SL_QUEUE_BACKOFF_MAX_MS);
-    sl_cmd_add_int(c, SL_QUEUE_MAX_LOST);
-    sl_cmd_add(c, log_tail ? log_tail : "[]");
+    sl_cmd_add(c, failure->log_tail ? failure->log_tail : "[]");
 }
 
-void sl_queue_cmd_heartbeat(struct sl_cmd *c, const char *agent, const char *json)
+void sl_queue_cmd_heartbeat(struct sl_cmd *c, const char *agent, const char *json,
+                            const char *offer, const char *const *queues, int n_queues)
 {
     sl_queue_cmd(c, SL_SCRIPT_HEARTBEAT);
     sl_cmd_add(c, agent);
     sl_cmd_add(c, json);
+    sl_cmd_add(c, offer);
+    for (int i = 0; i < n_queues; i++)
+        sl_cmd_add(c, queues[i]);
 }
 
-void sl_queue_cmd_wait(struct sl_cmd *c, const char *agent, const char *const *queues, int n_queues,
-                       int64_t wait_ms)
+void sl_queue_cmd_wait(struct sl_cmd *c, const char *agent, const char *offer,
+                       const char *const *queues, int n_queues, int64_t wait_ms)
 {
-    char key[SL_QUEUE_KEY_MAX], seconds[32];
+    char key[SL_QUEUE_KEY_MAX + SL_QUEUE_CLASS_MAX], seconds[32];
 
     sl_cmd_init(c);
     sl_cmd_add(c, "BLPOP");
     snprintf(key, sizeof key, SL_QUEUE_TAG ":ring:%s", agent);
     sl_cmd_add(c, key);
     for (int i = 0; i < n_queues; i++) {
-        snprintf(key, sizeof key, SL_QUEUE_TAG ":bell:%s", queues[i]);
+        snprintf(key, sizeof key, SL_QUEUE_TAG ":bell:%s:%s", queues[i], offer);
         sl_cmd_add(c, key);
     }
     snprintf(seconds, sizeof seconds, "%.3f", (double)wait_ms / 1000);
@@ -141,17 +174,16 @@ int sl_queue_claim_reply(const redisReply *reply, struct sl_claim *ret_claim, st
     memset(&c, 0, sizeof c);
     if (reply->type == REDIS_REPLY_NIL)
         return sl_err_set(err, SL_NOTFOUND, "nothing in line");
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements < 6)
+    if (!sl_queue_is_texts(reply, 8))
         return sl_err_set(err, SL_DATA, "the claim's reply has an unknown form");
-    for (size_t i = 0; i < 6; i++)
-        if (reply->element[i]->type != REDIS_REPLY_STRING)
-            return sl_err_set(err, SL_DATA, "the claim's reply has an unknown form");
     if (reply->element[0]->len != SL_ID_HEX || reply->element[4]->len >= (int)sizeof c.checkpoint)
         return sl_err_set(err, SL_DATA, "the claim's reply holds an odd run id or checkpoint");
     memcpy(c.run, reply->element[0]->str, SL_ID_HEX);
     c.attempt = atoi(reply->element[1]->str);
     memcpy(c.checkpoint, reply->element[4]->str, (size_t)reply->element[4]->len);
     c.checkpoint_step = atoll(reply->element[5]->str);
+    c.time_left_ms = reply->element[6]->len ? atoll(reply->element[6]->str) : -1;
+    c.gpus = atoi(reply->element[7]->str);
     rc = sl_json_parse(reply->element[3]->str, (size_t)reply->element[3]->len, "the run's spec",
                        &c.spec, err);
     if (rc)
@@ -183,5 +215,16 @@ int sl_queue_renew_reply(const redisReply *reply, bool *ret_cancelled, bool *ret
         return sl_err_set(err, SL_DATA, "the renewal's reply has an unknown form");
     *ret_cancelled = !strcmp(reply->element[1]->str, "1");
     *ret_revived = !strcmp(reply->element[2]->str, "1");
+    return 0;
+}
+
+int sl_queue_heartbeat_reply(const redisReply *reply, enum sl_agent_wanted *ret_wanted,
+                             struct sl_err *err)
+{
+    if (!sl_queue_is_text(reply))
+        return sl_err_set(err, SL_DATA, "the heartbeat's reply has an unknown form");
+    *ret_wanted = !strcmp(reply->str, "paused")     ? SL_AGENT_PAUSED
+                  : !strcmp(reply->str, "draining") ? SL_AGENT_DRAINING
+                                                    : SL_AGENT_ACTIVE;
     return 0;
 }

@@ -16,5 +16,13 @@ int sl_queue_call(struct sl_queue *q, struct sl_cmd *c, int64_t wait_us, redisRe
 /* Frees reply. */
 int sl_queue_odd_reply(const char *what, redisReply *reply, struct sl_err *err);
 bool sl_queue_is_text(const redisReply *r);
+/* An array of n texts or more (n -1: any number). */
+bool sl_queue_is_texts(const redisReply *r, int n);
+bool sl_queue_run_valid(const char *run); /* only such get into a key */
+bool sl_queue_name_valid(const char *name);
+int sl_queue_no_run(const char *run, struct sl_err *err);
+json_t *sl_queue_parsed(const char *text); /* null when it is no JSON */
+/* For a script whose reply is of no interest; releases c. */
+int sl_queue_do(struct sl_queue *q, struct sl_cmd *c, struct sl_err *err);
 
 #endif

@@ -71,22 +71,23 @@ int sl_queue_outbox(struct sl_queue *q, json_t **ret_outbox, struct sl_err *err)
 int sl_queue_ack(struct sl_queue *q, const char *run, const json_t *outputs, struct sl_err *err)
 {
     char *text = sl_json_dump(outputs);
+    int64_t bytes = 0;
+    const json_t *o;
     struct sl_cmd c;
-    redisReply *reply;
-    int rc;
+    size_t i;
 
+    json_array_foreach(outputs, i, o)
+        bytes += sl_json_int(o, "bytes", 0);
     sl_queue_cmd(&c, SL_SCRIPT_ACK);
     sl_cmd_add(&c, run);
     sl_cmd_add(&c, text);
+    sl_cmd_add_int(&c, bytes);
     c.failed |= !text;
     free(text);
-    rc = sl_queue_call(q, &c, 0, &reply, err);
-    if (!rc)
-        freeReplyObject(reply);
-    return rc;
+    return sl_queue_do(q, &c, err);
 }
 
-int sl_queue_reap(struct sl_queue *q, bool spare_leases, int *ret_ended, int *ret_promoted,
+int sl_queue_reap(struct sl_queue *q, bool spare_leases, struct sl_reaped *ret_reaped,
                   struct sl_err *err)
 {
     struct sl_cmd c;
@@ -95,54 +96,63 @@ int sl_queue_reap(struct sl_queue *q, bool spare_leases, int *ret_ended, int *re
 
     sl_queue_cmd(&c, SL_SCRIPT_REAP);
     sl_cmd_add_int(&c, SL_QUEUE_REAP_MAX);
-    sl_cmd_add_int(&c, SL_QUEUE_MAX_LOST);
     sl_cmd_add(&c, spare_leases ? "1" : "0");
     rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2)
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 3)
         return sl_queue_odd_reply("reap", reply, err);
-    if (ret_ended)
-        *ret_ended = (int)reply->element[0]->integer;
-    if (ret_promoted)
-        *ret_promoted = (int)reply->element[1]->integer;
+    if (ret_reaped)
+        *ret_reaped =
+            (struct sl_reaped){(int)reply->element[0]->integer, (int)reply->element[1]->integer,
+                               reply->element[2]->integer == 1};
     freeReplyObject(reply);
     return 0;
 }
 
-int sl_queue_agents(struct sl_queue *q, json_t **ret_agents, struct sl_err *err)
+/* ---- the archive
+ * -------------------------------------------------------------------------------------------- */
+
+int sl_queue_ended(struct sl_queue *q, int64_t age_ms, int most, json_t **ret_runs,
+                   struct sl_err *err)
 {
     struct sl_cmd c;
     redisReply *reply;
-    json_t *list;
-    int64_t now_ms;
+    json_t *runs;
     int rc;
 
-    sl_queue_cmd(&c, SL_SCRIPT_AGENTS);
-    sl_cmd_add_int(&c, SL_QUEUE_AGENTS_MAX);
+    sl_queue_cmd(&c, SL_SCRIPT_ENDED);
+    sl_cmd_add_int(&c, age_ms);
+    sl_cmd_add_int(&c, most);
     rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements % 3 != 1)
-        return sl_queue_odd_reply("agents", reply, err);
+    if (!sl_queue_is_texts(reply, -1))
+        return sl_queue_odd_reply("ended", reply, err);
+    runs = json_array();
     for (size_t i = 0; i < reply->elements; i++)
-        if (!sl_queue_is_text(reply->element[i]))
-            return sl_queue_odd_reply("agents", reply, err);
-    now_ms = atoll(reply->element[0]->str);
-    list = json_array();
-    for (size_t i = 1; i < reply->elements; i += 3) {
-        json_t *a = json_loads(reply->element[i + 2]->str, 0, NULL);
-        int64_t seen_ms = atoll(reply->element[i + 1]->str);
-        if (!json_is_object(a)) {
-            json_decref(a);
-            a = json_object();
-        }
-        json_object_set_new(a, "agent", json_string(reply->element[i]->str));
-        json_object_set_new(a, "seen_ms", json_integer(seen_ms));
-        json_object_set_new(a, "age_ms", json_integer(now_ms - seen_ms));
-        json_array_append_new(list, a);
-    }
+        json_array_append_new(runs, json_string(reply->element[i]->str));
     freeReplyObject(reply);
-    *ret_agents = json_pack("{s:o}", "agents", list);
+    *ret_runs = runs;
     return 0;
+}
+
+int sl_queue_forget(struct sl_queue *q, const char *run, struct sl_err *err)
+{
+    struct sl_cmd c;
+
+    if (!sl_queue_run_valid(run))
+        return sl_queue_no_run(run, err);
+    sl_queue_cmd(&c, SL_SCRIPT_FORGET);
+    sl_cmd_add(&c, run);
+    return sl_queue_do(q, &c, err);
+}
+
+int sl_queue_number_above(struct sl_queue *q, int64_t seq, struct sl_err *err)
+{
+    struct sl_cmd c;
+
+    sl_queue_cmd(&c, SL_SCRIPT_NUMBER);
+    sl_cmd_add_int(&c, seq);
+    return sl_queue_do(q, &c, err);
 }

@@ -12,10 +12,13 @@
     X(ENQUEUE, enqueue)                                                                            \
     X(CLAIM, claim)                                                                                \
     X(RENEW, renew) X(APPEND, append) X(CHECKPOINT, checkpoint) X(RELEASE, release) X(FAIL, fail)  \
-        X(FINISH, finish) X(ACK, ack) X(CANCEL, cancel) X(REAP, reap) X(HEARTBEAT, heartbeat)      \
-            X(AGENTS, agents) X(LIST, list)
+        X(FINISH, finish) X(ACK, ack) X(CANCEL, cancel) X(MOVE, move) X(REAP, reap)                \
+            X(HEARTBEAT, heartbeat) X(AGENTS, agents) X(SET_AGENT, set_agent) X(NAMES, names)      \
+                X(SET_NAMES, set_names) X(LIST, list) X(SHOW, show) X(EVENTS, events)              \
+                    X(ENDED, ended) X(FORGET, forget) X(NUMBER, number)
 
 EMBEDDED(common)
+EMBEDDED(line)
 #define DECLARE(id, name) EMBEDDED(name)
 EACH_SCRIPT(DECLARE)
 
@@ -34,12 +37,13 @@ static void sha1_hex(const char *text, size_t len, char ret_hex[41])
         snprintf(ret_hex + 2 * i, 3, "%02x", digest[i]);
 }
 
-/* A first line "#!lua ..." must stay first, so the common head goes behind it. */
+/* A first line "#!lua ..." must stay first, so the two heads go behind it. */
 static void make(struct sl_script *s, const char *name, const unsigned char *text, size_t len)
 {
-    const unsigned char *common = sl_embed_queue_scripts_common_lua;
-    size_t common_len = sl_embed_queue_scripts_common_lua_len, first = 0;
-    char *whole = malloc(common_len + len + 1);
+    const size_t common_len = sl_embed_queue_scripts_common_lua_len;
+    const size_t head_len = common_len + sl_embed_queue_scripts_line_lua_len;
+    size_t first = 0;
+    char *whole = malloc(head_len + len + 1);
 
     if (!whole)
         return;
@@ -48,11 +52,12 @@ static void make(struct sl_script *s, const char *name, const unsigned char *tex
         first = end ? (size_t)(end - text) + 1 : len;
     }
     memcpy(whole, text, first);
-    memcpy(whole + first, common, common_len);
-    memcpy(whole + first + common_len, text + first, len - first);
-    whole[common_len + len] = 0;
+    memcpy(whole + first, sl_embed_queue_scripts_common_lua, common_len);
+    memcpy(whole + first + common_len, sl_embed_queue_scripts_line_lua, head_len - common_len);
+    memcpy(whole + first + head_len, text + first, len - first);
+    whole[head_len + len] = 0;
     s->name = name;
-    s->len = common_len + len;
+    s->len = head_len + len;
     sha1_hex(whole, s->len, s->sha1);
     s->text = whole;
 }

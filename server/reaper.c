@@ -40,9 +40,15 @@ static void *reap(void *arg)
 
     do {
         struct sl_err err = SL_ERR_INIT;
-        int ended = 0, promoted = 0, replayed = 0;
+        struct sl_reaped done = {.more = true};
+        int ended = 0, promoted = 0, replayed = 0, passes = 0, rc = 0;
         /* Under a long absence of Redis every lease has ended; their agents get the first word. */
-        if (sl_queue_reap(r->runs->queue, sl_boot_us() < spare_until_us, &ended, &promoted, &err)) {
+        for (; !rc && done.more && passes < SL_REAPER_PASSES; passes++) {
+            rc = sl_queue_reap(r->runs->queue, sl_boot_us() < spare_until_us, &done, &err);
+            ended += rc ? 0 : done.ended;
+            promoted += rc ? 0 : done.promoted;
+        }
+        if (rc) {
             if (!away)
                 sl_log(SL_WARN, NULL, "looking after leases: %s", err.msg);
             away = true;

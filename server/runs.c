@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Handlers, long polls and the reaper: none waits for a connection that another one blocks on. */
-_Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 1,
+/* Handlers, long polls, the reaper and the archiver: none waits for a connection that another one blocks on. */
+_Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 2,
                "fewer Redis connections than threads that use them");
 
 static void enqueue(struct sl_http_req *req, void *arg)
@@ -16,7 +16,7 @@ static void enqueue(struct sl_http_req *req, void *arg)
     json_t *errors = NULL, *problems, *spec = NULL, *e;
     const char *key = sl_http_header(req, "Idempotency-Key");
     char run[SL_ID_HEX + 1];
-    bool is_new = false;
+    const char *how = "new";
     size_t i;
     int rc;
 
@@ -47,14 +47,14 @@ static void enqueue(struct sl_http_req *req, void *arg)
     if (!rc)
         rc = sl_spec_with_defaults(sl_http_json(req), &spec, &err);
     if (!rc)
-        rc = sl_queue_enqueue(runs->queue, spec, key, run, &is_new, &err);
+        rc = sl_queue_enqueue(runs->queue, spec, key, run, &how, &err);
     json_decref(spec);
     if (rc)
         sl_http_reply_err(req, &err, NULL);
     else
-        sl_http_reply_json(
-            req, is_new ? 201 : 200,
-            json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : "known"));
+        sl_http_reply_json(req, strcmp(how, "new") ? 200 : 201,
+                           json_pack("{s:s, s:s}", "run", run, "state",
+                                     strcmp(how, "new") ? how : "queued"));
 }
 
 static void list(struct sl_http_req *req, void *arg)
@@ -65,7 +65,8 @@ static void list(struct sl_http_req *req, void *arg)
 
     if (sl_queue_list(runs->queue, sl_http_query(req, "below"),
                       (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX),
-                      sl_http_query(req, "state"), sl_http_query(req, "queue"), &page, &err))
+                      sl_http_query(req, "state"), sl_http_query(req, "queue"),
+                      sl_http_query(req, "project"), &page, &err))
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_json(req, 200, page);

@@ -12,6 +12,7 @@
 #include "server/serve.h"
 
 #define SL_REAPER_PERIOD_US 1000000
+#define SL_REAPER_PASSES 200 /* of the script at a time, each short */
 #define SL_REAPER_GRACE_US                                                                         \
     INT64_C(3000000) /* after Redis was away: agents renew before their leases are reaped */
 #define SL_PUBLISH_OUTPUTS_MAX 16

@@ -4,12 +4,12 @@
 -- Reply: 'cancelled', or 'cancelling' while its agent still has to stop it. May be repeated.
 -- Checks: the run exists (NOTFOUND) and has not ended otherwise (CONFLICT).
 local id = ARGV[1]
-local h = fields(id, 'state', 'queue', 'attempt', 'agent', 'cancel')
+local h = fields(id, 'state', 'attempt', 'agent', 'cancel', 'dedupe', unpack(IN_LINE))
 if h.state == '' then return err('NOTFOUND no run ' .. id) end
 if h.state == 'cancelled' then return 'cancelled' end
 if h.state == 'running' then
   if h.cancel ~= '1' then
-    redis.call('HSET', run_key(id), 'cancel', '1')
+    save(id, {'cancel', '1'})
     event(id, 'state', '{"state":"cancelling"}', h.attempt)
   end
   ring_agent(h.agent)
@@ -19,8 +19,8 @@ if h.state ~= 'queued' and h.state ~= 'delayed' then
   return err('CONFLICT run ' .. id .. ' has ended: ' .. h.state)
 end
 
-redis.call('ZREM', P .. ':ready:' .. h.queue, id)
-redis.call('ZREM', P .. ':delayed', id)
-redis.call('HSET', run_key(id), 'cancel', '1', 'last_lease', '')
-end_run(id, h.attempt, 'cancelled', 'cancelled', '', '')
+if h.state == 'queued' then take(id, h) else redis.call('ZREM', P .. ':delayed', id) end
+local list = {'cancel', '1', 'last_lease', ''}
+end_run(id, h, list, 'cancelled', 'cancelled', '')
+save(id, list)
 return 'cancelled'

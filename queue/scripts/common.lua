@@ -1,24 +1,44 @@
--- Head of every script: put before it when it is loaded.
+-- Head of every script: put before it when it is loaded. Scripts that move runs in line have line.lua behind it.
 --
 -- KEYS[1] is the namespace's hash tag, "{name}"; every key of the namespace begins with it and so lives in
--- one slot. P stands for it below:
---   P:seq              counter; a run's place in line among runs of its priority, kept for its whole life
---   P:run:ID           hash: the run's state (fields below)
---   P:runs             sorted set: every run by seq
---   P:ready:QUEUE      sorted set: what can be claimed now and nothing else, by rank * 1e15 + seq
---   P:delayed          sorted set: runs waiting for their backoff, by due time (ms)
+-- one slot. P stands for it below; Q is a queue, C a class (queue.h), ID a run.
+--
+-- In line. A queued run lies in exactly one of these three, by score (line.lua):
+--   P:ready:Q:C        sorted set: what can be claimed now and nothing else
+--   P:held:Q:C         sorted set: what waits for its queue: paused, at its limit, out of its rate, or of a class
+--                      that no agent serves
+--   P:line:PROJECT:Q:C sorted set: what waits for its project: at its limit, out of its quota
+--   P:let:PROJECT:Q:C  sorted set: those of a project with a limit that lie in ready or held
+--   P:fair:Q:C         hash: virtual time by rank, and by rank/PROJECT the last place given out
+-- Not in line:
+--   P:delayed          sorted set: runs waiting for their backoff or their start time, by that time (ms)
 --   P:leases           sorted set: leased runs, by when the lease ends (ms)
+--   P:ended            sorted set: runs in a terminal state, by when they ended (ms)
+-- Names:
+--   P:seq              counter: a run's number
+--   P:runs             sorted set: every run by seq
+--   P:run:ID           hash: the run's state (fields below)
 --   P:lease:LEASE      string: the run that was claimed under this lease id (so that a claim can be repeated)
 --   P:client:TOKEN     hash run, digest: what an enqueue with this idempotency token gave
+--   P:dedupe:PROJECT:KEY  string: the run with this dedupe key that has not ended
+-- Queues, projects, agents:
+--   P:queues, P:projects  sorted sets: names by when reap.lua looked at them last (ms)
+--   P:queue:Q          hash: state max_running rate tokens tokens_ms running classes (in line, words) closed
+--                      (classes that no agent serves) offers (known ones, words) expected (by an autoscaler)
+--   P:project:NAME     hash: max_running running gpu_ms_max gpu_ms bytes_max bytes lanes ("Q:C" words with runs in
+--                      line: or let:)
+--   P:offers:Q         sorted set: offers by when an agent had them last (ms)
+--   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms); P:wanted: hash agent -> state
+-- Streams and bells:
 --   P:events:ID        stream: type t, JSON d, attempt a
---   P:bell:QUEUE, P:ring:AGENT   lists of at most one entry: what waiting agents block on
+--   P:bell:Q:OFFER, P:ring:AGENT  lists of at most one entry: what waiting agents block on
 --   P:outbox           hash run -> JSON: results whose version records the server has still to write
---   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms)
--- Fields of a run: schema queue name project rank seq spec digest client state cause msg created_ms
---   started_ms finished_ms due_ms attempt failures preemptions lost max_attempts lease last_lease agent
---   lease_until_ms last_agent batch cancel phase step steps metrics ckpt_manifest ckpt_step outputs log_tail
---   done_lease done_op done_reply
--- States: queued (in ready), delayed (in delayed), running (in leases); succeeded, failed, dead, cancelled.
+-- Fields of a run: schema queue class gpus name project rank seq score spec digest client dedupe requeued_from
+--   state cause msg created_ms started_ms finished_ms due_ms since_ms (running, and charged up to here) run_ms
+--   limit_ms attempt failures ooms timeouts lost preemptions max_attempts max_ooms max_timeouts max_lost
+--   max_preemptions backoff_ms exit_code exit_signal lease last_lease agent lease_until_ms last_agent batch cancel
+--   phase step steps metrics ckpt_manifest ckpt_step outputs log_tail done_lease done_op done_reply
+-- States: queued (in line), delayed (in delayed), running (in leases); succeeded, failed, dead, cancelled (in ended).
 --
 -- The fence: a write for a run names its lease id and is refused unless it equals the field `lease`. The id is
 -- made by the agent; the clock is Redis's. A script checks everything before its first write.
@@ -28,7 +48,6 @@ local EVENTS_MAX = 20000      -- of one run; about that many are kept
 local LEASE_KEY_MS = 3600000  -- how long a claim can be repeated
 local RING_MS = 60000         -- how long a ring waits for an agent that is not there
 local CLIENT_MS = 7 * 86400000
-local RANK = 1e15
 
 local function int(x) return string.format('%.0f', x) end
 
@@ -45,6 +64,7 @@ local function fields(id, ...)
   for i, name in ipairs(names) do h[name] = values[i] or '' end
   return h
 end
+local function number(text) return tonumber(text) or 0 end
 
 local function event(id, kind, json, attempt)
   return redis.call('XADD', P .. ':events:' .. id, 'MAXLEN', '~', int(EVENTS_MAX), '*',
@@ -59,12 +79,6 @@ local function state_event(id, attempt, state, cause, msg, agent)
   return event(id, 'state', cjson.encode(d), attempt)
 end
 
--- Wakes one agent. One entry is enough: whoever claims rings again while there is more.
-local function ring_queue(queue)
-  local bell = P .. ':bell:' .. queue
-  if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end
-end
-
 local function ring_agent(agent)
   if agent == '' then return end
   local bell = P .. ':ring:' .. agent
@@ -72,34 +86,29 @@ local function ring_agent(agent)
   redis.call('PEXPIRE', bell, int(RING_MS))
 end
 
--- Puts a run back in its old place in line.
-local function make_ready(id, queue, rank, seq)
-  redis.call('HSET', run_key(id), 'state', 'queued')
-  redis.call('ZADD', P .. ':ready:' .. queue, int(tonumber(rank) * RANK + tonumber(seq)), id)
-  ring_queue(queue)
+-- Changes of a run's fields are gathered in a list and written at once.
+local function set(list, ...)
+  for _, v in ipairs({...}) do list[#list + 1] = v end
 end
+local function save(id, list) redis.call('HSET', run_key(id), unpack(list)) end
 
--- Takes the lease off a run. What it was goes to last_lease only when it ran out (it may then be revived).
-local function drop_lease(id, lease, expired)
-  redis.call('HSET', run_key(id), 'lease', '', 'agent', '', 'lease_until_ms', '',
-             'last_lease', expired and lease or '')
-  redis.call('ZREM', P .. ':leases', id)
-  redis.call('DEL', P .. ':lease:' .. lease)
-end
-
--- A terminal state.
-local function end_run(id, attempt, state, cause, msg, agent)
-  redis.call('HSET', run_key(id), 'state', state, 'cause', cause, 'msg', msg, 'phase', '',
-             'finished_ms', int(NOW), 'due_ms', '')
-  state_event(id, attempt, state, cause, msg, agent)
+-- A terminal state. h needs project, dedupe.
+local function end_run(id, h, list, state, cause, msg)
+  set(list, 'state', state, 'cause', cause, 'msg', msg, 'phase', '', 'finished_ms', int(NOW), 'due_ms', '')
+  redis.call('ZADD', P .. ':ended', int(NOW), id)
+  if h.dedupe ~= '' then
+    local key = P .. ':dedupe:' .. h.project .. ':' .. h.dedupe
+    if redis.call('GET', key) == id then redis.call('DEL', key) end
+  end
+  state_event(id, h.attempt, state, cause, msg, h.agent)
 end
 
 -- The first answer to op under this lease, for a caller whose reply was lost; nil when there is none.
 local function done_before(h, lease, op)
   if h.done_lease == lease and h.done_op == op then return h.done_reply end
 end
-local function remember(id, lease, op, reply)
-  redis.call('HSET', run_key(id), 'done_lease', lease, 'done_op', op, 'done_reply', reply)
+local function remember(list, lease, op, reply)
+  set(list, 'done_lease', lease, 'done_op', op, 'done_reply', reply)
   return reply
 end
 

@@ -1,46 +1,46 @@
 #!lua flags=allow-oom
 -- Ends an attempt that did not succeed.
--- ARGV: run, lease id, kind, cause, message, backoff ms of the first retry, longest backoff ms,
---       how often a run may be lost to its surroundings, log tail (JSON list)
--- kind: 'final'  what was asked for is wrong: never tried again, state failed
---       'crash'  counts as an attempt: delayed, and dead after max_attempts
---       'infra'  the surroundings failed (server away, device broken): no attempt spent, a budget of its own
+-- ARGV: run, lease id, kind, cause, message, exit code ('' none), signal ('' none), longest backoff ms,
+--       log tail (JSON list)
+-- kind: 'spec', 'user_data'  what was asked for is wrong: never tried again, state failed
+--       'infrastructure', 'crash', 'out_of_memory', 'timeout'  each with a budget: delayed, and dead when it is spent
 --       'cancelled'  the worker stopped because of a cancel
 -- Reply: the state it is in: failed, dead, delayed or cancelled. Whatever the kind, a cancelled run is cancelled.
 -- Checks: lease is current (LEASE); a repeated call gets the first answer.
 local id, lease, kind, cause, msg = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local base, longest, most_lost, tail = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
-local h = fields(id, 'lease', 'attempt', 'failures', 'lost', 'max_attempts', 'cancel', 'agent',
-                 'done_lease', 'done_op', 'done_reply')
+local budgets = {infrastructure = {'lost', 'max_lost'}, crash = {'failures', 'max_attempts'},
+                 out_of_memory = {'ooms', 'max_ooms'}, timeout = {'timeouts', 'max_timeouts'}}
+local budget = budgets[kind] or budgets.crash
+local h = fields(id, 'backoff_ms', budget[1], budget[2], unpack(LEASED))
 if lease == '' then return err(LOST) end
 if h.lease ~= lease then return done_before(h, lease, 'fail') or err(LOST) end
 
-local failures, lost = tonumber(h.failures) or 0, tonumber(h.lost) or 0
-drop_lease(id, lease, false)
-redis.call('HSET', run_key(id), 'log_tail', tail, 'phase', '')
+local list, state = {}, 'delayed'
+local failure = {kind = kind, cause = cause, msg = msg, exit_code = tonumber(ARGV[6]), exit_signal = tonumber(ARGV[7]),
+                 agent = h.agent}
+drop_lease(id, h, list, false)
+set(list, 'log_tail', ARGV[9], 'phase', '', 'exit_code', ARGV[6], 'exit_signal', ARGV[7], 'last_agent', h.agent)
+if kind ~= 'cancelled' then event(id, 'failure', cjson.encode(failure), h.attempt) end
 if h.cancel == '1' or kind == 'cancelled' then
-  end_run(id, h.attempt, 'cancelled', 'cancelled', '', h.agent)
-  return remember(id, lease, 'fail', 'cancelled')
-end
-if kind == 'final' then
-  end_run(id, h.attempt, 'failed', cause, msg, h.agent)
-  return remember(id, lease, 'fail', 'failed')
-end
-local n, most
-if kind == 'infra' then
-  lost = lost + 1
-  n, most = lost, most_lost
+  state = 'cancelled'
+  end_run(id, h, list, state, 'cancelled', '')
+elseif kind == 'spec' or kind == 'user_data' then
+  state = 'failed'
+  end_run(id, h, list, state, cause, msg)
 else
-  failures = failures + 1
-  n, most = failures, tonumber(h.max_attempts)
+  local n = number(h[budget[1]]) + 1
+  set(list, budget[1], int(n))
+  if n >= number(h[budget[2]]) then
+    state = 'dead'
+    end_run(id, h, list, state, cause, msg)
+  else -- doubles, and lies anywhere in the upper half, so that runs that failed together do not come together
+    local wait = math.min(tonumber(ARGV[8]), number(h.backoff_ms) * 2 ^ math.min(n - 1, 30))
+    local due = NOW + wait * (1 - (tonumber(clock[2]) % 1000) / 2000)
+    set(list, 'state', state, 'due_ms', int(due), 'cause', cause, 'msg', msg)
+    redis.call('ZADD', P .. ':delayed', int(due), id)
+    state_event(id, h.attempt, state, cause, msg, h.agent)
+  end
 end
-redis.call('HSET', run_key(id), 'failures', int(failures), 'lost', int(lost))
-if n >= most then
-  end_run(id, h.attempt, 'dead', cause, msg, h.agent)
-  return remember(id, lease, 'fail', 'dead')
-end
-local due = NOW + math.min(longest, base * 2 ^ math.min(n - 1, 30))
-redis.call('HSET', run_key(id), 'state', 'delayed', 'due_ms', int(due), 'cause', cause, 'msg', msg)
-redis.call('ZADD', P .. ':delayed', int(due), id)
-state_event(id, h.attempt, 'delayed', cause, msg, h.agent)
-return remember(id, lease, 'fail', 'delayed')
+remember(list, lease, 'fail', state)
+save(id, list)
+return state

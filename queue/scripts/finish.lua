@@ -7,7 +7,7 @@
 -- Reply: {the outputs that hold, 'new' or 'old'}: a repeated call gets the first answer.
 -- Checks: lease is current (LEASE), not cancelled (CANCELLED).
 local id, lease, outputs, metrics = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local h = fields(id, 'lease', 'attempt', 'cancel', 'agent', 'done_lease', 'done_op', 'outputs')
+local h = fields(id, 'outputs', unpack(LEASED))
 if lease == '' then return err(LOST) end
 if h.lease ~= lease then
   if h.done_lease == lease and h.done_op == 'finish' then return {h.outputs, 'old'} end
@@ -15,10 +15,11 @@ if h.lease ~= lease then
 end
 if h.cancel == '1' then return err('CANCELLED the run was cancelled') end
 
-drop_lease(id, lease, false)
-redis.call('HSET', run_key(id), 'outputs', outputs, 'log_tail', '')
-if metrics ~= '' then redis.call('HSET', run_key(id), 'metrics', metrics) end
+local list = {'outputs', outputs, 'log_tail', ''}
+drop_lease(id, h, list, false)
+if metrics ~= '' then set(list, 'metrics', metrics) end
 redis.call('HSET', P .. ':outbox', id, outputs)
-end_run(id, h.attempt, 'succeeded', '', '', h.agent)
-remember(id, lease, 'finish', '')
+end_run(id, h, list, 'succeeded', '', '')
+remember(list, lease, 'finish', '')
+save(id, list)
 return {outputs, 'new'}

@@ -1,13 +1,15 @@
--- An agent says that it is there, or ('' as JSON) that it leaves.
--- ARGV: agent, JSON about it
--- Reply: 'OK'
-local agent, json = ARGV[1], ARGV[2]
+-- An agent says that it is there and what it has, or ('' as JSON) that it leaves.
+-- ARGV: agent, JSON about it, offer, queue...
+-- Reply: what it is to do: 'active', 'paused', 'draining'
+local agent, json, offer = ARGV[1], ARGV[2], ARGV[3]
 if json == '' then
   redis.call('HDEL', P .. ':agents', agent)
+  redis.call('HDEL', P .. ':wanted', agent)
   redis.call('ZREM', P .. ':agents_seen', agent)
   redis.call('DEL', P .. ':ring:' .. agent)
-  return 'OK'
+  return 'active'
 end
 redis.call('HSET', P .. ':agents', agent, json)
 redis.call('ZADD', P .. ':agents_seen', int(NOW), agent)
-return 'OK'
+for i = 4, #ARGV do note_offer(queue_of(ARGV[i]), offer) end
+return redis.call('HGET', P .. ':wanted', agent) or 'active'

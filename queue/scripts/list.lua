@@ -1,21 +1,21 @@
 #!lua flags=no-writes
 -- A page of runs, newest first.
--- ARGV: seq to stay below ('' from the newest), most runs, state ('' any), queue ('' any), field...
--- Reply: {seq to go on below or '', then per run: id, and the value of each field}
+-- ARGV: seq to stay below ('' from the newest), most runs, state, queue, project ('' any), field...
+-- Reply: {seq to go on below or '', then per run: id, why it waits or '', and the value of each field}
 -- Bounded: looks at no more than 1,000 runs per call; a page may be short, even empty, and yet have a next one.
-local below, most, state, queue = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local below, most, state, queue, project = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local LOOK = 1000
-local names = {}
-for i = 5, #ARGV do names[#names + 1] = ARGV[i] end
+local names = {unpack(ARGV, 6)}
 local ids = redis.call('ZRANGE', P .. ':runs', below == '' and '+inf' or '(' .. below, '-inf',
-                       'BYSCORE', 'REV', 'LIMIT', 0, int(LOOK), 'WITHSCORES')
+                       'BYSCORE', 'REV', 'LIMIT', '0', int(LOOK), 'WITHSCORES')
 local reply, found, next_below = {''}, 0, ''
 for i = 1, #ids, 2 do
-  local h = fields(ids[i], 'state', 'queue')
-  if (state == '' or h.state == state) and (queue == '' or h.queue == queue) then
+  local h = fields(ids[i], 'state', unpack(IN_LINE))
+  if (state == '' or h.state == state) and (queue == '' or h.queue == queue) and
+     (project == '' or h.project == project) then
     if found == most then break end
     found = found + 1
-    reply[#reply + 1] = ids[i]
+    set(reply, ids[i], h.state == 'queued' and waiting_for(ids[i], h) or '')
     for _, v in ipairs(redis.call('HMGET', run_key(ids[i]), unpack(names))) do
       reply[#reply + 1] = v or ''
     end

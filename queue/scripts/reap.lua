@@ -1,39 +1,82 @@
 #!lua flags=allow-oom
--- What time brings: ended leases go back in line (no attempt spent, a budget of its own), delayed runs whose
--- time has come too, agents not seen for an hour are forgotten.
--- ARGV: most runs to move per call, how often a run may be lost, '1' to leave leases alone this time
--- Reply: {leases ended, runs promoted}
-local most, most_lost, spare = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
+-- What time brings: ended leases go back in line (no attempt spent, a budget of its own), delayed runs whose time
+-- has come go in line, queues with a rate get what it allows, classes that no agent serves are put aside and come
+-- back when one does, agents not seen for an hour are forgotten.
+-- ARGV: most runs to move per call, '1' to leave leases alone this time
+-- Reply: {leases ended, runs promoted, 1 when there is more to do now}
+local most, spare = tonumber(ARGV[1]), ARGV[2] == '1'
+local LOOK_MS, LOOKS = 900, 10 -- queues and projects are looked at so often, so many a call
 local ended = spare and {} or
-              redis.call('ZRANGEBYSCORE', P .. ':leases', '-inf', int(NOW), 'LIMIT', 0, int(most))
-local due = redis.call('ZRANGEBYSCORE', P .. ':delayed', '-inf', int(NOW), 'LIMIT', 0, int(most))
+              redis.call('ZRANGEBYSCORE', P .. ':leases', '-inf', int(NOW), 'LIMIT', '0', int(most))
+local due = redis.call('ZRANGEBYSCORE', P .. ':delayed', '-inf', int(NOW), 'LIMIT', '0', int(most))
 
 for _, id in ipairs(ended) do
-  local h = fields(id, 'lease', 'attempt', 'queue', 'rank', 'seq', 'lost', 'cancel', 'agent')
-  local lost = (tonumber(h.lost) or 0) + 1
+  local h = fields(id, 'lost', 'max_lost', unpack(LEASED))
+  local lost, list = number(h.lost) + 1, {}
   local msg = 'agent ' .. h.agent .. ' did not renew its lease'
-  drop_lease(id, h.lease, true)
-  redis.call('HSET', run_key(id), 'lost', int(lost), 'phase', '', 'last_agent', h.agent)
+  drop_lease(id, h, list, true)
+  set(list, 'lost', int(lost), 'phase', '', 'last_agent', h.agent)
   if h.cancel == '1' then
-    end_run(id, h.attempt, 'cancelled', 'cancelled', '', h.agent)
-  elseif lost >= most_lost then
-    end_run(id, h.attempt, 'dead', 'lease_lost', msg .. ', ' .. int(lost) .. ' times by now', h.agent)
+    end_run(id, h, list, 'cancelled', 'cancelled', '')
+  elseif lost >= number(h.max_lost) then
+    end_run(id, h, list, 'dead', 'lease_lost', msg .. ', ' .. int(lost) .. ' times by now')
   else
-    redis.call('HSET', run_key(id), 'cause', 'lease_lost', 'msg', msg)
+    set(list, 'state', 'queued', 'cause', 'lease_lost', 'msg', msg)
     state_event(id, h.attempt, 'queued', 'lease_lost', msg, h.agent)
-    make_ready(id, h.queue, h.rank, h.seq)
+    put(id, h, true)
   end
+  save(id, list)
 end
 for _, id in ipairs(due) do
-  local h = fields(id, 'attempt', 'queue', 'rank', 'seq')
+  local h = fields(id, 'attempt', 'cause', unpack(IN_LINE))
   redis.call('ZREM', P .. ':delayed', id)
-  redis.call('HSET', run_key(id), 'due_ms', '')
-  state_event(id, h.attempt, 'queued', 'retry')
-  make_ready(id, h.queue, h.rank, h.seq)
+  save(id, {'state', 'queued', 'due_ms', ''})
+  state_event(id, h.attempt, 'queued', h.cause == 'scheduled' and 'scheduled' or 'retry')
+  put(id, h)
 end
-local gone = redis.call('ZRANGEBYSCORE', P .. ':agents_seen', '-inf', int(NOW - 3600000), 'LIMIT', 0, int(most))
+
+local function look_at(kind)
+  local names = redis.call('ZRANGEBYSCORE', P .. ':' .. kind, '-inf', int(NOW - LOOK_MS), 'LIMIT', '0', int(LOOKS))
+  for _, name in ipairs(names) do redis.call('ZADD', P .. ':' .. kind, int(NOW), name) end
+  return names
+end
+
+local queues, projects = look_at('queues'), look_at('projects')
+for _, name in ipairs(queues) do
+  local q = queue_of(name)
+  local seen = redis.call('ZRANGE', P .. ':offers:' .. name, '0', int(OFFERS_MAX), 'WITHSCORES')
+  local offers, closed, classes = '', '', ''
+  for k = 1, #seen, 2 do
+    if NOW - tonumber(seen[k + 1]) > OFFER_MS then
+      redis.call('ZREM', P .. ':offers:' .. name, seen[k])
+    else
+      offers = with(offers, seen[k])
+    end
+  end
+  for class in q.classes:gmatch('%S+') do
+    local lane, served = name .. ':' .. class, offers == '' and q.expected == ''
+    for offer in (offers .. ' ' .. q.expected):gmatch('%S+') do served = served or serves(offer, class) end
+    if redis.call('EXISTS', P .. ':ready:' .. lane, P .. ':held:' .. lane) > 0 then
+      classes = with(classes, class)
+      if not served then closed = with(closed, class) end
+    end
+  end
+  if offers ~= q.offers or closed ~= q.closed or classes ~= q.classes then
+    q.offers, q.closed, q.classes = offers, closed, classes
+    redis.call('HSET', q.key, 'offers', offers, 'closed', closed, 'classes', classes)
+  end
+  settle_queue(q)
+end
+for _, name in ipairs(projects) do
+  local p = project_of(name)
+  if p.lanes ~= '' then settle_project(p) end
+end
+
+local gone = redis.call('ZRANGEBYSCORE', P .. ':agents_seen', '-inf', int(NOW - 3600000), 'LIMIT', '0', int(most))
 for _, agent in ipairs(gone) do
   redis.call('ZREM', P .. ':agents_seen', agent)
   redis.call('HDEL', P .. ':agents', agent)
+  redis.call('HDEL', P .. ':wanted', agent)
 end
-return {#ended, #due}
+local more = #ended == most or #due == most or #queues == LOOKS or #projects == LOOKS
+return {#ended, #due, more and 1 or 0}

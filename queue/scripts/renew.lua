@@ -5,24 +5,26 @@
 -- Reply: {lease ends (ms, Redis's clock), '1' when cancelled else '0', '1' when revived else '0'}
 -- Checks: lease is current, or was the last one of a run that is still in line (LEASE).
 local id, lease, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local h = fields(id, 'lease', 'last_lease', 'state', 'cancel', 'queue', 'lost', 'attempt', 'last_agent')
+local h = fields(id, 'lease', 'last_lease', 'state', 'cancel', 'lost', 'attempt', 'last_agent', 'since_ms', 'run_ms',
+                 'gpus', unpack(IN_LINE))
 local revived = '0'
 if lease == '' then return err(LOST) end
 if h.lease ~= lease then
-  if h.lease ~= '' or h.last_lease ~= lease or h.state ~= 'queued' then
-    return err(LOST)
-  end
+  if h.lease ~= '' or h.last_lease ~= lease or h.state ~= 'queued' then return err(LOST) end
   revived = '1'
 end
 
+local list = {'lease_until_ms', int(NOW + ttl)}
 if revived == '1' then
-  redis.call('ZREM', P .. ':ready:' .. h.queue, id)
-  redis.call('HSET', run_key(id), 'state', 'running', 'lease', lease, 'last_lease', '', 'due_ms', '',
-             'agent', h.last_agent, 'lost', int(math.max(0, (tonumber(h.lost) or 0) - 1)),
-             'cause', '', 'msg', '')
+  take(id, h)
+  set(list, 'state', 'running', 'lease', lease, 'last_lease', '', 'due_ms', '', 'agent', h.last_agent,
+      'lost', int(math.max(0, number(h.lost) - 1)), 'cause', '', 'msg', '', 'since_ms', int(NOW))
   redis.call('SET', P .. ':lease:' .. lease, id, 'PX', int(math.max(LEASE_KEY_MS, 2 * ttl)))
   state_event(id, h.attempt, 'running', 'lease_revived', '', h.last_agent)
+  count(h, 1)
+else
+  charge(h, list)
 end
-redis.call('HSET', run_key(id), 'lease_until_ms', int(NOW + ttl))
+save(id, list)
 redis.call('ZADD', P .. ':leases', int(NOW + ttl), id)
 return {int(NOW + ttl), h.cancel, revived}

@@ -84,7 +84,7 @@ static int start(void **state)
         sl_redis_url_parse(server.url, &url, NULL) || sl_redis_new(&url, &r, NULL))
         return -1;
     json_decref(spec);
-    sl_queue_cmd_claim(&c, lease, "a1", 60000, queues, 1);
+    sl_queue_cmd_claim(&c, lease, "a1", 60000, "cpu", queues, 1);
     if (sl_redis_call(r, &c, 0, &reply, NULL))
         return -1;
     freeReplyObject(reply);

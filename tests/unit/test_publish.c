@@ -50,7 +50,7 @@ static void claim(const char *under)
 
     assert_int_equal(sl_redis_url_parse(redis.url, &url, NULL), 0);
     assert_int_equal(sl_redis_new(&url, &r, NULL), 0);
-    sl_queue_cmd_claim(&c, under, "a1", 60000, queues, 1);
+    sl_queue_cmd_claim(&c, under, "a1", 60000, "cpu", queues, 1);
     assert_int_equal(sl_redis_call(r, &c, 0, &reply, NULL), 0);
     assert_int_equal(reply->type, REDIS_REPLY_ARRAY);
     freeReplyObject(reply);

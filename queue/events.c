@@ -1,0 +1,134 @@
+#include "queue/inner.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool event_id_valid(const char *id)
+{
+    size_t n = strspn(id, "0123456789"), m;
+
+    if (!n || n > 20)
+        return false;
+    if (!id[n])
+        return true;
+    m = strspn(id + n + 1, "0123456789");
+    return id[n] == '-' && m && m <= 20 && !id[n + 1 + m];
+}
+
+static json_t *event_json(const redisReply *entry)
+{
+    const redisReply *kv;
+    json_t *e;
+
+    if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2 ||
+        !sl_queue_is_text(entry->element[0]) || entry->element[1]->type != REDIS_REPLY_ARRAY)
+        return NULL;
+    kv = entry->element[1];
+    e = json_pack("{s:s, s:I}", "id", entry->element[0]->str, "time_ms",
+                  (json_int_t)atoll(entry->element[0]->str));
+    for (size_t i = 0; e && i + 1 < kv->elements; i += 2) {
+        if (!sl_queue_is_text(kv->element[i]) || !sl_queue_is_text(kv->element[i + 1]))
+            continue;
+        const char *key = kv->element[i]->str, *value = kv->element[i + 1]->str;
+        if (!strcmp(key, "t"))
+            json_object_set_new(e, "type", json_string(value));
+        else if (!strcmp(key, "a"))
+            json_object_set_new(e, "attempt", json_integer(atoll(value)));
+        else if (!strcmp(key, "d"))
+            json_object_set_new(e, "data", sl_queue_parsed(value));
+    }
+    return e;
+}
+
+/* Appends entries to events. Returns the last one's id or NULL. */
+static const char *take_entries(const redisReply *entries, json_t *events)
+{
+    const char *last = NULL;
+
+    for (size_t i = 0; i < entries->elements; i++) {
+        json_t *e = event_json(entries->element[i]);
+        if (!e)
+            continue;
+        last = entries->element[i]->element[0]->str;
+        json_array_append_new(events, e);
+    }
+    return last;
+}
+
+static int read_now(struct sl_queue *q, const char *run, const char *after, int most,
+                    redisReply **ret_reply, struct sl_err *err)
+{
+    struct sl_cmd c;
+    redisReply *reply;
+    int rc;
+
+    sl_queue_cmd(&c, SL_SCRIPT_EVENTS);
+    sl_cmd_add(&c, run);
+    sl_cmd_add(&c, after);
+    sl_cmd_add_int(&c, most);
+    rc = sl_queue_call(q, &c, 0, &reply, err);
+    if (rc)
+        return rc;
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 ||
+        reply->element[0]->type != REDIS_REPLY_ARRAY)
+        return sl_queue_odd_reply("events", reply, err);
+    *ret_reply = reply;
+    return 0;
+}
+
+static int read_waiting(struct sl_queue *q, const char *run, const char *after, int most,
+                        int64_t wait_ms, redisReply **ret_reply, struct sl_err *err)
+{
+    char key[SL_QUEUE_KEY_MAX];
+    struct sl_cmd c;
+
+    snprintf(key, sizeof key, SL_QUEUE_TAG ":events:%s", run);
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "XREAD");
+    sl_cmd_add(&c, "COUNT");
+    sl_cmd_add_int(&c, most);
+    sl_cmd_add(&c, "BLOCK");
+    sl_cmd_add_int(&c, wait_ms);
+    sl_cmd_add(&c, "STREAMS");
+    sl_cmd_add(&c, key);
+    sl_cmd_add(&c, after);
+    return sl_queue_call(q, &c, wait_ms * 1000, ret_reply, err);
+}
+
+int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int most,
+                    int64_t wait_ms, json_t **ret_events, struct sl_err *err)
+{
+    const char *from = after && *after ? after : "0", *last;
+    redisReply *reply = NULL;
+    bool trimmed;
+    json_t *events;
+    int rc;
+
+    if (!sl_queue_run_valid(run))
+        return sl_queue_no_run(run, err);
+    if (!event_id_valid(from))
+        return sl_err_set(err, SL_SPEC, "not an event id: %.60s", from);
+    if (most < 1 || most > SL_QUEUE_EVENTS_MAX)
+        most = SL_QUEUE_EVENTS_MAX;
+    rc = read_now(q, run, from, most, &reply, err);
+    if (rc)
+        return rc;
+    events = json_array();
+    last = take_entries(reply->element[0], events);
+    trimmed = reply->element[1]->integer == 1;
+    if (!last && wait_ms > 0) {
+        freeReplyObject(reply);
+        rc = read_waiting(q, run, from, most, wait_ms, &reply, err);
+        if (rc) {
+            json_decref(events);
+            return rc;
+        }
+        if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 &&
+            reply->element[0]->type == REDIS_REPLY_ARRAY && reply->element[0]->elements == 2)
+            last = take_entries(reply->element[0]->element[1], events);
+    }
+    *ret_events = json_pack("{s:o, s:s, s:b}", "events", events, "last", last ? last : from,
+                            "trimmed", trimmed);
+    freeReplyObject(reply);
+    return 0;
+}

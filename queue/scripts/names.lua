@@ -1,0 +1,25 @@
+#!lua flags=no-writes
+-- Queues or projects with their settings and counts.
+-- ARGV: 'queue' or 'project', name...
+-- Reply: per name a list. Queue: {name, state, most at once, rate, expected offers, running, then in fours: class,
+--        ready, held, '1' when an agent serves it}. Project: {name, most at once, GPU ms allowed, used, bytes
+--        allowed, used, running, waiting in its line}
+local reply = {}
+for i = 2, #ARGV do
+  local one = {}
+  if ARGV[1] == 'queue' then
+    local q = queue_of(ARGV[i])
+    set(one, q.name, q.state, int(q.max), int(q.rate), q.expected, int(q.running))
+    for class in q.classes:gmatch('%S+') do
+      local lane = q.name .. ':' .. class
+      set(one, class, int(redis.call('ZCARD', P .. ':ready:' .. lane)), int(redis.call('ZCARD', P .. ':held:' .. lane)),
+          has(q.closed, class) and '0' or '1')
+    end
+  else
+    local p, n = project_of(ARGV[i]), 0
+    for lane in p.lanes:gmatch('%S+') do n = n + redis.call('ZCARD', line_key(p, lane)) end
+    set(one, p.name, int(p.max), int(p.gpu_ms_max), int(p.gpu_ms), int(p.bytes_max), int(p.bytes), int(p.running), int(n))
+  end
+  reply[#reply + 1] = one
+end
+return reply

@@ -1,0 +1,13 @@
+-- Tells an agent what it is to do, and rings it.
+-- ARGV: agent, 'active', 'paused' or 'draining'
+-- Reply: 'OK'
+-- Checks: the agent is there (NOTFOUND).
+local agent, wanted = ARGV[1], ARGV[2]
+if redis.call('HEXISTS', P .. ':agents', agent) == 0 then return err('NOTFOUND no agent ' .. agent) end
+if wanted == 'active' then
+  redis.call('HDEL', P .. ':wanted', agent)
+else
+  redis.call('HSET', P .. ':wanted', agent, wanted)
+end
+ring_agent(agent)
+return 'OK'
