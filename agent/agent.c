@@ -296,6 +296,7 @@ static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_
     gethostname(host, sizeof host - 1);
     sl_random_id(random);
     snprintf(a->id, sizeof a->id, "%s-%.8s", host, random);
+    sl_devices_find(getenv("CUDA_VISIBLE_DEVICES"), "/dev", &a->devices);
     rc = find_programs(a, err);
     if (!rc)
         rc = sl_queue_class(count_gpus(), 0, NULL, a->offer, err);

@@ -5,6 +5,7 @@
 #ifndef SL_AGENT_AGENT_INNER_H
 #define SL_AGENT_AGENT_INNER_H
 #include "agent/agent.h"
+#include "agent/devices.h"
 #include "agent/report.h"
 #include "agent/rundir.h"
 #include "agent/supervise.h"
@@ -69,6 +70,7 @@ struct sl_work {
                             asked for */
     struct sl_rundir dir;
     struct sl_report *report;
+    uint64_t gpus; /* of the agent's devices, a bit each: the worker's while it lives */
     bool renewing;
     int64_t renew_sent_us;
     bool cancelled, lost;
@@ -117,6 +119,7 @@ struct sl_agent {
     int runs_done;
     int beat_timer, leave_timer, wait_timer;
     int64_t term_us;
+    struct sl_devices devices;
     int n_slots;
     struct sl_slot slot[SL_AGENT_SLOTS_MAX];
 };

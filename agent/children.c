@@ -60,6 +60,8 @@ static void on_exited(void *arg, struct sl_child *child, int status)
     sl_rundir_name_sources(&s->work.dir, &s->work.claim, s->ended.msg, sizeof s->ended.msg);
     json_decref(held->result);
     held->result = NULL;
+    if (held->role == ROLE_WORK)
+        s->work.gpus = 0;
     sl_slot_handle(s, held == &s->main ? EV_CHILD : EV_PUSHED);
 }
 
@@ -118,19 +120,11 @@ static void on_output(void *arg, struct sl_child *child, const char *line)
  * ---------------------------------------------------------------------------------------------- */
 
 static int start(struct sl_slot *s, struct sl_held *held, enum sl_role role,
-                 const char *const *argv, struct sl_err *err)
+                 const char *const *argv, const char *const *env, struct sl_err *err)
 {
     const struct sl_child_owner owner = {on_event, on_output, on_exited, s};
-    char token[1024];
-    const char *env[2] = {NULL, NULL};
-    int rc;
+    int rc = sl_child_start(s->agent->loop, argv, env, s->work.dir.path, &owner, &held->child, err);
 
-    if (role != ROLE_WORK && s->agent->config->token) {
-        snprintf(token, sizeof token, "SOFTLAUNCH_TOKEN=%s", s->agent->config->token);
-        env[0] = token;
-    }
-    rc = sl_child_start(s->agent->loop, argv, env, s->work.dir.path, &owner, &held->child, err);
-    explicit_bzero(token, sizeof token);
     if (rc)
         return rc;
     held->role = role;
@@ -143,8 +137,17 @@ static int start_transfer(struct sl_slot *s, struct sl_held *held, enum sl_role 
 {
     const char *argv[] = {s->agent->self, "transfer", role == ROLE_FETCH ? "fetch" : "push",
                           "--plan",       plan,       NULL};
+    char token[1024];
+    const char *env[2] = {NULL, NULL};
+    int rc;
 
-    return start(s, held, role, argv, err);
+    if (s->agent->config->token) {
+        snprintf(token, sizeof token, "SOFTLAUNCH_TOKEN=%s", s->agent->config->token);
+        env[0] = token;
+    }
+    rc = start(s, held, role, argv, env, err);
+    explicit_bzero(token, sizeof token);
+    return rc;
 }
 
 int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err)
@@ -158,12 +161,42 @@ int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err)
     return rc ? rc : start_transfer(s, &s->main, ROLE_FETCH, plan, err);
 }
 
+/* A run that asks for no GPU computes on the CPU, one that does sees its own only; SOFTLAUNCH_DEVICE in the agent's
+ * environment has the last word about the kind. */
+static int give_devices(struct sl_slot *s, char visible[SL_DEVICES_TEXT_MAX + 32], const char **env, struct sl_err *err)
+{
+    int gpus = (int)sl_json_int(s->work.claim.spec, "resources.gpus", 0), rc;
+    char names[SL_DEVICES_TEXT_MAX];
+    uint64_t busy = 0;
+
+    if (!getenv("SOFTLAUNCH_DEVICE"))
+        *env++ = gpus ? "SOFTLAUNCH_DEVICE=cuda" : "SOFTLAUNCH_DEVICE=cpu";
+    if (!gpus)
+        return 0;
+    for (int i = 0; i < s->agent->n_slots; i++)
+        busy |= s->agent->slot[i].work.gpus;
+    rc = sl_devices_pick(&s->agent->devices, busy, gpus, &s->work.gpus, names, err);
+    if (rc)
+        return rc;
+    snprintf(visible, SL_DEVICES_TEXT_MAX + 32, "CUDA_VISIBLE_DEVICES=%s", names);
+    *env = visible;
+    return 0;
+}
+
 int sl_slot_start_work(struct sl_slot *s, struct sl_err *err)
 {
     const char *argv[] = {s->agent->worker, "train", "--run-dir", s->work.dir.path, NULL};
+    char visible[SL_DEVICES_TEXT_MAX + 32];
+    const char *env[3] = {NULL, NULL, NULL};
     int rc = sl_rundir_run_json(&s->work.dir, &s->work.claim, err);
 
-    return rc ? rc : start(s, &s->main, ROLE_WORK, argv, err);
+    if (!rc)
+        rc = give_devices(s, visible, env, err);
+    if (!rc)
+        rc = start(s, &s->main, ROLE_WORK, argv, env, err);
+    if (rc)
+        s->work.gpus = 0;
+    return rc;
 }
 
 int sl_slot_start_publish(struct sl_slot *s, struct sl_err *err)

@@ -7,8 +7,8 @@
 #include <string.h>
 
 static const char *const code_names[] = {
-    "ok", "retry",    "lease_lost", "spec",   "device", "out_of_memory",
-    "io", "not_found", "conflict",   "denied", "data",   "cancelled"};
+    "ok", "retry",    "lease_lost", "spec",   "device_lost", "out_of_memory",
+    "io", "not_found", "conflict",   "denied", "data",   "cancelled", "device_fault"};
 
 void sl_utf8_trim(char *s)
 {

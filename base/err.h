@@ -13,14 +13,15 @@ enum sl_code {
     SL_RETRY = -1,     /* passing fault (network, server away): the same call may succeed later */
     SL_LEASE = -2,     /* the lease is lost: stop all work for this run, write nothing more */
     SL_SPEC = -3,      /* what the user asked for is wrong: fail the run for good */
-    SL_DEVICE = -4,    /* the accelerator is broken: leave this machine */
+    SL_DEVICE = -4,    /* the accelerator is gone or broken: leave this machine */
     SL_NOMEM = -5,     /* out of host or device memory */
     SL_IO = -6,        /* local file system (disk full, permissions) */
     SL_NOTFOUND = -7,  /* a name that does not exist */
     SL_CONFLICT = -8,  /* exists already, or the state does not allow it */
     SL_DENIED = -9,    /* missing or wrong credentials */
     SL_DATA = -10,     /* bytes that are not what they should be: digest, archive, file format */
-    SL_CANCELLED = -11 /* somebody asked us to stop */
+    SL_CANCELLED = -11, /* somebody asked us to stop */
+    SL_FAULT = -12     /* work on a sound accelerator failed (a bad access): this process can use it no more */
 };
 
 struct sl_err {
@@ -46,7 +47,7 @@ int sl_err_wrap(struct sl_err *err, int code, const char *fmt, ...)
 void sl_err_clear(struct sl_err *err);
 /* Cuts the incomplete UTF-8 character that a byte limit may have left at the end of a string. */
 void sl_utf8_trim(char *s);
-/* "retry", "lease_lost", "spec", "device", "out_of_memory", "io", ... : the word used in run causes and events. */
+/* "retry", "lease_lost", "spec", "device_lost", "out_of_memory", "io", "device_fault", ... : the word used in run causes and events. */
 const char *sl_code_name(int code);
 /* Inverse of sl_code_name; SL_IO for a word nobody knows. */
 int sl_code_from_name(const char *name);

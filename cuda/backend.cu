@@ -12,11 +12,42 @@ extern "C" {
 /* ---- failures */
 static int code_of(cudaError_t e)
 {
-    return e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_DEVICE;
+    switch (e) {
+    case cudaErrorMemoryAllocation:
+        return SL_NOMEM;
+    case cudaErrorInvalidValue: /* a call or a kernel of ours was wrong: the device is as it was */
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidResourceHandle:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+        return SL_FAULT;
+    default:
+        return SL_DEVICE;
+    }
+}
+
+/* For tests: the next check of a call finds this error (a cudaError_t) as if the call had failed with it. */
+static int injected;
+extern "C" __attribute__((visibility("default"))) void sl_cuda_inject(int error)
+{
+    injected = error;
 }
 
 bool sl_cuda_failed(struct sl_backend *be, cudaError_t e, const char *what)
 {
+    if (injected && e == cudaSuccess) {
+        e = (cudaError_t)injected;
+        injected = 0;
+    }
     if (e == cudaSuccess)
         return false;
     (void)cudaGetLastError(); /* a failed allocation leaves no trace in later calls */
@@ -246,7 +277,7 @@ int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_e
         size_t left = 0, all = 0;
         (void)cudaGetLastError();
         if (e != cudaErrorMemoryAllocation)
-            return sl_err_set(err, SL_DEVICE, "GPU %d: %zu MiB: %s", be->device, bytes >> 20,
+            return sl_err_set(err, code_of(e), "GPU %d: %zu MiB: %s", be->device, bytes >> 20,
                               cudaGetErrorString(e));
         cudaMemGetInfo(&left, &all);
         return sl_err_set(err, SL_NOMEM, "GPU %d has no memory for %zu MiB: %zu of %zu MiB are free",

@@ -255,7 +255,8 @@ static void multiply(struct sl_backend *be, const struct product *p)
         if (!s)
             s = run(be, p, &exact);
     }
-    if (s)
+    cudaStreamCaptureStatus capture; /* asked for what an earlier kernel may have done to the device */
+    if (s && !sl_cuda_failed(be, cudaStreamIsCapturing(be->stream, &capture), "work before a product"))
         sl_err_set(&be->kept, s == CUBLAS_STATUS_ALLOC_FAILED ? SL_NOMEM : SL_DEVICE,
                    "GPU %d: product of %lld x %lld x %lld: %s", be->device, (long long)p->n, (long long)p->m,
                    (long long)p->k, cublasLtGetStatusString(s));

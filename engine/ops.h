@@ -7,7 +7,7 @@
  *   that are trained, gradients of prompts, statistics and losses are fp32 everywhere.
  * - Matrices are row-major; ld is the row stride in elements.
  * - Operations are queued on the backend's stream and return nothing; a failure is kept and reported by the next
- *   step_end, download or sync as SL_DEVICE or SL_NOMEM. Between step_begin and step_end the caller does
+ *   step_end, upload or download as SL_DEVICE, SL_FAULT or SL_NOMEM. Between step_begin and step_end the caller does
  *   not allocate, synchronise or branch on device data, so that a step can be captured as a graph.
  * - An output is set unless its comment says "adds". Inputs and outputs do not overlap unless it says "in place".
  * - Same inputs, same shapes, same thread count: same bits. No order of summation depends on timing.

@@ -44,7 +44,7 @@ static void test_errors(void **state)
     /* A call that the driver refuses is kept, reported once, and breaks nothing. */
     int *device = dev_bytes(&under_test, (int[]){7}, sizeof(int)), back = 0;
     ops->copy(under_test.be, NULL, device, sizeof(int));
-    assert_int_equal(ops->step_end(under_test.be, &err), SL_DEVICE);
+    assert_int_equal(ops->step_end(under_test.be, &err), SL_FAULT);
     assert_non_null(strstr(err.msg, "GPU 0: copy"));
     sl_err_clear(&err);
     assert_int_equal(ops->step_end(under_test.be, &err), 0);
