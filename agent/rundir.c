@@ -224,10 +224,10 @@ int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim
         json_object_set_new(json_object_get(config, "model"), "restore_path",
                             json_string(INPUTS RESTORE));
     return write_plan(dir, "run.json",
-                      json_pack("{s:s, s:i, s:s, s:s, s:o, s:o*, s:O*}", "run", claim->run,
+                      json_pack("{s:s, s:i, s:s, s:s, s:o, s:o*, s:O*, s:O*}", "run", claim->run,
                                 "attempt", claim->attempt, "name", claim->name, "model",
                                 "inputs/model", "datasets", datasets, "config", config, "outputs",
-                                outputs),
+                                outputs, "trials", json_object_get(claim->spec, "trials")),
                       path, err);
 }
 

@@ -470,6 +470,24 @@ static int distance(const char *a, const char *b)
     return row[n];
 }
 
+const char *sl_schema_nearest(const char *key, const char *const *names, int n)
+{
+    const char *nearest = NULL;
+    int best = 0;
+
+    if (strlen(key) > NAME_MAX_BYTES)
+        return NULL;
+    for (int i = 0; i < n; i++) {
+        int d = strlen(names[i]) > NAME_MAX_BYTES ? NAME_MAX_BYTES : distance(key, names[i]);
+
+        if (!nearest || d < best) {
+            nearest = names[i];
+            best = d;
+        }
+    }
+    return nearest;
+}
+
 static void unknown_key(struct walk *w, const json_t *properties, const char *key, const json_t *v,
                         const char *path)
 {

@@ -39,5 +39,7 @@ int sl_schema_fill_defaults(const struct sl_schema *s, const char *def, json_t *
  * schema. */
 int sl_schema_error(json_t *errors, const char *path, const char *expected, const json_t *found,
                     const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+/* Of n names the one that differs least from key; NULL when key is too long to be a slip. */
+const char *sl_schema_nearest(const char *key, const char *const *names, int n);
 
 #endif

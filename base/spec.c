@@ -416,6 +416,9 @@ static int judge(const json_t *value, bool whole, json_t **ret_errors, struct sl
         check_config(&r, whole ? json_object_get(value, "config") : value);
         if (whole)
             check_datasets(&r, value);
+        if (whole && !json_array_size(r.errors) && json_object_get(value, "trials"))
+            rc = sl_spec_check_trials(json_object_get(value, "config"),
+                                      json_object_get(value, "trials"), r.errors, err);
     }
     if (!rc && r.out_of_memory)
         rc = sl_err_set(err, SL_NOMEM, "out of memory");

@@ -13,6 +13,8 @@
 #define SL_SPEC_FILE_MAX (1u << 20) /* bytes; for whoever reads one */
 #define SL_SPEC_MAX_ERRORS 100      /* reported at once */
 #define SL_SPEC_MAX_SPLITS 16       /* virtual_token_splits of one task */
+#define SL_SPEC_MAX_TRIALS 32       /* of one run */
+#define SL_SPEC_TRIAL_NAME_MAX 64   /* bytes, NUL included */
 
 /* Judges a whole spec. Returns 0 whenever it could judge; *ret_errors is then a new array, empty
  * when the spec is valid, else of objects of four strings:
@@ -42,5 +44,20 @@ int sl_config_apply_override(json_t *config, const char *key_value, struct sl_er
 /* A copy of a valid spec (or of a config) with the schema's defaults filled in. New reference. */
 int sl_spec_with_defaults(const json_t *spec, json_t **ret_spec, struct sl_err *err);
 int sl_spec_config_with_defaults(const json_t *config, json_t **ret_config, struct sl_err *err);
+
+/* ---- trials: a run whose spec has "trials" trains all of them at once over its one model, each as a
+ * run of its own: {"name": "lr-3e-4", "overrides": {"model.optim.lr": 3e-4}, "tasks": ["category"]}.
+ * overrides change keys of the config, and may name those that sl_spec_trial_keys lists ("#" stands
+ * for an index); tasks (all, when left out) are the templates that the trial trains. */
+
+/* The config of one trial: a copy of the run's, cut to the trial's tasks, then changed by its
+ * overrides. Validates nothing but the keys' form. SL_SPEC, SL_NOMEM. New reference. */
+int sl_spec_trial_config(const json_t *config, const json_t *trial, json_t **ret_config,
+                         struct sl_err *err);
+/* Appends to errors (an array) what is wrong with a list of trials beside a valid config: names, keys,
+ * and each trial's whole config; paths begin with "trials". SL_NOMEM. */
+int sl_spec_check_trials(const json_t *config, const json_t *trials, json_t *errors,
+                         struct sl_err *err);
+const char *const *sl_spec_trial_keys(int *ret_n);
 
 #endif

@@ -290,7 +290,7 @@ static int slot_of(const struct sl_batch *b, const struct plan *p, int at)
 }
 
 static void fill_outs(struct sl_batch *b, const struct sl_row *rows, const struct plan *p,
-                      int divisor)
+                      const int64_t *slot_total)
 {
     int n_out = 0, n_entries = 0;
     for (int r = 0; r < b->n_rows; r++)
@@ -313,7 +313,8 @@ static void fill_outs(struct sl_batch *b, const struct sl_row *rows, const struc
             b->entry_slot[n_entries++] = slot_of(b, p, w->at);
             times = 0;
         }
-        b->entry_weight[n_entries - 1] = (float)((double)++times / divisor);
+        int64_t divisor = slot_total ? slot_total[b->entry_slot[n_entries - 1]] : p->n_counted;
+        b->entry_weight[n_entries - 1] = (float)((double)++times / (double)divisor);
         b->row_entry[w->index] = n_entries - 1;
     }
     b->n_out = n_out;
@@ -360,7 +361,7 @@ static void fill_virtual(struct sl_batch *b)
 }
 
 int sl_batch_pack(const struct sl_row *rows, int n_rows, const int *slot_v, int n_slots, int vocab,
-                  int max_positions, bool share, int total_counted, struct sl_batch *ret_batch,
+                  int max_positions, bool share, const int64_t *slot_total, struct sl_batch *ret_batch,
                   struct sl_err *err)
 {
     struct plan p = {0};
@@ -390,7 +391,7 @@ int sl_batch_pack(const struct sl_row *rows, int n_rows, const int *slot_v, int 
         for (int s = 0; s < n_slots; s++)
             b.slot_prompts[s + 1] = b.slot_prompts[s] + slot_v[s];
         fill_sequences(&b, rows, &p);
-        fill_outs(&b, rows, &p, total_counted > 0 ? total_counted : p.n_counted);
+        fill_outs(&b, rows, &p, slot_total);
         fill_virtual(&b);
         *ret_batch = b;
     }

@@ -68,12 +68,12 @@ struct sl_batch {
     size_t memory_bytes;
 };
 
-/* slot_v [n_slots]: virtual tokens of each slot. share false: no prefixes. total_counted > 0
- * replaces n_counted as the divisor of the weights (micro-batches of one global batch). SL_SPEC for
- * a virtual index >= V, a token id out of [0, vocab), an empty row or one longer than
- * max_positions, or a limit above; names the row. */
+/* slot_v [n_slots]: virtual tokens of each slot. share false: no prefixes. slot_total [n_slots]:
+ * divisor of the weights of each slot's entries (independent trials, or micro-batches of one global
+ * batch); NULL: n_counted for all. SL_SPEC for a virtual index >= V, a token id out of [0, vocab),
+ * an empty row or one longer than max_positions, or a limit above; names the row. */
 int sl_batch_pack(const struct sl_row *rows, int n_rows, const int *slot_v, int n_slots, int vocab,
-                  int max_positions, bool share, int total_counted, struct sl_batch *ret_batch,
+                  int max_positions, bool share, const int64_t *slot_total, struct sl_batch *ret_batch,
                   struct sl_err *err);
 void sl_batch_release(struct sl_batch *b); /* NULL-safe */
 

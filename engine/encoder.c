@@ -297,6 +297,7 @@ static struct sl_encoder *plan(const struct sl_encoder_config *c)
         return NULL;
     }
     add_params(e);
+    e->n_floats = align_up(e->n_floats);
     return e;
 }
 
@@ -347,6 +348,18 @@ struct sl_param *sl_encoder_params(struct sl_encoder *e, int *ret_n)
 {
     *ret_n = e->n_params;
     return e->param;
+}
+
+struct sl_param sl_encoder_whole(const struct sl_encoder *e)
+{
+    return (struct sl_param){.name = "all",
+                             .rows = (int)(e->n_floats / ALIGN_FLOATS),
+                             .cols = ALIGN_FLOATS,
+                             .value = e->state[0],
+                             .grad = e->state[1],
+                             .m = e->state[2],
+                             .v = e->state[3],
+                             .lr_ratio = 1};
 }
 
 int64_t sl_encoder_state_bytes(const struct sl_encoder_config *config)

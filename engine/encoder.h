@@ -53,6 +53,8 @@ const struct sl_encoder_config *sl_encoder_config(const struct sl_encoder *e);
 /* Parameters in PyTorch's order; valid for the encoder's life. Gradients and moments start at zero.
  */
 struct sl_param *sl_encoder_params(struct sl_encoder *e, int *ret_n);
+/* All of them as one, with zeros in the gaps between: for what treats every number alike. */
+struct sl_param sl_encoder_whole(const struct sl_encoder *e);
 /* Bytes of parameters, gradients and moments: what a plan prints. 0 for sizes out of range. */
 int64_t sl_encoder_state_bytes(const struct sl_encoder_config *config);
 

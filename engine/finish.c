@@ -1,192 +1,41 @@
 #include "engine/finish.h"
 #include "base/json.h"
-#include "engine/format/export.h"
 #include "engine/generate.h"
 #include "engine/data/metrics.h"
-#include "engine/format/table_forms.h"
 #include <stdlib.h>
 #include <string.h>
 
 #define LIVE_PREDICTIONS 15 /* rows sent as prediction events */
 
-/* ---- tables ---- */
-
-static json_t *template_of(const json_t *config, const char *task)
-{
-    json_t *list = json_object_get(json_object_get(config, "model"), "task_templates"), *entry;
-    size_t i;
-
-    json_array_foreach(list, i, entry)
-        if (!strcmp(sl_json_str(entry, "taskname", ""), task)) {
-            return json_incref(entry);
-        }
-    return json_object();
-}
-
-/* rows: host [n_prompts, hidden]. */
-static int gather_tables(struct sl_trainer *t, const json_t *config, const float *rows,
-                         struct sl_tables *ret, struct sl_err *err)
-{
-    const struct sl_config *c = &t->run->config;
-    size_t hidden = (size_t)t->hidden;
-    int rc = 0;
-
-    *ret = (struct sl_tables){
-        .data = json_incref(json_object_get(json_object_get(config, "model"), "data"))};
-    memcpy(ret->model_digest, t->model_digest, sizeof ret->model_digest);
-    snprintf(ret->tokenizer_digest, sizeof ret->tokenizer_digest, "%s",
-             sl_tokenizer_digest(t->tok));
-    ret->table = calloc((size_t)c->n_tasks, sizeof *ret->table);
-    if (!ret->table)
-        return sl_err_set(err, SL_NOMEM, "no memory for %d tables", c->n_tasks);
-    for (int i = 0; i < c->n_tasks && !rc; i++) {
-        struct sl_table *table = &ret->table[ret->n++];
-        size_t n = (size_t)t->slot_v[i] * hidden;
-
-        table->task = strdup(c->task[i].name);
-        table->virtual_tokens = t->slot_v[i];
-        table->hidden = t->hidden;
-        table->config = template_of(config, c->task[i].name);
-        table->rows = malloc(n * sizeof *table->rows);
-        if (!table->task || !table->rows || !table->config)
-            rc = sl_err_set(err, SL_NOMEM, "no memory for the table of '%s'", c->task[i].name);
-        else
-            memcpy(table->rows, rows + (size_t)t->slot_first[i] * hidden, n * sizeof *table->rows);
-    }
-    return rc;
-}
-
-static int export_peft(struct sl_trainer *t, const struct sl_tables *tables, struct sl_err *err)
-{
-    const struct sl_config *c = &t->run->config;
-    const struct sl_arch *arch = sl_model_arch(t->model);
-    struct sl_peft how = {.base_model = arch->name,
-                          .heads = arch->heads,
-                          .layers = arch->layers,
-                          .encoder_hidden = c->p_tuning.encoder_hidden,
-                          .encoder_layers = c->p_tuning.num_layers,
-                          .dropout = c->p_tuning.dropout};
-    char dir[SL_PATH_MAX];
-    int rc = sl_path(dir, err, "%s/out/peft", t->run->dir);
-
-    for (int i = 0; i < c->n_tasks && !rc; i++) {
-        struct sl_err why = SL_ERR_INIT;
-
-        how.type =
-            c->task[i].style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE : c->p_tuning.encoder_type;
-        if (sl_peft_check(c->task[i].name, c->task[i].prompt_template, c->data.add_bos, &why))
-            sl_emit_log(t->report, SL_WARN, "no PEFT adapter for task '%s': %s", c->task[i].name,
-                        why.msg);
-        else
-            rc = sl_export_peft(dir, &tables->table[i], &how, c->data.add_bos, err);
-    }
-    return rc;
-}
-
-/* TensorRT-LLM's and NeMo's forms, beside ours; NeMo's under the name of model.nemo_path. */
-static int export_others(struct sl_trainer *t, const struct sl_tables *tables, struct sl_err *err)
-{
-    const struct sl_config *c = &t->run->config;
-    const char *slash = c->nemo_path ? strrchr(c->nemo_path, '/') : NULL;
-    const char *name = !c->nemo_path ? SL_NEMO_FILE : slash ? slash + 1 : c->nemo_path;
-    size_t n = strlen(name);
-    struct sl_err why = SL_ERR_INIT;
-    char path[SL_PATH_MAX];
-    int rc = sl_path(path, err, "%s/out/" SL_NPY_FILE, t->run->dir);
-
-    if (!rc)
-        rc = sl_export_npy(path, tables, err);
-    if (!rc)
-        rc = sl_path(path, err, "%s/out/%s%s", t->run->dir, name,
-                     n > 5 && !strcmp(name + n - 5, ".nemo") ? "" : ".nemo");
-    if (rc)
-        return rc;
-    rc = sl_export_nemo(path, tables, c->language_model_path, &why);
-    if (rc == SL_SPEC) { /* a task's name that NeMo cannot hold */
-        sl_emit_log(t->report, SL_WARN, "no .nemo of the prompt tables: %s", why.msg);
-        return 0;
-    }
-    return rc ? sl_err_set(err, rc, "%s", why.msg) : 0;
-}
-
-/* One file of tables from host rows; for_all (may be NULL) gets what was written. */
-static int export_rows(struct sl_trainer *t, const json_t *config, const float *rows,
-                       const char *path, struct sl_tables *for_all, struct sl_err *err)
-{
-    struct sl_tables tables = {0};
-    int rc = gather_tables(t, config, rows, &tables, err);
-
-    if (!rc)
-        rc = sl_export_tables(path, &tables, err);
-    if (rc || !for_all)
-        sl_tables_release(&tables);
-    else
-        *for_all = tables;
-    return rc;
-}
-
-/* The tables of the save_top_k best validations, each beside the result. */
-static int export_top_k(struct sl_trainer *t, const json_t *config, struct sl_err *err)
-{
-    size_t block = (size_t)t->n_prompts * (size_t)t->hidden;
-    int n = t->state.n_best, keep = t->run->config.exp.save_top_k;
-    char path[SL_PATH_MAX];
-    int rc = sl_path(path, err, "%s/out/" SL_TOP_K_DIR, t->run->dir);
-
-    if (!rc) /* of an earlier attempt */
-        rc = sl_rmtree(path, err);
-    if (!rc && n && keep)
-        rc = sl_mkdirs(path, err);
-    for (int i = 0; i < n && i < keep && !rc; i++) {
-        rc = sl_path(path, err, "%s/out/" SL_TOP_K_DIR "/step-%lld.safetensors", t->run->dir,
-                     (long long)t->state.best[i].step);
-        if (!rc)
-            rc = export_rows(t, config, t->best + (size_t)i * block, path, NULL, err);
-    }
-    return rc;
-}
-
-static int export_all(struct sl_trainer *t, struct sl_err *err)
-{
-    struct sl_tables tables = {0};
-    size_t bytes = (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float);
-    char path[SL_PATH_MAX];
-    json_t *run_json = NULL, *config = NULL;
-    float *rows = malloc(bytes);
-    int rc = sl_path(path, err, "%s/run.json", t->run->dir);
-
-    if (!rc && !rows)
-        rc = sl_err_set(err, SL_NOMEM, "no memory for %d rows of tables", t->n_prompts);
-    if (!rc)
-        rc = t->ops->download(t->be, rows, t->prompts, bytes, err);
-    if (!rc)
-        rc = sl_json_read(path, SL_JSON_FILE_MAX, &run_json, err);
-    if (!rc)
-        rc = sl_spec_config_with_defaults(json_object_get(run_json, "config"), &config, err);
-    if (!rc)
-        rc = sl_path(path, err, "%s/out/peft", t->run->dir);
-    if (!rc)
-        rc = sl_mkdirs(path, err);
-    if (!rc)
-        rc = sl_path(path, err, "%s/out/%s", t->run->dir, SL_TABLES_FILE);
-    if (!rc)
-        rc = export_rows(t, config, rows, path, &tables, err);
-    if (!rc)
-        rc = export_peft(t, &tables, err);
-    if (!rc)
-        rc = export_others(t, &tables, err);
-    if (!rc)
-        rc = export_top_k(t, config, err);
-    free(rows);
-    sl_tables_release(&tables);
-    json_decref(run_json);
-    json_decref(config);
-    return rc;
-}
-
 /* ---- the test split ---- */
 
-/* untuned, untuned_choice: NULL with no-prompts, where tuned and choice are the untuned model's. */
+/* What the model answers to the test rows without prompts, which it does once for all trials that have the
+ * same tasks. */
+struct plain {
+    const struct sl_config *of; /* NULL: nothing yet */
+    char **text;
+    const char **choice; /* labels of of's; NULL: no task has choices */
+    int n;
+};
+
+static void plain_release(struct plain *p)
+{
+    sl_texts_free(p->text, p->n);
+    free(p->choice);
+    *p = (struct plain){0};
+}
+
+static bool same_tasks(const struct sl_config *a, const struct sl_config *b)
+{
+    bool same = a && a->n_tasks == b->n_tasks;
+
+    for (int i = 0; same && i < a->n_tasks; i++)
+        same = !strcmp(a->task[i].name, b->task[i].name);
+    return same;
+}
+
+/* untuned, untuned_choice: NULL with no-prompts, where tuned and choice are the untuned model's; borrowed
+ * from a struct plain. */
 struct tested {
     struct sl_dataset *ds;
     char **tuned, **untuned;
@@ -199,52 +48,68 @@ static void tested_release(struct tested *t)
     int n = t->ds ? sl_dataset_rows(t->ds) : 0;
 
     sl_texts_free(t->tuned, n);
-    sl_texts_free(t->untuned, n);
     sl_texts_free(t->answer, n);
     free(t->choice);
-    free(t->untuned_choice);
     sl_dataset_free(t->ds);
 }
 
 /* The same rows without virtual tokens, answered by the model as it is. */
 static int answer_untuned(struct sl_generator *g, struct sl_trainer *t,
-                          struct sl_dataset_options how, struct tested *test, struct sl_err *err)
+                          struct sl_dataset_options how, struct plain *p, struct sl_err *err)
 {
-    struct sl_dataset *plain = NULL;
+    struct sl_dataset *ds = NULL;
+    struct plain got = {.of = g->config};
     int rc;
 
     how.no_virtual = true;
-    rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, &t->run->config,
-                         t->tok, &how, &plain, err);
-    if (!rc && sl_dataset_rows(plain) != sl_dataset_rows(test->ds))
-        rc = sl_err_set(
-            err, SL_SPEC,
-            "some test rows fit only without virtual tokens; raise max_seq_length or name "
-            "a truncate_field");
+    rc = sl_dataset_open((const char *const *)t->run->test.s, t->run->test.n, g->config, t->tok, &how,
+                         &ds, err);
     g->tuned = false;
     g->phase = "answering without the prompts";
-    if (!rc)
-        rc = sl_generate(g, plain, &test->untuned, err);
+    if (!rc) {
+        got.n = sl_dataset_rows(ds);
+        rc = sl_generate(g, ds, &got.text, err);
+    }
     g->phase = "scoring labels without the prompts";
-    if (!rc && sl_any_choices(&t->run->config))
-        rc = sl_choose(g, plain, &test->untuned_choice, err);
-    sl_dataset_free(plain);
+    if (!rc && sl_any_choices(g->config))
+        rc = sl_choose(g, ds, &got.choice, err);
+    sl_dataset_free(ds);
+    if (rc) {
+        plain_release(&got);
+    } else {
+        plain_release(p);
+        *p = got;
+    }
     return rc;
 }
 
-static int answer_all(struct sl_trainer *t, struct tested *test, struct sl_err *err)
+static int borrow_untuned(const struct plain *p, struct tested *test, struct sl_err *err)
 {
-    const struct sl_config *c = &t->run->config;
+    if (p->n != sl_dataset_rows(test->ds))
+        return sl_err_set(
+            err, SL_SPEC,
+            "some test rows fit only without virtual tokens; raise max_seq_length or name "
+            "a truncate_field");
+    test->untuned = p->text;
+    test->untuned_choice = p->choice;
+    return 0;
+}
+
+static int answer_all(struct sl_trainer *t, const struct sl_trial *trial, struct plain *p,
+                      struct tested *test, struct sl_err *err)
+{
+    const struct sl_config *c = trial->config;
     struct sl_generator g = {.model = t->model,
                              .tok = t->tok,
                              .config = c,
-                             .tuned = t->n_prompts > 0,
-                             .prompts = t->prompts,
+                             .tuned = trial->n_prompts > 0,
+                             .prompts = trial->prompts,
                              .control = t->control,
                              .report = t->report,
                              .phase = "answering the test rows"};
     struct sl_dataset_options how = {.answer = SL_ANSWER_NONE};
     int64_t left_out;
+    bool tuned = g.tuned;
     int rc =
         sl_prompt_positions(c, sl_model_arch(t->model)->max_positions, &how.max_positions, err);
 
@@ -255,8 +120,8 @@ static int answer_all(struct sl_trainer *t, struct tested *test, struct sl_err *
         return rc;
     left_out = sl_dataset_counts(test->ds).read - sl_dataset_rows(test->ds);
     if (left_out)
-        sl_emit_log(
-            t->report, SL_WARN,
+        sl_trial_log(
+            t, trial, SL_WARN,
             "%lld of %lld test rows do not fit beside inference.tokens_to_generate %d: they are "
             "neither answered nor scored",
             (long long)left_out, (long long)sl_dataset_counts(test->ds).read,
@@ -267,8 +132,10 @@ static int answer_all(struct sl_trainer *t, struct tested *test, struct sl_err *
     g.phase = "scoring labels";
     if (!rc && sl_any_choices(c))
         rc = sl_choose(&g, test->ds, &test->choice, err);
-    if (!rc && g.tuned)
-        rc = answer_untuned(&g, t, how, test, err);
+    if (!rc && tuned && !same_tasks(p->of, c))
+        rc = answer_untuned(&g, t, how, p, err);
+    if (!rc && tuned)
+        rc = borrow_untuned(p, test, err);
     return rc;
 }
 
@@ -351,10 +218,9 @@ static int score_metric(const struct tested *test, enum sl_metric metric, int ta
     return rc;
 }
 
-static int score_task(struct sl_trainer *t, const struct tested *test, int task, json_t *list,
+static int score_task(const struct sl_config *c, const struct tested *test, int task, json_t *list,
                       struct sl_err *err)
 {
-    const struct sl_config *c = &t->run->config;
     const char *const *tuned = (const char *const *)test->tuned, *const * untuned;
     struct sl_scores s;
     double metric = 0;
@@ -391,9 +257,9 @@ static int score_task(struct sl_trainer *t, const struct tested *test, int task,
 }
 
 /* As named numbers, so that runs can be listed and compared by them: "test/TASK/exact_match". */
-static void send_scores(struct sl_trainer *t, const json_t *list)
+static void send_scores(struct sl_trainer *t, const struct sl_trial *trial, const json_t *list)
 {
-    json_t *event = json_pack("{s:s, s:I}", "ev", "metric", "step", (json_int_t)t->state.step),
+    json_t *event = json_pack("{s:s, s:I}", "ev", "metric", "step", (json_int_t)trial->state.step),
            *task, *value;
     const char *key;
     char name[256];
@@ -405,19 +271,21 @@ static void send_scores(struct sl_trainer *t, const json_t *list)
             if (json_is_real(value))
                 json_object_set(event, name, value);
         }
-    sl_emit(t->report, event);
+    sl_trial_emit(t, trial, event);
 }
 
-static void send_predictions(struct sl_trainer *t, const struct tested *test)
+static void send_predictions(struct sl_trainer *t, const struct sl_trial *trial,
+                             const struct tested *test)
 {
     for (int i = 0; i < sl_dataset_rows(test->ds) && i < LIVE_PREDICTIONS; i++) {
         json_t *row = NULL;
 
         if (sl_dataset_json(test->ds, i, &row, NULL))
             return;
-        sl_emit(t->report,
+        sl_trial_emit(
+            t, trial,
                 json_pack("{s:s, s:s, s:O?, s:O?, s:s, s:s, s:s*}", "ev", "prediction", "task",
-                          t->run->config.task[sl_dataset_row(test->ds, i).slot].name, "context",
+                          trial->config->task[sl_dataset_row(test->ds, i).slot].name, "context",
                           json_object_get(row, "context"), "question",
                           json_object_get(row, "question"), "answer", test->answer[i], "prediction",
                           test->tuned[i], "untuned", test->untuned ? test->untuned[i] : NULL));
@@ -425,24 +293,25 @@ static void send_predictions(struct sl_trainer *t, const struct tested *test)
     }
 }
 
-static int run_test(struct sl_trainer *t, json_t *metrics, struct sl_err *err)
+static int run_test(struct sl_trainer *t, const struct sl_trial *trial, struct plain *p,
+                    json_t *metrics, struct sl_err *err)
 {
     struct tested test = {0};
     struct sl_predictions table;
     json_t *list = json_array();
     char path[SL_PATH_MAX];
-    int rc = answer_all(t, &test, err);
+    int rc = answer_all(t, trial, p, &test, err);
 
     table = (struct sl_predictions){test.ds, test.tuned, test.untuned, test.choice};
-    for (int i = 0; i < t->run->config.n_tasks && !rc; i++)
-        rc = score_task(t, &test, i, list, err);
+    for (int i = 0; i < trial->config->n_tasks && !rc; i++)
+        rc = score_task(trial->config, &test, i, list, err);
     if (!rc)
-        rc = sl_path(path, err, "%s/out/predictions.jsonl", t->run->dir);
+        rc = sl_path(path, err, "%s/predictions.jsonl", trial->run->out);
     if (!rc)
         rc = sl_write_predictions(path, &table, err);
     if (!rc) {
-        send_scores(t, list);
-        send_predictions(t, &test);
+        send_scores(t, trial, list);
+        send_predictions(t, trial, &test);
         if (t->report->events_fd < 0)
             sl_print_predictions(&table);
         json_object_set(metrics, "tasks", list);
@@ -452,31 +321,89 @@ static int run_test(struct sl_trainer *t, json_t *metrics, struct sl_err *err)
     return rc ? sl_err_wrap(err, rc, "testing") : 0;
 }
 
-int sl_finish(struct sl_trainer *t, json_t **ret_metrics, struct sl_err *err)
-{
-    char path[SL_PATH_MAX];
-    json_t *metrics = json_pack("{s:I, s:I}", "steps", (json_int_t)t->state.step, "tokens",
-                                (json_int_t)t->state.tokens);
-    int rc = sl_path(path, err, "%s/out", t->run->dir);
+/* ---- all of it ---- */
 
-    if (!rc)
-        rc = sl_mkdirs(path, err);
-    if (!rc && t->n_prompts)
-        rc = export_all(t, err);
-    if (t->state.best_step >= 0) {
-        json_object_set_new(metrics, "val_loss", json_real(t->state.best_val_loss));
-        json_object_set_new(metrics, "val_loss_step", json_integer(t->state.best_step));
-        json_object_set_new(metrics, "val_loss_step_0", json_real(t->state.first_val_loss));
+static int finish_trial(struct sl_trainer *t, const struct sl_trial *trial, struct plain *p,
+                        json_t **ret_metrics, struct sl_err *err)
+{
+    static const char *const ends[] = {"trained", "stopped", "diverged"};
+    const struct sl_train_state *s = &trial->state;
+    bool diverged = s->ended == SL_TRIAL_DIVERGED;
+    json_t *metrics =
+        json_pack("{s:I, s:I}", "steps", (json_int_t)s->step, "tokens", (json_int_t)s->tokens);
+    char path[SL_PATH_MAX];
+    int rc = sl_mkdirs(trial->run->out, err);
+
+    if (trial->run->name[0])
+        json_object_set_new(metrics, "state", json_string(ends[s->ended]));
+    if (diverged)
+        json_object_set_new(metrics, "msg", json_string(s->failure));
+    if (!rc && trial->n_prompts && !diverged)
+        rc = sl_finish_tables(t, trial, err);
+    if (s->best_step >= 0) {
+        json_object_set_new(metrics, "val_loss", json_real(s->best_val_loss));
+        json_object_set_new(metrics, "val_loss_step", json_integer(s->best_step));
+        json_object_set_new(metrics, "val_loss_step_0", json_real(s->first_val_loss));
     }
-    if (!rc && t->run->test.n)
-        rc = run_test(t, metrics, err);
+    if (!rc && t->run->test.n && !diverged)
+        rc = run_test(t, trial, p, metrics, err);
     if (!rc)
-        rc = sl_path(path, err, "%s/out/metrics.json", t->run->dir);
+        rc = sl_path(path, err, "%s/metrics.json", trial->run->out);
     if (!rc)
         rc = sl_json_write(path, metrics, err);
     if (rc)
         json_decref(metrics);
     else
         *ret_metrics = metrics;
+    return rc && trial->run->name[0] ? sl_err_wrap(err, rc, "trial %s", trial->run->name) : rc;
+}
+
+/* out/metrics.json of several trials: {"trials": {NAME: its metrics}}, and the name of the best one by
+ * val_loss. Steals all. */
+static int sum_up(struct sl_trainer *t, json_t *all, json_t **ret_metrics, struct sl_err *err)
+{
+    const struct sl_trial *best = NULL;
+    json_t *metrics = json_pack("{s:o}", "trials", all);
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/out/metrics.json", t->run->dir);
+
+    for (int k = 0; k < t->n_trials; k++) {
+        const struct sl_train_state *s = &t->trial[k].state;
+
+        if (s->best_step >= 0 && s->ended != SL_TRIAL_DIVERGED &&
+            (!best || s->best_val_loss < best->state.best_val_loss))
+            best = &t->trial[k];
+    }
+    if (best) {
+        json_object_set_new(metrics, "best", json_string(best->run->name));
+        json_object_set_new(metrics, "val_loss", json_real(best->state.best_val_loss));
+    }
+    if (!rc)
+        rc = sl_json_write(path, metrics, err);
+    if (rc)
+        json_decref(metrics);
+    else
+        *ret_metrics = metrics;
+    return rc;
+}
+
+int sl_finish(struct sl_trainer *t, json_t **ret_metrics, struct sl_err *err)
+{
+    struct plain p = {0};
+    json_t *all = json_object(), *one = NULL;
+    int rc = 0;
+
+    for (int k = 0; k < t->n_trials && !rc; k++) {
+        one = NULL;
+        rc = finish_trial(t, &t->trial[k], &p, &one, err);
+        if (!rc && t->trial[k].run->name[0])
+            json_object_set_new(all, t->trial[k].run->name, one);
+    }
+    plain_release(&p);
+    if (!rc && t->trial[0].run->name[0])
+        return sum_up(t, all, ret_metrics, err);
+    json_decref(all);
+    if (!rc)
+        *ret_metrics = one;
     return rc;
 }

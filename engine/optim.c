@@ -40,13 +40,10 @@ void sl_optim_release(struct sl_optim *o)
     o->device_scalars = NULL;
 }
 
-int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step,
-                  float *ret_norm, struct sl_err *err)
+void sl_optim_queue(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step)
 {
     struct sl_adamw hp = {lr, o->beta1, o->beta2, o->eps, o->weight_decay, (int)step};
-    float *sumsq = o->device_scalars + SCALAR_SUMSQ, *scale = o->device_scalars + SCALAR_SCALE,
-          host;
-    int rc;
+    float *sumsq = o->device_scalars + SCALAR_SUMSQ, *scale = o->device_scalars + SCALAR_SCALE;
 
     for (int i = 0; i < n; i++)
         o->ops->sumsq_f32(o->be, (int64_t)params[i].rows * params[i].cols, params[i].grad, i > 0,
@@ -57,7 +54,13 @@ int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, 
         o->ops->adamw(o->be, (int64_t)params[i].rows * params[i].cols, params[i].value,
                       params[i].grad, params[i].m, params[i].v, &hp, scale);
     }
-    rc = o->ops->download(o->be, &host, sumsq, sizeof host, err);
+}
+
+int sl_optim_norm(struct sl_optim *o, int64_t step, float *ret_norm, struct sl_err *err)
+{
+    float host;
+    int rc = o->ops->download(o->be, &host, o->device_scalars + SCALAR_SUMSQ, sizeof host, err);
+
     if (rc)
         return sl_err_wrap(err, rc, "optimizer step %lld", (long long)step);
     if (!isfinite(host)) /* clip_scale gave NaN, so adamw changed nothing */
@@ -68,4 +71,11 @@ int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, 
             (long long)step);
     *ret_norm = sqrtf(host);
     return 0;
+}
+
+int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step,
+                  float *ret_norm, struct sl_err *err)
+{
+    sl_optim_queue(o, params, n, lr, step);
+    return sl_optim_norm(o, step, ret_norm, err);
 }

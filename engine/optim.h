@@ -28,5 +28,9 @@ void sl_optim_release(struct sl_optim *o);
  * step ..."). */
 int sl_optim_step(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step,
                   float *ret_norm, struct sl_err *err);
+/* The same in two halves, so that updates of several optimizers are queued before the first of them is
+ * waited for: the update, then its norm (and errors). */
+void sl_optim_queue(struct sl_optim *o, struct sl_param *params, int n, float lr, int64_t step);
+int sl_optim_norm(struct sl_optim *o, int64_t step, float *ret_norm, struct sl_err *err);
 
 #endif

@@ -49,43 +49,93 @@ static int read_split(const json_t *json, const char *dir, const char *split, st
     return 0;
 }
 
+/* A trial whose json is set. */
+static int fill_trial(struct sl_run *run, struct sl_run_trial *t, struct sl_err *err)
+{
+    char *text = sl_json_dump(t->json), *path;
+    int rc = text ? sl_sha256_data(text, strlen(text), t->config_digest, err)
+                  : sl_err_set(err, SL_NOMEM, "no memory for run.json");
+
+    free(text);
+    if (!rc)
+        rc = t->name[0] ? sl_path(t->out, err, "%s/out/trials/%s", run->dir, t->name)
+                        : sl_path(t->out, err, "%s/out", run->dir);
+    if (!rc)
+        rc = sl_config_parse(t->json, &t->config, err);
+    if (rc || !t->config.restore_path)
+        return rc;
+    path = in_dir(run->dir, t->config.restore_path);
+    if (!path)
+        return sl_err_set(err, SL_NOMEM, "no memory for model.restore_path");
+    free(t->config.restore_path);
+    t->config.restore_path = path;
+    return 0;
+}
+
+static int check_trials(const json_t *config, const json_t *trials, struct sl_err *err)
+{
+    json_t *errors = json_array();
+    struct sl_buf text;
+    int rc = sl_spec_check_trials(config, trials, errors, err);
+
+    sl_buf_init(&text, SL_ERR_MSG_MAX - 256);
+    if (!rc && json_array_size(errors)) {
+        sl_spec_errors_text(errors, &text);
+        rc = sl_err_set(err, SL_SPEC, "trials that cannot be trained:\n%s", text.p);
+    }
+    sl_buf_release(&text);
+    json_decref(errors);
+    return rc;
+}
+
+static int read_trials(const json_t *json, struct sl_run *run, struct sl_err *err)
+{
+    const json_t *config = json_object_get(json, "config"), *trials = json_object_get(json, "trials");
+    int n = trials ? (int)json_array_size(trials) : 1;
+    int rc = trials ? check_trials(config, trials, err) : 0;
+
+    if (rc)
+        return rc;
+    run->trial = calloc((size_t)n, sizeof *run->trial);
+    if (!run->trial)
+        return sl_err_set(err, SL_NOMEM, "no memory for %d trials", n);
+    for (; run->n_trials < n && !rc; run->n_trials++) {
+        struct sl_run_trial *t = &run->trial[run->n_trials];
+        const json_t *from = json_array_get(trials, (size_t)run->n_trials);
+
+        if (from) {
+            snprintf(t->name, sizeof t->name, "%s", sl_json_str(from, "name", ""));
+            rc = sl_spec_trial_config(config, from, &t->json, err);
+        } else {
+            t->json = json_incref((json_t *)(uintptr_t)config);
+        }
+        if (!rc)
+            rc = fill_trial(run, t, err);
+        if (rc && from)
+            sl_err_wrap(err, rc, "trial %s", t->name);
+    }
+    return rc;
+}
+
 static int fill(const json_t *json, struct sl_run *run, struct sl_err *err)
 {
     const char *model = sl_json_str(json, "model", NULL);
-    const json_t *config = json_object_get(json, "config");
-    char *text;
     int rc;
 
     snprintf(run->id, sizeof run->id, "%s", sl_json_str(json, "run", ""));
     if (!model)
         return sl_err_set(err, SL_SPEC, "model is missing: the path of a base model");
     run->model = in_dir(run->dir, model);
-    text = sl_json_dump(config);
-    if (!run->model || (config && !text)) {
-        free(text);
+    if (!run->model)
         return sl_err_set(err, SL_NOMEM, "no memory for run.json");
-    }
-    rc = sl_sha256_data(text ? text : "", text ? strlen(text) : 0, run->config_digest, err);
-    free(text);
-    if (!rc)
-        rc = read_split(json, run->dir, "train", &run->train, err);
+    rc = read_split(json, run->dir, "train", &run->train, err);
     if (!rc)
         rc = read_split(json, run->dir, "validation", &run->validation, err);
     if (!rc)
         rc = read_split(json, run->dir, "test", &run->test, err);
-    if (!rc && !config)
+    if (!rc && !json_object_get(json, "config"))
         rc = sl_err_set(err, SL_SPEC, "config is missing");
-    if (!rc)
-        rc = sl_config_parse(config, &run->config, err);
-    if (!rc && run->config.restore_path) {
-        char *path = in_dir(run->dir, run->config.restore_path);
-
-        if (!path)
-            return sl_err_set(err, SL_NOMEM, "no memory for model.restore_path");
-        free(run->config.restore_path);
-        run->config.restore_path = path;
-    }
-    return rc;
+    return rc ? rc : read_trials(json, run, err);
 }
 
 int sl_run_open(const char *dir, struct sl_run *ret_run, struct sl_err *err)
@@ -119,7 +169,11 @@ void sl_run_release(struct sl_run *run)
     strings_release(&run->train);
     strings_release(&run->validation);
     strings_release(&run->test);
-    sl_config_release(&run->config);
+    for (int i = 0; i < run->n_trials; i++) {
+        json_decref(run->trial[i].json);
+        sl_config_release(&run->trial[i].config);
+    }
+    free(run->trial);
     *run = (struct sl_run){0};
 }
 
@@ -173,6 +227,8 @@ static int localise(json_t *spec, json_t *run_json, struct sl_err *err)
         json_object_set_new(in_config, "restore_path", path ? path : json_null());
     }
     json_object_set(run_json, "config", json_object_get(spec, "config"));
+    if (json_object_get(spec, "trials"))
+        json_object_set(run_json, "trials", json_object_get(spec, "trials"));
     return rc;
 }
 

@@ -1,10 +1,10 @@
 /* A run directory, as the agent (or `softlaunch train --spec`) prepares it:
  *   run.json      what to do: {"run", "attempt", "model", "datasets": {"train": [...], "validation": [...],
  *                 "test": [...]}, "config": {...}}; paths, model.restore_path too, are relative to the directory
- *                 or absolute
+ *                 or absolute. With "trials" (base/spec.h) these are trained together, else the config alone
  *   checkpoint/   the newest complete checkpoint, if there is one (checkpoint.h)
  *   out/          what the run leaves: prompt_table.safetensors, .npy and .nemo (table_forms.h), peft/TASK/,
- *                 predictions.jsonl, metrics.json */
+ *                 predictions.jsonl, metrics.json; the same in out/trials/NAME/ for each of several trials */
 #ifndef SL_ENGINE_RUN_H
 #define SL_ENGINE_RUN_H
 #include "base/config_yaml.h"
@@ -13,13 +13,21 @@
 
 #define SL_RUN_MAX_FILES 256 /* of one split */
 
+struct sl_run_trial {
+    char name[SL_SPEC_TRIAL_NAME_MAX]; /* "": the run is no list of trials */
+    char out[SL_PATH_MAX];             /* its results: DIR/out, DIR/out/trials/NAME */
+    json_t *json;                      /* its whole config */
+    struct sl_config config;
+    char config_digest[65]; /* sha256 of json: a checkpoint of another config is refused */
+};
+
 struct sl_run {
     char dir[SL_PATH_MAX];
     char id[128]; /* "" by hand */
     char *model;  /* absolute or relative to the working directory: dir is already in front */
     struct sl_strings train, validation, test;
-    struct sl_config config;
-    char config_digest[65]; /* sha256 of the config's canonical JSON: a checkpoint of another config is refused */
+    int n_trials; /* at least one; they agree in every key that a trial may not set */
+    struct sl_run_trial *trial;
 };
 
 /* Reads dir/run.json. SL_SPEC names the key that is wrong or missing; SL_NOTFOUND the file. */

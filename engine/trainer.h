@@ -1,10 +1,19 @@
 /* Training: prompt tables and encoders on a frozen model, step by step, to the same bits across a
  * resume.
  *
- * Slots are the config's tasks in order. The tables of all tasks lie in one device buffer; new
- * tasks' rows come from their group at every step, existing tasks' rows never change. A run of
- * style no-prompts has no group and no step: it validates once and is over. Single-threaded but for
- * the backend. */
+ * A run has one trial or several, which are independent: each has its own tasks, rows' order, encoder,
+ * optimizer, schedule, validations, best tables and end. Their rows go through the model together:
+ * every task of every trial is a prompt slot of one packed batch, trials one after another, tasks in
+ * their config's order. The tables of all slots lie in one device buffer; new tasks' rows come from
+ * their group at every step, existing tasks' rows never change.
+ *
+ * A trial that is over (stopped early, all its steps done, or diverged) is not updated any more but
+ * stays in the packed batch, so that all shapes, and with them all bits of the other trials, are what
+ * they were. A loss or gradient that is no finite number ends its own trial; with one trial alone it is
+ * the run's failure.
+ *
+ * A run of style no-prompts has one trial without a group and no step: it validates once and is over.
+ * Single-threaded but for the backend. */
 #ifndef SL_ENGINE_TRAINER_H
 #define SL_ENGINE_TRAINER_H
 #include "base/wire.h"
@@ -16,6 +25,10 @@
 #include "engine/run.h"
 
 #define SL_VALIDATION_POSITIONS 4096 /* packed positions of one validation pass, about */
+/* Positions of the rows of a training pass that joins micro-batches of several trials: on a CPU what its
+ * caches and memory like, on an accelerator what keeps it busy. */
+#define SL_PASS_POSITIONS_CPU 4096
+#define SL_PASS_POSITIONS_DEVICE 16384
 
 struct sl_trainer_options {
     bool no_share;       /* no shared prefixes: a test's reference */
@@ -28,10 +41,50 @@ struct sl_trainer_options {
  * table each. */
 struct sl_trainer_group {
     struct sl_encoder *encoder;
-    int n_tasks, *slot;      /* its tasks, as slots */
+    struct sl_param whole;   /* the encoder's parameters as one */
+    int n_tasks, *task;      /* its tasks, as indices into the config's */
     float *tables, *dtables; /* device [n_tasks*V, hidden]: the encoder's output and its gradient */
 };
 #define SL_TRAINER_MAX_GROUPS 2
+
+/* Rows rendered by the templates of one trial, and of all others that have the same. */
+struct sl_trainer_data {
+    const struct sl_run_trial *of;
+    struct sl_dataset *train,
+        *validation;          /* train: NULL exactly with no-prompts; validation may be */
+    struct sl_dataset *asked; /* the validation rows without answers; NULL: no validation_metric */
+    char **answers;           /* of asked */
+};
+
+struct sl_trial {
+    const struct sl_run_trial *run; /* its name, folder and config */
+    const struct sl_config *config; /* run's */
+    const struct sl_trainer_data *data;
+    int n_groups;
+    struct sl_trainer_group group[SL_TRAINER_MAX_GROUPS];
+    struct sl_param *params; /* of all groups */
+    int n_params;
+    struct sl_optim optim;
+    struct sl_schedule schedule;
+
+    int first_slot, first_prompt, n_prompts; /* its share of the trainer's slots and their rows */
+    float *prompts, *dprompts;               /* its rows of the trainer's */
+    int n_keep;  /* sets of tables kept by val_loss, at least one */
+    float *best; /* host [n_keep, n_prompts, hidden]: the tables of state.best, best first */
+
+    int *order;      /* of one epoch */
+    int order_epoch; /* -1: none yet */
+    int steps_per_epoch;
+    int64_t steps, validate_every;
+    bool validate_by_epoch; /* validate_every counts from the start of each epoch */
+    struct sl_train_state state;
+};
+
+/* What passes over a trial's rows give. */
+struct sl_trial_sum {
+    double loss; /* nats of all counted tokens together */
+    int64_t counted, useful;
+};
 
 struct sl_trainer {
     const struct sl_run *run;
@@ -44,32 +97,18 @@ struct sl_trainer {
     struct sl_weights *weights;
     struct sl_tokenizer *tok;
     struct sl_model *model;
-    struct sl_dataset *train,
-        *validation;          /* train: NULL exactly with no-prompts; validation may be */
-    struct sl_dataset *asked; /* the validation rows without answers; NULL: no validation_metric */
-    char **answers;           /* of asked */
-    struct sl_optim optim;
-    struct sl_schedule schedule;
+    int n_data, n_trials;
+    struct sl_trainer_data *data;
+    struct sl_trial *trial;
 
-    int n_groups;
-    struct sl_trainer_group group[SL_TRAINER_MAX_GROUPS];
-    struct sl_param *params; /* of all groups */
-    int n_params;
-
-    int n_prompts, hidden;     /* rows of all tasks' tables */
-    int *slot_v, *slot_first;  /* per task: V, first row in prompts */
+    int n_slots, n_prompts, hidden;         /* n_prompts: rows of all slots' tables */
+    int *slot_v, *slot_first, *slot_trial;  /* per slot: V, first row in prompts, whose it is */
     float *prompts, *dprompts; /* device [n_prompts, hidden]; dprompts: of the whole step */
-    float *dmicro;             /* the same of one micro-batch */
-    int n_keep;                /* sets of tables kept by val_loss, at least one */
-    float *best; /* host [n_keep, n_prompts, hidden]: the tables of state.best, best first */
+    float *dmicro;             /* the same of one pass */
+    int64_t pass_positions;    /* micro-batches of several trials make a pass up to this length */
 
-    int *order;      /* of state.epoch */
-    int order_epoch; /* -1: none yet */
-    int rows_per_step, steps_per_epoch;
-    int64_t steps, validate_every;
-    bool validate_by_epoch; /* validate_every counts from the start of each epoch */
-    bool finished_early;
-    struct sl_train_state state;
+    int rows_per_step;   /* of each trial */
+    int64_t step, steps; /* of the trials that are not over; the longest trial's */
     char model_digest[SL_SHA256_HEX + 1];
 };
 
@@ -84,36 +123,52 @@ void sl_trainer_release(struct sl_trainer *t);
 /* Trains to the end, validating and writing checkpoints. Returns 0 at the end, with prompts holding
  * the tables to keep (the best ones when exp_manager.save_best_model); SL_CANCELLED with *ret_want
  * = SL_WANT_PREEMPT (a checkpoint is on disk) or SL_WANT_CANCEL. It stops between steps and between
- * the passes of a validation, which a resumed run then begins anew. A loss that is not finite is
- * SL_DATA; the checkpoint of before stays. */
+ * the passes of a validation, which a resumed run then begins anew. SL_DATA when every trial has
+ * diverged; of a single one the checkpoint of before stays. */
 int sl_trainer_run(struct sl_trainer *t, enum sl_wire_want *ret_want, struct sl_err *err);
 
-/* One global batch: loss (mean over counted tokens) and, when gradient is set, the parameters'
- * gradients (added, by one backward pass of the encoder whatever the micro-batch size). rows are
- * indices into t->train. Exposed for tests and benchmarks, as is what follows. */
+/* Of the trial's last step: not over yet. */
+bool sl_trial_live(const struct sl_trial *trial);
+/* An event with the trial's name, where it has one; a log line that begins with it. */
+void sl_trial_emit(struct sl_trainer *t, const struct sl_trial *trial, json_t *event_stolen);
+void sl_trial_log(struct sl_trainer *t, const struct sl_trial *trial, enum sl_level level,
+                  const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+
+/* One global batch of every trial: rows [n_trials, n_rows] are indices into its training rows. Sets
+ * ret_sum [n_trials] and, when gradient is set, adds to the gradients of all parameters (by one backward
+ * pass of each encoder whatever the micro-batch size), each trial's of the mean over its own counted
+ * tokens. Exposed for tests and benchmarks, as is what follows. */
 int sl_trainer_loss(struct sl_trainer *t, const int *rows, int n_rows, bool gradient,
-                    double *ret_loss, int64_t *ret_counted, int64_t *ret_useful,
-                    struct sl_err *err);
+                    struct sl_trial_sum *ret_sum, struct sl_err *err);
 void sl_trainer_zero_grad(struct sl_trainer *t);
-/* The groups' tables into their tasks' rows of prompts. */
+/* The groups' tables into their tasks' rows of prompts: of all trials, or of one. */
 void sl_trainer_place_tables(struct sl_trainer *t, bool training);
+void sl_trial_place_tables(struct sl_trainer *t, struct sl_trial *trial, bool training);
 
-/* Packs and runs rows: adds sum(loss) over counted tokens and their number; dprompts (may be NULL)
- * is set. total: divisor of the gradient. */
-int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, int64_t total,
-                    float *dprompts, double *sum, int64_t *counted, int64_t *useful,
-                    struct sl_err *err);
+/* Packs and runs rows, whose slots are the trainer's: adds to the sums [n_trials] of their trials; dprompts
+ * (may be NULL) is set, with each slot's gradient divided by its slot_total (NULL: by all that counts). */
+int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, const int64_t *slot_total,
+                    float *dprompts, struct sl_trial_sum *sum, struct sl_err *err);
 
-/* True when this step asks for a validation that has not been done. */
-bool sl_trainer_validation_due(const struct sl_trainer *t);
-/* The validation loss, and validation_metric if the config reports one; then what follows from
+/* True when the trial's step asks for a validation that has not been done. */
+bool sl_trainer_validation_due(const struct sl_trial *trial);
+/* The trial's validation loss, and validation_metric if the config reports one; then what follows from
  * them: the best tables, early stopping, the metric event. SL_CANCELLED when control asks to stop:
  * nothing has followed. */
-int sl_trainer_validate(struct sl_trainer *t, struct sl_err *err);
+int sl_trainer_validate(struct sl_trainer *t, struct sl_trial *trial, struct sl_err *err);
+/* A trial whose numbers are no numbers any more; err says where. Others go on: then 0, err is cleared
+ * and the trial's prompts are zeros. Else err's code. */
+int sl_trial_diverged(struct sl_trainer *t, struct sl_trial *trial, struct sl_err *err);
 
 /* ---- parts of sl_trainer_init ---- */
-/* Groups, their encoders and initial values; params. Needs slots, the tokenizer and the model. */
-int sl_trainer_make_groups(struct sl_trainer *t, struct sl_err *err);
-void sl_trainer_free_groups(struct sl_trainer *t);
+/* Trials and their place among the slots; their rows and steps, which needs the tokenizer. */
+int sl_trainer_make_trials(struct sl_trainer *t, struct sl_err *err);
+int sl_trainer_open_data(struct sl_trainer *t, struct sl_err *err);
+void sl_trainer_free_trials(struct sl_trainer *t);
+/* A trial's groups, their encoders and initial values; params. Needs the model. */
+int sl_trial_make_groups(struct sl_trainer *t, struct sl_trial *trial, struct sl_err *err);
+void sl_trial_free_groups(struct sl_trainer *t, struct sl_trial *trial);
+/* A trial's part of the run's checkpoint. */
+struct sl_checkpoint sl_trial_checkpoint(struct sl_trainer *t, struct sl_trial *trial);
 
 #endif

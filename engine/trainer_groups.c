@@ -1,4 +1,4 @@
-/* What is trained: the new tasks by style, with their encoders and initial values. */
+/* What a trial trains: its new tasks by style, with their encoders and initial values. */
 #include "engine/trainer.h"
 #include <stdlib.h>
 #include <string.h>
@@ -29,10 +29,10 @@ static int text_rows(struct sl_trainer *t, const char *text, int max, float **re
     return rc;
 }
 
-static int table_from_text(struct sl_trainer *t, struct sl_trainer_group *g, int at,
-                           struct sl_err *err)
+static int table_from_text(struct sl_trainer *t, const struct sl_trial *trial,
+                           struct sl_trainer_group *g, int at, struct sl_err *err)
 {
-    const struct sl_task *task = &t->run->config.task[g->slot[at]];
+    const struct sl_task *task = &trial->config->task[g->task[at]];
     int v = task->total_virtual_tokens, n = 0, rc;
     size_t row = (size_t)t->hidden;
     float *rows = NULL, *tiled;
@@ -53,10 +53,10 @@ static int table_from_text(struct sl_trainer *t, struct sl_trainer_group *g, int
     return rc;
 }
 
-static int fix_name_rows(struct sl_trainer *t, struct sl_trainer_group *g, int at,
-                         struct sl_err *err)
+static int fix_name_rows(struct sl_trainer *t, const struct sl_trial *trial,
+                         struct sl_trainer_group *g, int at, struct sl_err *err)
 {
-    const struct sl_task *task = &t->run->config.task[g->slot[at]];
+    const struct sl_task *task = &trial->config->task[g->task[at]];
     float *rows = NULL;
     int n = 0, rc = text_rows(t, task->name, task->total_virtual_tokens, &rows, &n, err);
 
@@ -66,10 +66,10 @@ static int fix_name_rows(struct sl_trainer *t, struct sl_trainer_group *g, int a
     return rc;
 }
 
-static int make_encoder(struct sl_trainer *t, struct sl_trainer_group *g, enum sl_style style,
-                        struct sl_err *err)
+static int make_encoder(struct sl_trainer *t, const struct sl_trial *trial,
+                        struct sl_trainer_group *g, enum sl_style style, struct sl_err *err)
 {
-    const struct sl_config *c = &t->run->config;
+    const struct sl_config *c = trial->config;
     struct sl_encoder_config e = {
         .type = style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE : c->p_tuning.encoder_type,
         .n_tasks = g->n_tasks,
@@ -86,35 +86,36 @@ static int make_encoder(struct sl_trainer *t, struct sl_trainer_group *g, enum s
 
     for (int i = 0; i < g->n_tasks && !rc; i++) {
         if (e.type != SL_ENC_TABLE && name_rows)
-            rc = fix_name_rows(t, g, i, err);
-        if (e.type == SL_ENC_TABLE && c->task[g->slot[i]].init_method == SL_INIT_TEXT)
-            rc = table_from_text(t, g, i, err);
+            rc = fix_name_rows(t, trial, g, i, err);
+        if (e.type == SL_ENC_TABLE && c->task[g->task[i]].init_method == SL_INIT_TEXT)
+            rc = table_from_text(t, trial, g, i, err);
     }
     return rc;
 }
 
-static int make_group(struct sl_trainer *t, enum sl_style style, struct sl_err *err)
+static int make_group(struct sl_trainer *t, struct sl_trial *trial, enum sl_style style,
+                      struct sl_err *err)
 {
-    const struct sl_config *c = &t->run->config;
-    struct sl_trainer_group *g = &t->group[t->n_groups];
+    const struct sl_config *c = trial->config;
+    struct sl_trainer_group *g = &trial->group[trial->n_groups];
     size_t bytes;
     void *p = NULL;
     int rc;
 
-    g->slot = calloc((size_t)c->n_tasks, sizeof *g->slot);
-    if (!g->slot)
+    g->task = calloc((size_t)c->n_tasks, sizeof *g->task);
+    if (!g->task)
         return sl_err_set(err, SL_NOMEM, "no memory for %d tasks", c->n_tasks);
     for (int i = 0; i < c->n_tasks; i++)
         if (c->task[i].is_new && c->task[i].style == style)
-            g->slot[g->n_tasks++] = i;
+            g->task[g->n_tasks++] = i;
     if (!g->n_tasks) {
-        free(g->slot);
-        g->slot = NULL;
+        free(g->task);
+        g->task = NULL;
         return 0;
     }
-    t->n_groups++;
+    trial->n_groups++;
     bytes = (size_t)g->n_tasks * (size_t)c->new_virtual_tokens * (size_t)t->hidden * sizeof(float);
-    rc = make_encoder(t, g, style, err);
+    rc = make_encoder(t, trial, g, style, err);
     if (!rc && !(rc = t->ops->alloc(t->be, bytes, &p, err)))
         g->tables = p;
     if (!rc && !(rc = t->ops->alloc(t->be, bytes, &p, err)))
@@ -122,65 +123,46 @@ static int make_group(struct sl_trainer *t, enum sl_style style, struct sl_err *
     return rc;
 }
 
-/* A config without a learning rate gives each style its own default; t->schedule has that of
+/* A config without a learning rate gives each style its own default; the trial's schedule has that of
  * model's style. */
-static float lr_ratio(const struct sl_trainer *t, const struct sl_trainer_group *g)
+static float lr_ratio(const struct sl_trial *trial, const struct sl_trainer_group *g)
 {
-    const struct sl_config *c = &t->run->config;
+    const struct sl_config *c = trial->config;
 
     return c->optim.lr_is_default
-               ? (float)(sl_default_lr(c->task[g->slot[0]].style) / sl_default_lr(c->style))
+               ? (float)(sl_default_lr(c->task[g->task[0]].style) / sl_default_lr(c->style))
                : 1;
 }
 
-int sl_trainer_make_groups(struct sl_trainer *t, struct sl_err *err)
+int sl_trial_make_groups(struct sl_trainer *t, struct sl_trial *trial, struct sl_err *err)
 {
-    int rc = make_group(t, SL_STYLE_P_TUNING, err), n;
+    int rc = make_group(t, trial, SL_STYLE_P_TUNING, err), n;
 
     if (!rc)
-        rc = make_group(t, SL_STYLE_PROMPT_TUNING, err);
-    for (int i = 0; i < t->n_groups && !rc; i++) {
-        struct sl_param *mine = sl_encoder_params(t->group[i].encoder, &n), *all;
+        rc = make_group(t, trial, SL_STYLE_PROMPT_TUNING, err);
+    for (int i = 0; i < trial->n_groups && !rc; i++) {
+        struct sl_trainer_group *g = &trial->group[i];
+        struct sl_param *mine = sl_encoder_params(g->encoder, &n), *all;
 
-        all = realloc(t->params, (size_t)(t->n_params + n) * sizeof *all);
+        all = realloc(trial->params, (size_t)(trial->n_params + n) * sizeof *all);
         if (!all)
-            return sl_err_set(err, SL_NOMEM, "no memory for %d parameters", t->n_params + n);
-        t->params = all;
-        memcpy(all + t->n_params, mine, (size_t)n * sizeof *all);
-        for (int k = t->n_params; k < t->n_params + n; k++)
-            all[k].lr_ratio = lr_ratio(t, &t->group[i]);
-        t->n_params += n;
+            return sl_err_set(err, SL_NOMEM, "no memory for %d parameters", trial->n_params + n);
+        trial->params = all;
+        memcpy(all + trial->n_params, mine, (size_t)n * sizeof *all);
+        trial->n_params += n;
+        g->whole = sl_encoder_whole(g->encoder);
+        g->whole.lr_ratio = lr_ratio(trial, g);
     }
     return rc;
 }
 
-void sl_trainer_free_groups(struct sl_trainer *t)
+void sl_trial_free_groups(struct sl_trainer *t, struct sl_trial *trial)
 {
-    for (int i = 0; i < t->n_groups; i++) {
-        sl_encoder_free(t->group[i].encoder);
-        t->ops->free(t->be, t->group[i].tables);
-        t->ops->free(t->be, t->group[i].dtables);
-        free(t->group[i].slot);
+    for (int i = 0; i < trial->n_groups; i++) {
+        sl_encoder_free(trial->group[i].encoder);
+        t->ops->free(t->be, trial->group[i].tables);
+        t->ops->free(t->be, trial->group[i].dtables);
+        free(trial->group[i].task);
     }
-    free(t->params);
-}
-
-void sl_trainer_zero_grad(struct sl_trainer *t)
-{
-    for (int i = 0; i < t->n_groups; i++)
-        sl_encoder_zero_grad(t->group[i].encoder);
-}
-
-void sl_trainer_place_tables(struct sl_trainer *t, bool training)
-{
-    size_t block = (size_t)t->run->config.new_virtual_tokens * (size_t)t->hidden;
-
-    for (int i = 0; i < t->n_groups; i++) {
-        struct sl_trainer_group *g = &t->group[i];
-
-        sl_encoder_forward(g->encoder, training, t->state.step, g->tables);
-        for (int k = 0; k < g->n_tasks; k++)
-            t->ops->copy(t->be, t->prompts + (size_t)t->slot_first[g->slot[k]] * (size_t)t->hidden,
-                         g->tables + (size_t)k * block, block * sizeof(float));
-    }
+    free(trial->params);
 }

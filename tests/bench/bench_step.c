@@ -58,7 +58,7 @@ static void products(const struct shapes *s, const struct sl_arch *m, const stru
 {
     int q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
     int up = m->activation == SL_SWIGLU ? 2 * m->ffn : m->ffn, last = m->layers - 1;
-    const struct sl_encoder_config *e = sl_encoder_config(t->group[0].encoder);
+    const struct sl_encoder_config *e = sl_encoder_config(t->trial[0].group[0].encoder);
     long v = (long)e->n_tasks * e->virtual_tokens;
 
     for (int l = 0; l < m->layers; l++) {
@@ -113,8 +113,8 @@ static int pack(struct sl_trainer *t, const int *rows, struct sl_batch *batch)
     int rc;
 
     for (int i = 0; i < t->rows_per_step; i++)
-        r[i] = sl_dataset_row(t->train, rows[i]);
-    rc = sl_batch_pack(r, t->rows_per_step, t->slot_v, t->run->config.n_tasks, m->vocab, m->max_positions,
+        r[i] = sl_dataset_row(t->trial[0].data->train, rows[i]);
+    rc = sl_batch_pack(r, t->rows_per_step, t->slot_v, t->n_slots, m->vocab, m->max_positions,
                        true, 0, batch, NULL);
     free(r);
     return rc;
@@ -124,17 +124,17 @@ static int one_step(struct sl_trainer *t, const int *rows, int step, int64_t *re
 {
     struct sl_err err = SL_ERR_INIT;
     int rc;
-    int64_t counted, useful;
-    double loss;
+    struct sl_trial *trial = &t->trial[0];
+    struct sl_trial_sum sum = {0};
     float norm;
 
     sl_trainer_zero_grad(t);
-    rc = sl_trainer_loss(t, rows, t->rows_per_step, true, &loss, &counted, &useful, &err);
+    rc = sl_trainer_loss(t, rows, t->rows_per_step, true, &sum, &err);
     if (!rc)
-        rc = sl_optim_step(&t->optim, t->params, t->n_params, 1e-4f, step + 1, &norm, &err);
+        rc = sl_optim_step(&trial->optim, &trial->group[0].whole, 1, 1e-4f, step + 1, &norm, &err);
     if (rc)
         fprintf(stderr, "bench_step: %s\n", err.msg);
-    *ret_useful = useful;
+    *ret_useful = sum.useful;
     return rc;
 }
 
@@ -148,7 +148,7 @@ static int write_batches(struct sl_trainer *t, const int *order, int steps, cons
         json_t *ids = json_array(), *answers = json_array();
 
         for (int i = 0; i < t->rows_per_step; i++) {
-            struct sl_row r = sl_dataset_row(t->train, order[b * t->rows_per_step + i]);
+            struct sl_row r = sl_dataset_row(t->trial[0].data->train, order[b * t->rows_per_step + i]);
             json_t *id = json_array(), *answer = json_array();
 
             for (int k = 0; k < r.n; k++)
@@ -189,10 +189,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "bench_step: %s\n", err.msg);
         return 1;
     }
-    order = malloc((size_t)sl_dataset_rows(t.train) * sizeof *order);
-    sl_dataset_order(t.train, run.config.seed, 0, true, order);
-    if (steps > t.steps_per_epoch)
-        steps = t.steps_per_epoch;
+    order = malloc((size_t)sl_dataset_rows(t.trial[0].data->train) * sizeof *order);
+    sl_dataset_order(t.trial[0].data->train, run.trial[0].config.seed, 0, true, order);
+    if (steps > t.trial[0].steps_per_epoch)
+        steps = t.trial[0].steps_per_epoch;
     if (argc > 3 && write_batches(&t, order, steps, argv[3]))
         return 1;
     for (int i = -2; i < steps; i++) { /* two unmeasured rounds */

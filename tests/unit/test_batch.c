@@ -124,7 +124,7 @@ static void check_unpacked(const struct rows *r, const struct sl_batch *b, bool 
     assert_int_equal(b->n_useful, useful);
 }
 
-static void check_loss(const struct rows *r, const struct sl_batch *b, int total_counted)
+static void check_loss(const struct rows *r, const struct sl_batch *b, const int64_t *slot_total)
 {
     int counted = 0, times[MAX_ROWS * MAX_N] = {0};
     bool wanted[MAX_ROWS * MAX_N] = {0};
@@ -154,7 +154,8 @@ static void check_loss(const struct rows *r, const struct sl_batch *b, int total
     for (int e = 0; e < b->n_entries; e++) {
         assert_true(times[e] > 0);
         assert_float_equal(b->entry_weight[e],
-                           times[e] / (double)(total_counted ? total_counted : counted), 1e-7);
+                           times[e] / (double)(slot_total ? slot_total[b->entry_slot[e]] : counted),
+                           1e-7);
         if (e > 0) /* ascending, and no pair twice */
             assert_true(b->entry_out[e] > b->entry_out[e - 1] ||
                         (b->entry_out[e] == b->entry_out[e - 1] &&
@@ -219,7 +220,9 @@ static void test_random_rows(void **state)
         struct sl_batch b;
         random_rows(&rng, &r);
         bool share = below(&rng, 4) > 0;
-        int total = below(&rng, 3) ? 0 : 1000;
+        int64_t totals[MAX_SLOTS], *total = below(&rng, 3) ? NULL : totals;
+        for (int s = 0; s < MAX_SLOTS; s++)
+            totals[s] = 1000 + s;
         assert_int_equal(
             sl_batch_pack(r.row, r.n, r.slot_v, r.n_slots, VOCAB, MAX_N, share, total, &b, &err),
             0);

@@ -68,7 +68,7 @@ static void run_init(struct run *r, struct sl_encoder_config config)
     assert_int_equal(ops->alloc(be, n, &p, NULL), 0);
     r->dtables = p;
     r->c = (struct sl_checkpoint){
-        .ops = ops, .be = be, .best_tables = r->best, .best_rows = N_BEST_ROWS, .hidden = 8};
+        .config_digest = CONFIG, .ops = ops, .be = be, .best_tables = r->best, .best_rows = N_BEST_ROWS, .hidden = 8};
     r->c.params = sl_encoder_params(r->e, &r->c.n_params);
 }
 
@@ -140,8 +140,8 @@ static struct sl_train_state some_state(void)
                                .epoch = 3,
                                .position = 77,
                                .seed = UINT64_MAX - 5,
-                               .loss_sum = 0.1 + 0.2,
-                               .loss_tokens = 99,
+                               .ended = SL_TRIAL_DIVERGED,
+                               .failure = "it \"was\" no number",
                                .tokens = 1ll << 40,
                                .seconds = 1e-300,
                                .first_val_loss = 1.0 / 3,
@@ -158,12 +158,19 @@ static struct sl_train_state some_state(void)
     return s;
 }
 
+static int save(struct run *r, struct sl_train_state *s, struct sl_err *err)
+{
+    r->c.state = s;
+    return sl_checkpoint_save(dir, &r->c, 1, err);
+}
+
 static int load(struct run *r, struct sl_train_state *s, char *warning, struct sl_err *err)
 {
     struct sl_fingerprint now;
 
+    r->c.state = s;
     sl_fingerprint_take(ops, be, &now);
-    return sl_checkpoint_load(dir, &r->c, CONFIG, MODEL, &now, s, warning, err);
+    return sl_checkpoint_load(dir, &r->c, 1, MODEL, &now, warning, err);
 }
 
 static void the_state_comes_back_to_the_bit(void **state)
@@ -177,14 +184,15 @@ static void the_state_comes_back_to_the_bit(void **state)
     run_init(&again, lstm());
     for (int i = 0; i < N_BEST_ROWS * 8; i++)
         r.best[i] = (float)i / 7;
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     assert_true(sl_checkpoint_exists(dir));
     memset(&got, 0xff, sizeof got);
     assert_int_equal(load(&again, &got, warning, NULL), 0);
     assert_string_equal(warning, "");
     assert_memory_equal(again.best, r.best, sizeof r.best);
     assert_true(got.step == s.step && got.epoch == 3 && got.position == 77 && got.seed == s.seed);
-    assert_true(got.loss_sum == s.loss_sum && got.loss_tokens == 99 && got.tokens == s.tokens);
+    assert_true(got.ended == SL_TRIAL_DIVERGED && got.tokens == s.tokens);
+    assert_string_equal(got.failure, s.failure);
     assert_true(got.seconds == s.seconds && got.first_val_loss == s.first_val_loss);
     assert_true(got.best_val_loss == s.best_val_loss && got.best_step == 100);
     assert_true(got.stop_best == 0 && signbit(got.stop_best) && got.stop_waited == 4);
@@ -211,7 +219,7 @@ static void a_resumed_run_has_the_bits_of_an_undisturbed_one(void **state)
     run_steps(&whole, 0, 20);
     run_steps(&first, 0, 7);
     s.step = 7;
-    assert_int_equal(sl_checkpoint_save(dir, &first.c, &s, NULL), 0);
+    assert_int_equal(save(&first, &s, NULL), 0);
     run_release(&first);
 
     run_init(&second, lstm());
@@ -263,7 +271,7 @@ static void what_does_not_fit_is_named(void **state)
     assert_false(sl_checkpoint_exists(dir));
     refused(&r, SL_NOTFOUND, path);
 
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     config.virtual_tokens = 4;
     run_init(&wider, config);
     refused(&wider, SL_DATA,
@@ -286,14 +294,14 @@ static void what_does_not_fit_is_named(void **state)
     run_release(&other);
 
     strcpy(s.config_digest, OTHER);
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     refused(&r, SL_CONFLICT, "another configuration");
     strcpy(s.config_digest, CONFIG);
     strcpy(s.model_digest, OTHER);
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     refused(&r, SL_CONFLICT, "another model");
     strcpy(s.model_digest, MODEL);
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
 
     sl_buf_init(&file, 1 << 20);
     assert_int_equal(sl_file_read(path, &file, NULL), 0);
@@ -319,7 +327,7 @@ static void another_machine_is_warned_about(void **state)
     run_init(&r, lstm());
     s.print.threads = 7;
     strcpy(s.print.kernel, "openblas Prescott");
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     assert_int_equal(load(&r, &got, warning, NULL), 0);
     assert_non_null(strstr(warning, "bits will differ"));
     assert_non_null(strstr(warning, "kernel was openblas Prescott, is "));
@@ -338,21 +346,21 @@ static void a_failed_save_keeps_the_old_one(void **state)
     (void)state;
     run_init(&r, lstm());
     s.step = 1;
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     s.step = 2;
-    s.loss_sum = NAN;
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, &err), SL_DATA);
-    assert_non_null(strstr(err.msg, "loss_sum is not finite"));
-    s.loss_sum = 0;
+    s.seconds = NAN;
+    assert_int_equal(save(&r, &s, &err), SL_DATA);
+    assert_non_null(strstr(err.msg, "seconds is not finite"));
+    s.seconds = 0;
     sl_err_clear(&err);
     assert_int_equal(sl_path(tmp, NULL, "%s/checkpoint.tmp.tmp", dir), 0);
     assert_int_equal(symlink("/dev/full", tmp), 0); /* stands in for a disk without room */
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, &err), SL_IO);
+    assert_int_equal(save(&r, &s, &err), SL_IO);
     assert_non_null(strstr(err.msg, "saving a checkpoint at step 2"));
     assert_non_null(strstr(err.msg, "No space left"));
     assert_int_equal(load(&r, &got, warning, NULL), 0);
     assert_int_equal(got.step, 1);
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0); /* the next one works again */
+    assert_int_equal(save(&r, &s, NULL), 0); /* the next one works again */
     assert_int_equal(load(&r, &got, warning, NULL), 0);
     assert_int_equal(got.step, 2);
     run_release(&r);
@@ -370,13 +378,13 @@ static void a_reader_keeps_the_checkpoint_that_it_opened(void **state)
     (void)state;
     run_init(&r, lstm());
     assert_int_equal(sl_path(path, NULL, "%s/" SL_CHECKPOINT_FILE, dir), 0);
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     sl_buf_init(&before, 1 << 20);
     assert_int_equal(sl_file_read(path, &before, NULL), 0);
     assert_int_equal(sl_map_open(path, &map, NULL), 0);
     run_steps(&r, 0, 3);
     s.step = 7; /* a shorter text, an equally long file */
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     assert_int_equal(stat(path, &info), 0);
     assert_int_equal(info.st_size, before.len);
     assert_int_equal(map.len, before.len);
@@ -399,7 +407,7 @@ static void a_kill_at_any_moment_leaves_a_complete_one(void **state)
     (void)state;
     run_init(&r, lstm());
     s.step = 0;
-    assert_int_equal(sl_checkpoint_save(dir, &r.c, &s, NULL), 0);
+    assert_int_equal(save(&r, &s, NULL), 0);
     for (int k = 0; k < KILLS; k++) {
         int64_t step = told, start = told;
         int pipe_fd[2], status;
@@ -410,7 +418,7 @@ static void a_kill_at_any_moment_leaves_a_complete_one(void **state)
         assert_true(pid >= 0);
         if (!pid) {
             for (s.step = start + 1;; s.step++)
-                if (sl_checkpoint_save(dir, &r.c, &s, NULL) ||
+                if (save(&r, &s, NULL) ||
                     write(pipe_fd[1], &s.step, sizeof s.step) != sizeof s.step)
                     _exit(1);
         }

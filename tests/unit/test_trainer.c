@@ -227,9 +227,8 @@ static double loss_of(const char *const *overrides, bool no_share, int n, float 
     struct sl_emitter report;
     struct sl_trainer t;
     struct sl_run run = {0};
-    int64_t counted = 0, useful = 0;
+    struct sl_trial_sum sum = {0};
     int rows[TRAIN_ROWS];
-    double loss = NAN;
     char dir[SL_PATH_MAX];
 
     train_dir(dir, overrides);
@@ -239,12 +238,12 @@ static double loss_of(const char *const *overrides, bool no_share, int n, float 
     for (int i = 0; i < n; i++)
         rows[i] = i;
     sl_trainer_zero_grad(&t);
-    assert_int_equal(sl_trainer_loss(&t, rows, n, true, &loss, &counted, &useful, &err), 0);
-    assert_true(counted > 0 && useful > counted);
+    assert_int_equal(sl_trainer_loss(&t, rows, n, true, &sum, &err), 0);
+    assert_true(sum.counted > 0 && sum.useful > sum.counted);
     *ret_grad = NULL;
     *ret_n = 0;
-    for (int i = 0; i < t.n_params; i++) {
-        const struct sl_param *p = &t.params[i];
+    for (int i = 0; i < t.trial[0].n_params; i++) {
+        const struct sl_param *p = &t.trial[0].params[i];
         size_t k = (size_t)p->rows * (size_t)p->cols;
 
         *ret_grad = realloc(*ret_grad, (*ret_n + k) * sizeof **ret_grad);
@@ -257,7 +256,7 @@ static double loss_of(const char *const *overrides, bool no_share, int n, float 
     sl_run_release(&run);
     close(report.events_fd);
     sl_rmtree(dir, NULL);
-    return loss;
+    return sum.loss / (double)sum.counted;
 }
 
 static void test_micro_batches_do_not_change_the_loss(void **state)

@@ -131,8 +131,8 @@ static struct sl_ops counting_ops;
 
 static void counting_copy(struct sl_backend *be, void *dst, const void *src, size_t bytes)
 {
-    for (int i = 0; i < counted->n_groups; i++) {
-        const struct sl_trainer_group *g = &counted->group[i];
+    for (int i = 0; i < counted->trial[0].n_groups; i++) {
+        const struct sl_trainer_group *g = &counted->trial[0].group[i];
         const float *at = dst, *end = g->dtables + (size_t)g->n_tasks * 5 * (size_t)counted->hidden;
 
         copies += at >= g->dtables && at < end;
@@ -148,9 +148,8 @@ static void test_encoders_go_back_once_a_step(void **state)
     struct sl_emitter report;
     struct sl_trainer t;
     struct sl_run run = {0};
-    int64_t tokens, useful;
+    struct sl_trial_sum sum;
     int rows[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-    double loss;
     char dir[SL_PATH_MAX];
 
     (void)state;
@@ -162,8 +161,8 @@ static void test_encoders_go_back_once_a_step(void **state)
     counting_ops = *t.ops;
     counting_ops.copy = counting_copy;
     t.ops = &counting_ops;
-    assert_int_equal(t.n_groups, 2);
-    assert_int_equal(sl_trainer_loss(&t, rows, 8, true, &loss, &tokens, &useful, &err), 0);
+    assert_int_equal(t.trial[0].n_groups, 2);
+    assert_int_equal(sl_trainer_loss(&t, rows, 8, true, &sum, &err), 0);
     assert_int_equal(copies, 2); /* one a task, for four micro-batches */
     sl_trainer_release(&t);
     sl_run_release(&run);

@@ -131,25 +131,26 @@ struct outcome {
 
 static int train_threads = 1;
 static struct sl_trainer *fated;
+static struct sl_trial *fated_trial; /* whom fate strikes: the first one */
 static struct fate fate;
 static struct sl_ops fated_ops;
 
 static inline void fated_copy(struct sl_backend *be, void *dst, const void *src, size_t bytes)
 {
-    const struct sl_trainer_group *g = &fated->group[0];
+    const struct sl_trainer_group *g = &fated_trial->group[0];
     const char *at = dst, *from = (const char *)g->dtables;
     const float nan = NAN;
 
     sl_cpu_ops.copy(be, dst, src, bytes);
     if (fate.what == PREEMPTED_VALIDATING) {
-        if (fated->state.step == fate.step && sl_trainer_validation_due(fated)) {
+        if (fated_trial->state.step == fate.step && sl_trainer_validation_due(fated_trial)) {
             raise(SIGTERM);
             fate.what = RUNS_ON;
         }
         return;
     }
-    if (fated->state.step != fate.step - 1 || at < from ||
-        at >= from + (size_t)g->n_tasks * (size_t)fated->slot_v[0] * (size_t)fated->hidden *
+    if (fated_trial->state.step != fate.step - 1 || at < from ||
+        at >= from + (size_t)g->n_tasks * (size_t)fated->slot_v[fated_trial->first_slot] * (size_t)fated->hidden *
                          sizeof(float))
         return; /* not the backward pass of that step */
     if (fate.what == KILLED)
@@ -157,7 +158,7 @@ static inline void fated_copy(struct sl_backend *be, void *dst, const void *src,
     if (fate.what == PREEMPTED)
         raise(SIGTERM);
     if (fate.what == POISONED)
-        sl_cpu_ops.upload(be, fated->params[fated->n_params - 1].value, &nan, sizeof nan, NULL);
+        sl_cpu_ops.upload(be, fated_trial->params[fated_trial->n_params - 1].value, &nan, sizeof nan, NULL);
     if (fate.what != KILLED_WRITING)
         fate.what = RUNS_ON;
 }
@@ -165,27 +166,27 @@ static inline void fated_copy(struct sl_backend *be, void *dst, const void *src,
 static inline int fated_download(struct sl_backend *be, void *dst, const void *src, size_t bytes,
                                  struct sl_err *err)
 {
-    const float *best = fated->best, *at = dst;
-    size_t n = (size_t)fated->n_keep * (size_t)fated->n_prompts * (size_t)fated->hidden;
+    const float *best = fated_trial->best, *at = dst;
+    size_t n = (size_t)fated_trial->n_keep * (size_t)fated_trial->n_prompts * (size_t)fated->hidden;
 
-    if (fate.what == KILLED_WRITING && fated->state.step == fate.step && (at < best || at >= best + n))
+    if (fate.what == KILLED_WRITING && fated_trial->state.step == fate.step && (at < best || at >= best + n))
         raise(SIGKILL);
     return sl_cpu_ops.download(be, dst, src, bytes, err);
 }
 
-static inline void forget(struct sl_trainer *t)
+static inline void forget(const struct sl_trainer *trainer, struct sl_trial *t)
 {
     struct sl_param *p = t->params;
 
     for (int i = 0; i < t->n_params && fate.forgets == FORGETS_MOMENTS; i++) {
-        t->ops->zero(t->be, p[i].m, (size_t)p[i].rows * (size_t)p[i].cols * sizeof(float));
-        t->ops->zero(t->be, p[i].v, (size_t)p[i].rows * (size_t)p[i].cols * sizeof(float));
+        trainer->ops->zero(trainer->be, p[i].m, (size_t)p[i].rows * (size_t)p[i].cols * sizeof(float));
+        trainer->ops->zero(trainer->be, p[i].v, (size_t)p[i].rows * (size_t)p[i].cols * sizeof(float));
     }
     if (fate.forgets == FORGETS_BEST)
         memset(t->best, 0,
-               (size_t)t->n_keep * (size_t)t->n_prompts * (size_t)t->hidden * sizeof(float));
+               (size_t)t->n_keep * (size_t)t->n_prompts * (size_t)trainer->hidden * sizeof(float));
     if (fate.forgets == FORGETS_STEP) /* dropout and warm-up begin anew; the data does not */
-        t->state.step -= t->steps_per_epoch;
+        t->state.step -= t->steps_per_epoch; /* the trainer's own step stays */
 }
 
 static inline void write_floats(const char *dir, const char *name, const float *p, size_t n)
@@ -198,17 +199,21 @@ static inline void write_floats(const char *dir, const char *name, const float *
 
 static inline void leave(const char *dir, struct sl_trainer *t, int rc, const struct sl_err *err)
 {
-    const struct sl_train_state *s = &t->state;
+    const struct sl_trial *trial = &t->trial[0];
+    const struct sl_train_state *s = &trial->state, none = {0};
     json_t *best = json_array(), *end;
     char path[SL_PATH_MAX];
     size_t n = (size_t)t->n_prompts * (size_t)t->hidden;
 
+    if (!t->trial)
+        s = &none;
     for (int i = 0; i < s->n_best; i++)
         json_array_append_new(
             best, json_pack("[I, f]", (json_int_t)s->best[i].step, s->best[i].val_loss));
     if (t->prompts) {
         write_floats(dir, "tables.bin", t->prompts, n);
-        write_floats(dir, "best.bin", t->best, (size_t)t->n_keep * n);
+        write_floats(dir, "best.bin", trial->best,
+                     (size_t)trial->n_keep * (size_t)trial->n_prompts * (size_t)t->hidden);
         sl_trainer_place_tables(t, false);
         write_floats(dir, "encoded.bin", t->prompts, n);
     }
@@ -246,11 +251,12 @@ static inline void train_child(const char *dir)
     t.run = &run;
     if (!rc) {
         fated = &t;
+        fated_trial = &t.trial[0];
         fated_ops = *t.ops;
         fated_ops.copy = fated_copy;
         fated_ops.download = fated_download;
         t.ops = &fated_ops;
-        forget(&t);
+        forget(&t, fated_trial);
         rc = sl_trainer_run(&t, &want, &err);
     }
     leave(dir, &t, rc, &err);
