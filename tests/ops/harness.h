@@ -36,6 +36,7 @@ struct vec {
 struct dev {
     const struct sl_ops *ops;
     struct sl_backend *be;
+    enum sl_precision precision; /* of linear layers */
     bool bits_only;   /* only what comes out matters: finite differences are left out */
     bool bf16_inputs; /* inputs that bf16 holds exactly, so that backends of other types get the
                          same numbers */
@@ -220,6 +221,17 @@ static inline struct sl_weight *dev_weight(struct dev *d, const double *x, int64
     struct sl_weight *w = NULL;
     assert_true(d->n_weights < MAX_WEIGHTS);
     assert_int_equal(d->ops->weight_new(d->be, rows, cols, read_matrix, &m, &w, &err), 0);
+    return d->weight[d->n_weights++] = w;
+}
+
+static inline struct sl_weight *dev_linear(struct dev *d, const double *x, int64_t rows,
+                                           int64_t cols)
+{
+    struct sl_err err = SL_ERR_INIT;
+    struct matrix m = {x, cols};
+    struct sl_weight *w = NULL;
+    assert_true(d->n_weights < MAX_WEIGHTS);
+    assert_int_equal(d->ops->linear_new(d->be, rows, cols, read_matrix, &m, &w, &err), 0);
     return d->weight[d->n_weights++] = w;
 }
 

@@ -8,6 +8,7 @@
 #include "engine/cpu/coretype.h"
 #include "engine/cpu/cpu.h"
 #include "tests/ops/cases_attention.h"
+#include "tests/ops/cases_linear.h"
 #include "tests/ops/cases_matrix.h"
 #include "tests/ops/cases_model.h"
 #include "tests/ops/cases_train.h"
@@ -15,6 +16,7 @@
 #define ROUNDS 8    /* random shapes of most cases */
 #define BIT_RUNS 20 /* runs that must agree to the bit; SL_OPS_BIT_RUNS: another number, under slow checkers */
 #define PLANTED 1.1 /* the fault every case must notice */
+#define LINEAR_FIRST "linear"
 
 static const struct op_case {
     const char *name;
@@ -55,8 +57,15 @@ static const struct op_case {
     {"model cross_entropy", case_model_cross_entropy, 5e-6, 4e-3, 2},
     {"wide lstm", case_wide_lstm, 2e-5, 3e-3, 2},
     {"weight_raw", case_weight_raw, 1e-9, 1e-9, ROUNDS},
+    {LINEAR_FIRST, case_linear, 2e-6, 6e-3, ROUNDS},
+    {"linear_back", case_linear_back, 2e-6, 6e-3, ROUNDS},
+    {"norm_matmul", case_norm_matmul, 4e-6, 2e-2, ROUNDS},
+    {"activation_matmul", case_activation_matmul, 4e-6, 2e-2, ROUNDS},
+    {"activation_matmul_back", case_activation_matmul_back, 4e-6, 2e-2, ROUNDS},
+    {"long linear", case_long_linear, 4e-6, 6e-3, 2},
 };
 #define N_CASES (sizeof cases / sizeof *cases)
+static size_t first_case; /* 0, or the first of the linear layers: the others do not depend on their precision */
 
 static bool chosen(const struct op_case *c)
 {
@@ -79,13 +88,19 @@ static double tolerance_of(const struct op_case *c)
     return narrow() ? c->tolerance_bf16 : c->tolerance;
 }
 
-static int suite_open(const struct sl_ops *ops)
+static int suite_open(const struct sl_ops *ops, enum sl_precision precision)
 {
     struct sl_err err = SL_ERR_INIT;
-    under_test = (struct dev){.ops = ops};
+    /* The CPU has no fp8: there the other one says nothing. */
+    enum sl_precision others = precision == SL_PRECISION_FP8 ? SL_PRECISION_FP32 : precision;
+    under_test = (struct dev){.ops = ops, .precision = precision};
     under_test.bf16_inputs = narrow();
-    if (other.ops->open(&(struct sl_backend_opts){.threads = 5}, &other.be, &err) ||
-        ops->open(&(struct sl_backend_opts){.threads = 2}, &under_test.be, &err)) {
+    other.precision = others;
+    first_case = 0;
+    while (precision > SL_PRECISION_BF16 && strcmp(cases[first_case].name, LINEAR_FIRST))
+        first_case++;
+    if (other.ops->open(&(struct sl_backend_opts){.threads = 5, .precision = others}, &other.be, &err) ||
+        ops->open(&(struct sl_backend_opts){.threads = 2, .precision = precision}, &under_test.be, &err)) {
         print_error("%s\n", err.msg);
         return -1;
     }
@@ -116,7 +131,7 @@ static void test_reference(void **state)
 {
     (void)state;
     int failed = 0;
-    for (size_t i = 0; i < N_CASES; i++) {
+    for (size_t i = first_case; i < N_CASES; i++) {
         if (!chosen(&cases[i]))
             continue;
         double worst = 0;
@@ -144,7 +159,7 @@ static void test_reference(void **state)
 static void test_planted_fault(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < N_CASES; i++) {
+    for (size_t i = first_case; i < N_CASES; i++) {
         if (!chosen(&cases[i]))
             continue;
         struct vec got, want;
@@ -169,7 +184,7 @@ static void test_same_bits(void **state)
     const char *asked = getenv("SL_OPS_BIT_RUNS");
     int bit_runs = asked ? atoi(asked) : BIT_RUNS;
     under_test.bits_only = true;
-    for (size_t i = 0; i < N_CASES; i++) {
+    for (size_t i = first_case; i < N_CASES; i++) {
         if (!chosen(&cases[i]))
             continue;
         struct vec first, got, want;
@@ -194,7 +209,7 @@ static void test_other_backend(void **state)
     (void)state;
     int failed = 0;
     under_test.bits_only = under_test.bf16_inputs = true;
-    for (size_t i = 0; i < N_CASES; i++)
+    for (size_t i = first_case; i < N_CASES; i++)
         for (uint64_t seed = 1; chosen(&cases[i]) && seed <= cases[i].rounds; seed++) {
             struct vec a, b, want;
             run_case(&under_test, &cases[i], seed, &a, &want);
@@ -254,6 +269,42 @@ static void any_address(int step)
     }
     vec_free(&first);
     dev_reset(d);
+}
+
+/* A row is nobody else's business: one that is huge, or not a number, leaves the others' bits as they were. */
+static void test_rows_apart(void **state)
+{
+    (void)state;
+    enum { ROWS = 9, IN = 64, OUT = 32, ODD = 4 };
+    const double odd[] = {1e4, (double)NAN, (double)INFINITY};
+    struct dev *d = &under_test;
+    struct vec y[4] = {0}, dx[4] = {0};
+    for (size_t run = 0; run < 4; run++) {
+        d->rng = 11;
+        double *x = host_random(d, ROWS * IN, 1), *dy = host_random(d, ROWS * OUT, 1), *w = host_random(d, OUT * IN, 1);
+        for (size_t i = 0; run && i < IN; i += 3)
+            x[ODD * IN + i] = dy[ODD * OUT + i % OUT] = odd[run - 1];
+        struct sl_weight *dev_w = dev_linear(d, w, OUT, IN);
+        sl_act *dev_y = dev_act(d, dy, ROWS, OUT, OUT), *dev_dx = dev_act(d, x, ROWS, IN, IN);
+        d->ops->matmul_back(d->be, dev_y, OUT, ROWS, dev_w, false, dev_dx, IN);
+        get_act(d, dev_dx, ROWS, IN, IN, &dx[run]);
+        d->ops->matmul(d->be, dev_act(d, x, ROWS, IN, IN), IN, ROWS, dev_w, NULL, NULL, 0, dev_y, OUT);
+        get_act(d, dev_y, ROWS, OUT, OUT, &y[run]);
+        dev_reset(d);
+    }
+    for (size_t run = 1; run < 4; run++)
+        for (size_t r = 0; r < ROWS; r++)
+            for (size_t i = 0; i < IN; i++) {
+                if (r != ODD)
+                    assert_true(dx[run].v[r * IN + i] == dx[0].v[r * IN + i] &&
+                                (i >= OUT || y[run].v[r * OUT + i] == y[0].v[r * OUT + i]));
+                else if (run > 1)
+                    assert_false(isfinite(dx[run].v[r * IN + i]) || (i < OUT && isfinite(y[run].v[r * OUT + i])));
+            }
+    for (size_t run = 0; run < 4; run++) {
+        vec_free(&y[run]);
+        vec_free(&dx[run]);
+    }
 }
 
 static int read_fails(void *ctx, int64_t row0, int64_t n, float *out, struct sl_err *err)

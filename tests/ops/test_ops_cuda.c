@@ -11,13 +11,25 @@ static const struct sl_ops *tables[2]; /* fp32, bf16 */
 static int setup_f32(void **state)
 {
     (void)state;
-    return suite_open(tables[0]);
+    return suite_open(tables[0], SL_PRECISION_FP32);
 }
 
 static int setup_bf16(void **state)
 {
     (void)state;
-    return suite_open(tables[1]);
+    return suite_open(tables[1], SL_PRECISION_BF16);
+}
+
+static int setup_int8(void **state)
+{
+    (void)state;
+    return suite_open(tables[1], SL_PRECISION_INT8);
+}
+
+static int setup_fp8(void **state)
+{
+    (void)state;
+    return suite_open(tables[1], SL_PRECISION_FP8);
 }
 
 static void test_any_address(void **state)
@@ -58,12 +70,13 @@ int main(int argc, char **argv)
     const struct CMUnitTest f32[] = {
         cmocka_unit_test(test_reference),     cmocka_unit_test(test_planted_fault),
         cmocka_unit_test(test_same_bits),     cmocka_unit_test(test_any_address),
-        cmocka_unit_test(test_other_backend), cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_other_backend), cmocka_unit_test(test_rows_apart),    cmocka_unit_test(test_errors),
     };
     const struct CMUnitTest narrow_tests[] = {
         cmocka_unit_test(test_reference),
         cmocka_unit_test(test_planted_fault),
         cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_rows_apart),
         cmocka_unit_test(test_other_backend),
     };
     struct sl_err err = SL_ERR_INIT;
@@ -83,5 +96,14 @@ int main(int argc, char **argv)
     }
     tables[0]->close(be);
     rc = cmocka_run_group_tests_name("operations, fp32", f32, setup_f32, teardown);
-    return rc + cmocka_run_group_tests_name("operations, bf16", narrow_tests, setup_bf16, teardown);
+    rc += cmocka_run_group_tests_name("operations, bf16", narrow_tests, setup_bf16, teardown);
+    rc += cmocka_run_group_tests_name("operations, int8", narrow_tests, setup_int8, teardown);
+    if (tables[1]->open(&(struct sl_backend_opts){.precision = SL_PRECISION_FP8}, &be, &err)) {
+        printf("not run: %s\n", err.msg);
+        return rc;
+    }
+    tables[1]->close(be);
+    /* all but the last: no other backend has fp8 */
+    const struct CMUnitTest fp8[] = {narrow_tests[0], narrow_tests[1], narrow_tests[2], narrow_tests[3]};
+    return rc + cmocka_run_group_tests_name("operations, fp8", fp8, setup_fp8, teardown);
 }
