@@ -8,6 +8,7 @@
 int cmd_agent(int argc, char **argv);
 int cmd_artifact(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
 int cmd_enqueue(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_runs(int argc, char **argv);

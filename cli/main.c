@@ -23,6 +23,7 @@ static const struct {
     {"train", exec_worker, "train by hand, without a queue: train --run-dir DIR"},
     {"generate", exec_worker, "text from a model and a prompt table"},
     {"data", exec_worker, "prepare and check data sets: data wordnet|squad|check"},
+    {"doctor", cmd_doctor, "whether this machine, Redis and the server are fit for runs"},
     {"transfer", cmd_transfer, NULL},
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)

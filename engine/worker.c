@@ -1,7 +1,7 @@
 /* `softlaunch-worker`: the engine's process. One run, then it ends.
  *
  *   train --run-dir DIR [--events-fd N --control-fd N] [--spec FILE | --config FILE [key=value ...]] [--threads N] [--no-share]
- *   generate ...   data ...   (their own files)
+ *   generate ...   data ...   selftest ...   (their own files)
  *
  * Exit status: 0 done; 75 preempted with a checkpoint; 76 cancelled; 77 abandoned by its agent; 1 failed: the cause is
  * in the result event, or on standard error. */
@@ -10,6 +10,7 @@
 #include "engine/data/data.h"
 #include "engine/finish.h"
 #include "engine/generate_main.h"
+#include "engine/selftest.h"
 #include "engine/format/table_forms.h"
 #include <getopt.h>
 #include <stdio.h>
@@ -157,7 +158,7 @@ int main(int argc, char **argv)
         const char *name;
         int (*run)(int argc, char **argv);
     } commands[] = {{"train", train_main}, {"generate", sl_generate_main}, {"data", sl_data_main},
-                  {"convert", sl_convert_main}};
+                  {"convert", sl_convert_main}, {"selftest", sl_selftest_main}};
 
     if (sl_cpu_reexec(argv)) {
         perror("softlaunch-worker: starting over with the right BLAS kernels");
@@ -166,6 +167,6 @@ int main(int argc, char **argv)
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name))
             return commands[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "usage: softlaunch-worker train|generate|data|convert ...\n");
+    fprintf(stderr, "usage: softlaunch-worker train|generate|data|convert|selftest ...\n");
     return 2;
 }

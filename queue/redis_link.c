@@ -109,7 +109,8 @@ static int wrap_where(const struct sl_link *l, struct sl_err *err, int code)
 
 int sl_link_late(const struct sl_link *l, struct sl_err *err)
 {
-    return wrap_where(l, err, sl_err_set(err, SL_RETRY, "no answer in time"));
+    return wrap_where(l, err, sl_err_set(err, SL_RETRY, "no answer in time%s",
+                                         l->stage == HANDSHAKE ? " (does the port speak TLS?)" : ""));
 }
 
 /* ---- sockets -------------------------------------------------------------------------------------------- */
@@ -208,14 +209,19 @@ static int flush_out(struct sl_link *l, struct sl_err *err)
     return 0;
 }
 
+static int queue_out(struct sl_link *l, const char *bytes, size_t len, struct sl_err *err)
+{
+    if (l->tls)
+        return sl_redis_tls_out(l->tls, bytes, len, &l->out, err);
+    if (sl_buf_add(&l->out, bytes, len))
+        return sl_err_set(err, SL_NOMEM, "no room for more Redis commands on this connection");
+    return 0;
+}
+
 int sl_link_send(struct sl_link *l, const char *bytes, size_t len, struct sl_err *err)
 {
-    int rc = 0;
+    int rc = queue_out(l, bytes, len, err);
 
-    if (l->tls)
-        rc = sl_redis_tls_out(l->tls, bytes, len, &l->out, err);
-    else if (sl_buf_add(&l->out, bytes, len))
-        rc = sl_err_set(err, SL_NOMEM, "no room for more Redis commands on this connection");
     return rc ? rc : flush_out(l, err);
 }
 
@@ -316,7 +322,7 @@ static int ask(struct sl_link *l, enum greeting what, struct sl_cmd *c, struct s
 
     sl_cmd_release(c);
     if (!rc)
-        rc = sl_link_send(l, bytes, len, err);
+        rc = queue_out(l, bytes, len, err);
     redisFreeCommand(bytes);
     l->greetings[l->n_greetings++] = what;
     return rc;
@@ -406,6 +412,8 @@ static int greeted(struct sl_link *l, const redisReply *reply, struct sl_err *er
     if (what == AUTH && reply->type == REDIS_REPLY_ERROR) /* some errors quote the command: no text of it */
         return sl_err_set(err, SL_DENIED, "it does not accept our user name and password (%.*s)",
                           (int)strcspn(reply->str, " "), reply->str);
+    if (what == PROBE && sl_redis_error_is(reply, "ERR"))
+        return 0; /* a Sentinel does not know the command: its role tells */
     rc = sl_redis_error(reply, err);
     if (rc)
         return rc;
@@ -433,14 +441,13 @@ static int connected(struct sl_link *l, struct sl_err *err)
     if (!l->url.tls)
         return greet(l, err);
     l->stage = HANDSHAKE;
-    e = sl_redis_tls_new(&l->url, l->at.name, &l->out, &l->tls, err);
-    return e ? e : flush_out(l, err);
+    return sl_redis_tls_new(&l->url, l->at.name, &l->out, &l->tls, err);
 }
 
 static int step(struct sl_link *l, struct sl_err *err)
 {
     char data[16384];
-    int rc = l->stage == CONNECTING ? connected(l, err) : flush_out(l, err);
+    int rc = l->stage == CONNECTING ? connected(l, err) : 0;
 
     for (int i = 0; !rc && i < READS_PER_STEP; i++) {
         ssize_t n = recv(l->fd, data, sizeof data, 0);
@@ -454,8 +461,6 @@ static int step(struct sl_link *l, struct sl_err *err)
         rc = take(l, data, (size_t)n, err);
         if (!rc && l->stage == HANDSHAKE && sl_redis_tls_ready(l->tls))
             rc = greet(l, err);
-        if (!rc)
-            rc = flush_out(l, err);
         while (!rc && l->stage == GREETING) {
             redisReply *reply = NULL;
             rc = next_reply(l, &reply, err);
@@ -467,7 +472,7 @@ static int step(struct sl_link *l, struct sl_err *err)
                 freeReplyObject(reply);
         }
     }
-    return rc;
+    return rc ? rc : flush_out(l, err); /* read first: a broken connection's last words tell why */
 }
 
 int sl_link_step(struct sl_link *l, struct sl_err *err)

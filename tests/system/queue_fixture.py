@@ -229,7 +229,8 @@ def tap(world, tests):
             print(f"ok - {f.__name__} # SKIP {why}", flush=True)
         except Exception:
             bad += 1
-            world.stop_agents()
+            if world:
+                world.stop_agents()
             print(f"not ok - {f.__name__}", flush=True)
             traceback.print_exc()
     sys.exit(1 if bad else 0)

@@ -1,0 +1,122 @@
+"""Redis servers, Sentinels, Clusters and certificates of a test's own, and the product over any of them."""
+import socket
+from queue_fixture import *
+
+DOCTOR_S = 20
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Servers:
+    """Processes in one folder; ended at exit."""
+
+    def __init__(self):
+        self.dir = tempfile.mkdtemp(prefix="sl-redis-")
+        self.procs = []
+        atexit.register(self.close)
+
+    def start(self, name, *args, port=None, ready="ping", sentinel=None):
+        """redis-server with these options, or a Sentinel with these lines of configuration."""
+        folder = f"{self.dir}/{name}"
+        os.makedirs(folder, exist_ok=True)
+        port = port or free_port()
+        if sentinel is not None:
+            conf = folder + "/sentinel.conf"
+            open(conf, "w").write(f"port {port}\ndir {folder}\n" + sentinel)
+            argv = ["redis-server", conf, "--sentinel"]
+        else:
+            argv = ["redis-server", "--port", str(port), "--dir", folder, "--appendonly", "yes", "--save", "",
+                    "--bind", "127.0.0.1", *map(str, args)]
+        log = open(folder + "/log", "ab")
+        p = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        p.port, p.dir, p.argv = port, folder, argv
+        self.procs.append(p)
+        if ready:
+            wait(lambda: cli(port, *ready.split()) != "", 10, f"{name} answers")
+        return p
+
+    def close(self):
+        for p in self.procs:
+            if p.poll() is None:
+                p.kill()
+                p.wait()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def cli(port, *args, more=()):
+    r = subprocess.run(["redis-cli", "-p", str(port), *more, *map(str, args)], capture_output=True, text=True, timeout=20)
+    return r.stdout.strip()
+
+
+def openssl(*args):
+    subprocess.run(["openssl", *args], check=True, capture_output=True)
+
+
+class Certificates:
+    """An authority in a folder, and what it signs: openssl's own command makes them."""
+
+    def __init__(self, folder):
+        self.dir = folder
+        os.makedirs(folder)
+        self.ca = folder + "/ca.pem"
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=a test's authority",
+                "-keyout", folder + "/ca.key", "-out", self.ca, "-days", "2")
+        open(folder + "/index", "w").close()
+        open(folder + "/serial", "w").write("01\n")
+        open(folder + "/ca.cnf", "w").write(
+            f"[ca]\ndefault_ca=a\n[a]\ndatabase={folder}/index\nserial={folder}/serial\nnew_certs_dir={folder}\n"
+            "default_md=sha256\npolicy=p\ncopy_extensions=copy\nunique_subject=no\n[p]\ncommonName=supplied\n")
+
+    def make(self, name, san="DNS:redis.test,IP:127.0.0.1", start="20250101000000Z", end="20990101000000Z"):
+        key, cert, csr = (f"{self.dir}/{name}.{x}" for x in ("key", "pem", "csr"))
+        openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
+                "-addext", "subjectAltName=" + san, "-keyout", key, "-out", csr)
+        openssl("ca", "-batch", "-notext", "-config", self.dir + "/ca.cnf", "-cert", self.ca, "-keyfile", self.dir + "/ca.key",
+                "-in", csr, "-out", cert, "-startdate", start, "-enddate", end)
+        return cert, key
+
+
+def doctor(url, *more):
+    """What `softlaunch doctor` says of a Redis: its checks by name; also that it says so in time."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SOFTLAUNCH_")}
+    start = time.monotonic()
+    r = subprocess.run([BIN, "doctor", "--no-device", "--json", "--redis", url, *more], capture_output=True, text=True,
+                       env=env, timeout=DOCTOR_S)
+    reply = json.loads(r.stdout)
+    assert reply["ok"] == (r.returncode == 0), r
+    return {c["what"]: dict(c, seconds=time.monotonic() - start) for c in reply["checks"]}
+
+
+class Over(World):
+    """A server and agents over a Redis that stands already."""
+
+    def __init__(self, url, agent_url=None, **kw):
+        self.given, self.agent_url = url, agent_url
+        super().__init__(**kw)
+
+    def start_redis(self):
+        self.redis, self.redis_url = None, self.given
+
+    def start_server(self, port=0):
+        super().start_server(port)
+        self.put("model", "weights\n")
+        self.put("data", '{"taskname":"t","a":"x","b":"y"}\n')
+        self.redis_url = self.agent_url or self.given
+
+    def enqueue(self, name, **more):
+        """By the command: it goes on when the server says that Redis is away for the moment."""
+        path = f"{self.dir}/{name}.json"
+        json.dump(make_spec(name, **more), open(path, "w"))
+        r = self.command("enqueue", path, "--json")
+        assert r.returncode == 0, r.stderr
+        return json.loads(r.stdout)["run"]
+
+    def published_once(self, run):
+        """Its outputs are told a moment after its end."""
+        wait(lambda: self.events(run, "outputs"), 10, "the outputs are in the store")
+        ends = [e for e in self.events(run, "state") if e["data"]["state"] == "succeeded"]
+        return len(ends) == 1 and len(self.events(run, "outputs")) == 1

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Redis that fails over: three real Sentinels, a primary and a replica. The primary is killed under load; runs go on."""
+import sys, os
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from redis_fixture import *
+
+RUNS = 12
+P = "{softlaunch}"
+servers = Servers()
+first = servers.start("first")
+second = servers.start("second", "--replicaof", "127.0.0.1 %d" % first.port)
+wait(lambda: "master_link_status:up" in cli(second.port, "info", "replication"), 20, "the replica is in step")
+conf = (f"sentinel monitor prime 127.0.0.1 {first.port} 2\nsentinel down-after-milliseconds prime 500\n"
+        "sentinel failover-timeout prime 3000\nrequirepass watch\nsentinel sentinel-pass watch\n")
+sentinels = [servers.start(f"sentinel{i}", sentinel=conf, ready=None) for i in range(3)]
+for s in sentinels:
+    wait(lambda: "num-other-sentinels" in cli(s.port, "sentinel", "master", "prime", more=["-a", "watch"]) and
+         cli(s.port, "sentinel", "master", "prime", more=["-a", "watch"]).split("num-other-sentinels\n")[1].startswith("2"),
+         30, "the Sentinels know each other")
+hosts = ",".join(f"127.0.0.1:{s.port}" for s in sentinels)
+URL = f"redis+sentinel://{hosts}/prime?sentinel_password=watch"
+
+
+def the_primary_is_found():
+    assert doctor(URL)["redis"]["level"] == "ok"
+    dead = f"127.0.0.1:{free_port()}"
+    assert doctor(f"redis+sentinel://{dead},{hosts}/prime?sentinel_password=watch")["redis"]["level"] == "ok"
+
+
+def what_is_wrong_is_said():
+    for url, word in ((f"redis+sentinel://{hosts}/other?sentinel_password=watch", "no primary of the name other"),
+                      (f"redis+sentinel://{hosts}/prime?sentinel_password=wrong", "user name and password"),
+                      (f"redis://127.0.0.1:{sentinels[0].port}", "NOAUTH"),
+                      (f"redis://:watch@127.0.0.1:{sentinels[0].port}", "its URL is redis+sentinel://"),
+                      (f"redis://127.0.0.1:{second.port}", "not the primary (its role is slave)")):
+        found = doctor(url)["redis"]
+        assert found["level"] == "error" and word in found["found"] and "watch@" not in found["found"], (url, found)
+
+
+def runs_survive_a_failover():
+    """Enqueued with a replica's acknowledgement, so that none may be missing afterwards."""
+    w = Over(URL, lease_ms=3000)
+    agents = [w.agent(f"agent{i}") for i in range(2)]
+    runs = [w.enqueue(f"fake.20.20.ok.{i}") for i in range(RUNS)]
+    wait(lambda: any(w.run(r)["state"] == "succeeded" for r in runs), 20, "the first run ends")
+    assert cli(first.port, "wait", 1, 2000) == "1"
+    first.kill()
+    first.wait()
+    killed = time.monotonic()
+    wait(lambda: "role:master" in cli(second.port, "info", "replication"), 30, "the replica is promoted")
+    promoted = time.monotonic() - killed
+    late = w.enqueue("fake.2.5.ok.late")
+    taken = time.monotonic() - killed
+    for run in runs + [late]:
+        r = w.ended(run, 60)
+        assert r["state"] == "succeeded" and r["failures"] in (0, None), r
+        assert w.published_once(run)
+    print(f"# promoted {promoted:.1f} s after the kill, the next run enqueued {taken:.1f} s after it")
+    for a in agents:
+        assert a.poll() is None
+        w.end(a)
+    w.close()
+
+
+def the_old_primary_comes_back_as_a_replica():
+    again = subprocess.Popen(first.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    servers.procs.append(again)
+    wait(lambda: "role:slave" in cli(first.port, "info", "replication"), 30, "the old primary is demoted")
+    assert doctor(URL)["redis"]["level"] == "ok"
+    wait(lambda: "master_link_status:up" in cli(first.port, "info", "replication"), 30, "it is in step")
+
+
+tap(None, [the_primary_is_found, what_is_wrong_is_said, runs_survive_a_failover, the_old_primary_comes_back_as_a_replica])
