@@ -75,6 +75,7 @@ void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t 
     be->scratch[which].p = NULL;
     be->scratch[which].bytes = 0;
     cudaError_t e = cudaMalloc(&p, want);
+    be->info.allocations++;
     if (e != cudaSuccess) {
         char what[64];
         snprintf(what, sizeof what, "%zu MiB of scratch", want >> 20);
@@ -113,6 +114,7 @@ static bool table_room(struct sl_backend *be, enum sl_cuda_table which, size_t b
         sl_err_set(&be->kept, SL_NOMEM, "no memory for a table of %zu bytes", room);
         return false;
     }
+    be->info.allocations++;
     if (sl_cuda_failed(be, cudaMalloc(&t->device, room), "memory for a batch's tables"))
         return false;
     t->room = room;
@@ -166,6 +168,7 @@ static void cuda_close(struct sl_backend *be)
         if (be->stage_done[i])
             cudaEventDestroy(be->stage_done[i]);
     cudaFree(be->stage_device);
+    cudaFree(be->block.base);
     if (be->stream)
         cudaStreamDestroy(be->stream);
     free(be);
@@ -234,7 +237,6 @@ static int open_device(const struct sl_backend_opts *opts, bool bf16_activations
     be->device = device;
     snprintf(be->info.kernel, sizeof be->info.kernel, "cuda sm_%d%d %s", prop.major, prop.minor,
              type_name(opts, bf16_activations));
-    be->info.memory_bytes = (int64_t)prop.totalGlobalMem;
     be->fast_f32 = bf16_activations;
     void *ring = NULL;
     bool bad = sl_cuda_failed(be, cudaSetDevice(device), "selecting it") ||
@@ -245,6 +247,11 @@ static int open_device(const struct sl_backend_opts *opts, bool bf16_activations
     be->ring = (char *)ring;
     be->info.precision = opts ? opts->precision : SL_PRECISION_FP32;
     rc = bad ? sl_cuda_take_kept(be, err) : sl_cuda_blas_new(&be->blas, err);
+    size_t left = 0, all = 0;
+    if (!rc && sl_cuda_failed(be, cudaMemGetInfo(&left, &all), "asking for free memory"))
+        rc = sl_cuda_take_kept(be, err);
+    be->info.memory_bytes = (int64_t)left;
+    be->info.accelerator = true;
     if (rc) {
         cuda_close(be);
         return rc;
@@ -266,13 +273,16 @@ static int open_bf16(const struct sl_backend_opts *opts, struct sl_backend **ret
 static void cuda_info(const struct sl_backend *be, struct sl_backend_info *ret_info)
 {
     *ret_info = be->info;
+    ret_info->reserved_bytes = (int64_t)be->block.bytes;
+    ret_info->given_bytes = (int64_t)be->block.used;
 }
 
 /* ---- memory */
-int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
+int sl_cuda_alloc_apart(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
 {
     void *p = NULL;
     cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    be->info.allocations++;
     if (e != cudaSuccess) {
         size_t left = 0, all = 0;
         (void)cudaGetLastError();
@@ -287,9 +297,36 @@ int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_e
     return 0;
 }
 
+static int cuda_reserve(struct sl_backend *be, size_t bytes, struct sl_err *err)
+{
+    void *p = NULL;
+    if (be->block.base)
+        return sl_err_set(err, SL_CONFLICT, "GPU %d's memory has been reserved before", be->device);
+    int rc = sl_cuda_alloc_apart(be, bytes, &p, err);
+    if (!rc)
+        be->block = {(char *)p, bytes, 0, 0};
+    return rc;
+}
+
+int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
+{
+    void *p = sl_block_take(&be->block, bytes);
+    if (!p)
+        return sl_cuda_alloc_apart(be, bytes, ret_p, err);
+    *ret_p = p;
+    return 0;
+}
+
+void *sl_cuda_take(struct sl_backend *be, size_t bytes)
+{
+    void *p = NULL;
+    return sl_cuda_alloc(be, bytes, &p, &be->kept) ? NULL : p;
+}
+
 void sl_cuda_free(struct sl_backend *be, void *p)
 {
-    sl_cuda_failed(be, cudaFree(p), "freeing memory");
+    if (!sl_block_give(&be->block, p))
+        sl_cuda_failed(be, cudaFree(p), "freeing memory");
 }
 
 int sl_cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,
@@ -346,7 +383,7 @@ template <typename T, typename F> static constexpr F *for_bf16(F *entry)
 #define TABLE(T, NAME, OPEN)                                                                         \
     {                                                                                                \
         .name = NAME, .act_bytes = sizeof(T), .open = OPEN, .close = cuda_close, .info = cuda_info,  \
-        .alloc = sl_cuda_alloc, .free = sl_cuda_free, .upload = sl_cuda_upload, .download = cuda_download,    \
+        .reserve = cuda_reserve, .alloc = sl_cuda_alloc, .free = sl_cuda_free, .upload = sl_cuda_upload, .download = cuda_download,    \
         .zero = cuda_zero, .copy = cuda_copy, .to_f32 = sl_cuda_to_f32<T>,                           \
         .from_f32 = sl_cuda_from_f32<T>, .weight_new = sl_cuda_weight_new<T>,                           \
         .linear_new = sl_cuda_linear_new<T>,                                                            \

@@ -7,6 +7,7 @@
 #ifndef SL_CUDA_CUDA_CUH
 #define SL_CUDA_CUDA_CUH
 extern "C" {
+#include "engine/block.h"
 #include "engine/ops.h"
 }
 #include <cuda_bf16.h>
@@ -42,7 +43,8 @@ struct sl_cuda_blas; /* matmul.cu */
 
 struct sl_backend {
     int device;
-    struct sl_backend_info info;
+    struct sl_backend_info info; /* but for what block says */
+    struct sl_block block;       /* of reserve */
     bool fast_f32; /* bf16 mode: products of training may round their factors to TF32 or bf16 */
     cudaStream_t stream;
     struct sl_err kept;
@@ -74,6 +76,8 @@ static inline void sl_cuda_launched(struct sl_backend *be, const char *what)
 
 /* Device memory that one operation uses inside; content undefined; grows and stays. NULL: kept. */
 void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t bytes);
+/* Memory that stays, of what is reserved while there is some. NULL: kept. */
+void *sl_cuda_take(struct sl_backend *be, size_t bytes);
 /* A device copy of a small host table, good until the same user's next call in stream order. Equal content
  * as last time costs nothing: the layers of a model share their batch. NULL: kept. */
 void *sl_cuda_table(struct sl_backend *be, enum sl_cuda_table which, const void *host, size_t bytes);
@@ -143,10 +147,14 @@ static inline unsigned sl_blocks(int64_t n, int64_t per)
 
 /* A matrix in the activation type, an int8 one multiplied out in scratch. NULL: kept. */
 template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struct sl_weight *w);
-/* Makes q and its companions from data, which is freed, as be's precision says. */
+/* Whether linear layers of this size are kept in another type. */
+template <typename T> bool sl_cuda_quantises(const struct sl_backend *be, int64_t rows, int64_t cols);
+/* Makes q and its companions from data, which is freed, as be's precision says; data is not of reserved memory. */
 template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct sl_weight *w, struct sl_err *err);
 
 /* The entries of the tables; ops.h is their contract. */
+/* Memory that is not of what is reserved: it can be freed soon. */
+int sl_cuda_alloc_apart(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err);
 int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err);
 void sl_cuda_free(struct sl_backend *be, void *p);
 int sl_cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes, struct sl_err *err);

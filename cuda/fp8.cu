@@ -316,10 +316,11 @@ static bool make_fp8(struct sl_backend *be, struct sl_weight *w)
 {
     size_t n = (size_t)w->rows * (size_t)w->cols;
     bf16 *turned = (bf16 *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, n * sizeof *turned);
-    if (!turned || sl_cuda_failed(be, cudaMalloc(&w->q, n), "memory for an fp8 weight") ||
-        sl_cuda_failed(be, cudaMalloc(&w->qt, n), "memory for an fp8 weight") ||
-        sl_cuda_failed(be, cudaMalloc((void **)&w->scale, (size_t)w->rows * sizeof(float)), "memory for scales") ||
-        sl_cuda_failed(be, cudaMalloc((void **)&w->scale_t, (size_t)w->cols * sizeof(float)), "memory for scales"))
+    w->q = sl_cuda_take(be, n);
+    w->qt = sl_cuda_take(be, n);
+    w->scale = (float *)sl_cuda_take(be, (size_t)w->rows * sizeof(float));
+    w->scale_t = (float *)sl_cuda_take(be, (size_t)w->cols * sizeof(float));
+    if (!turned || !w->q || !w->qt || !w->scale || !w->scale_t)
         return false;
     struct sl_fp8_rows to = {w->q, w->scale}, to_t = {w->qt, w->scale_t};
     launch(be, plain_rows{(const bf16 *)w->data, w->cols}, w->rows, w->cols, &to);
@@ -373,8 +374,9 @@ static __global__ void int8_values(const signed char *q, const float *scale, int
 
 template <typename T> static bool make_int8(struct sl_backend *be, struct sl_weight *w)
 {
-    if (sl_cuda_failed(be, cudaMalloc(&w->q, (size_t)w->rows * (size_t)w->cols), "memory for an int8 weight") ||
-        sl_cuda_failed(be, cudaMalloc((void **)&w->scale, (size_t)w->rows * sizeof(float)), "memory for scales"))
+    w->q = sl_cuda_take(be, (size_t)w->rows * (size_t)w->cols);
+    w->scale = (float *)sl_cuda_take(be, (size_t)w->rows * sizeof(float));
+    if (!w->q || !w->scale)
         return false;
     rows_to_int8<T><<<(unsigned)w->rows, SLOW_THREADS, 0, be->stream>>>((const T *)w->data, w->cols,
                                                                        (signed char *)w->q, w->scale);
@@ -396,13 +398,17 @@ template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struc
     return values;
 }
 
+template <typename T> bool sl_cuda_quantises(const struct sl_backend *be, int64_t rows, int64_t cols)
+{
+    return be->info.precision == SL_PRECISION_INT8 ||
+           (be->info.precision == SL_PRECISION_FP8 && sizeof(T) == sizeof(bf16) && sl_fits_fp8(rows, cols));
+}
+
 template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct sl_weight *w, struct sl_err *err)
 {
-    bool made = false;
-    if (be->info.precision == SL_PRECISION_INT8)
-        made = make_int8<T>(be, w);
-    else if (be->info.precision == SL_PRECISION_FP8 && sizeof(T) == sizeof(bf16) && sl_fits_fp8(w->rows, w->cols))
-        made = make_fp8(be, w);
+    if (!sl_cuda_quantises<T>(be, w->rows, w->cols))
+        return 0;
+    bool made = be->info.precision == SL_PRECISION_INT8 ? make_int8<T>(be, w) : make_fp8(be, w);
     if (made) { /* waits until it has been read */
         sl_cuda_failed(be, cudaFree(w->data), "freeing a weight");
         w->data = NULL;
@@ -413,6 +419,7 @@ template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct 
 }
 
 #define EACH_TYPE(T)                                                                             \
+    template bool sl_cuda_quantises<T>(const struct sl_backend *, int64_t, int64_t);             \
     template const T *sl_cuda_values<T>(struct sl_backend *, const struct sl_weight *);          \
     template int sl_cuda_quantise_weight<T>(struct sl_backend *, struct sl_weight *, struct sl_err *);
 EACH_TYPE(float)

@@ -7,12 +7,9 @@ void sl_cuda_weight_free(struct sl_backend *be, struct sl_weight *w)
 {
     if (!w)
         return;
-    sl_cuda_failed(be, cudaFree(w->data), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->f32), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->q), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->qt), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->scale), "freeing a weight");
-    sl_cuda_failed(be, cudaFree(w->scale_t), "freeing a weight");
+    void *all[] = {w->data, w->f32, w->q, w->qt, w->scale, w->scale_t};
+    for (void *p : all)
+        sl_cuda_free(be, p);
     free(w);
 }
 
@@ -114,9 +111,9 @@ static int fill_weight(struct sl_backend *be, struct sl_weight *w, sl_read_rows_
     return 0;
 }
 
-/* A weight without content. */
+/* A weight without content. What a linear layer's is made into another type from is not of reserved memory. */
 template <typename T>
-static int weight_handle(struct sl_backend *be, int64_t rows, int64_t cols, struct sl_weight **ret_w, struct sl_err *err)
+static int weight_handle(struct sl_backend *be, bool linear, int64_t rows, int64_t cols, struct sl_weight **ret_w, struct sl_err *err)
 {
     if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX)
         return sl_err_set(err, SL_SPEC, "weight of %lld x %lld: each must be 1 to 2^31-1", (long long)rows,
@@ -126,7 +123,8 @@ static int weight_handle(struct sl_backend *be, int64_t rows, int64_t cols, stru
         return sl_err_set(err, SL_NOMEM, "no memory for a weight's handle");
     w->rows = rows;
     w->cols = cols;
-    int rc = sl_cuda_alloc(be, (size_t)rows * (size_t)cols * sizeof(T), &w->data, err);
+    bool passes = linear && sl_cuda_quantises<T>(be, rows, cols);
+    int rc = (passes ? sl_cuda_alloc_apart : sl_cuda_alloc)(be, (size_t)rows * (size_t)cols * sizeof(T), &w->data, err);
     if (!rc && rows == 1) {
         void *f32 = NULL;
         rc = sl_cuda_alloc(be, (size_t)cols * sizeof(float), &f32, err);
@@ -156,7 +154,7 @@ int sl_cuda_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_rea
                            void *ctx, struct sl_weight **ret_w, struct sl_err *err)
 {
     struct sl_weight *w = NULL;
-    int rc = weight_handle<T>(be, rows, cols, &w, err);
+    int rc = weight_handle<T>(be, false, rows, cols, &w, err);
     return rc ? rc : weight_end(be, w, fill_weight<T>(be, w, read, ctx, err), ret_w, err);
 }
 
@@ -177,7 +175,9 @@ int sl_cuda_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_rea
                        struct sl_weight **ret_w, struct sl_err *err)
 {
     struct sl_weight *w = NULL;
-    int rc = sl_cuda_weight_new<T>(be, rows, cols, read, ctx, &w, err);
+    int rc = weight_handle<T>(be, true, rows, cols, &w, err);
+    if (!rc)
+        rc = weight_end(be, w, fill_weight<T>(be, w, read, ctx, err), &w, err);
     return rc ? rc : quantised<T>(be, w, ret_w, err);
 }
 
@@ -186,7 +186,7 @@ int sl_cuda_weight_raw(struct sl_backend *be, bool linear, int64_t rows, int64_t
                        struct sl_weight **ret_w, struct sl_err *err)
 {
     struct sl_weight *w = NULL;
-    int rc = weight_handle<T>(be, rows, cols, &w, err);
+    int rc = weight_handle<T>(be, linear, rows, cols, &w, err);
     if (rc)
         return rc;
     rc = sl_cuda_raw<T>(be, part, n, cols, (T *)w->data, err);

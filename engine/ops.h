@@ -45,7 +45,12 @@ struct sl_backend_info {
     char kernel[64];  /* "openblas SkylakeX", "cuda sm_90": what the bits depend on */
     int threads;
     enum sl_precision precision;
-    int64_t memory_bytes; /* of the device; 0: host memory */
+    bool accelerator;       /* has memory of its own */
+    int64_t memory_bytes;   /* that this process may have: of the device, of the machine, of its cgroup; what the backend
+                               itself took in open is off. 0: nobody knows */
+    int64_t reserved_bytes; /* by reserve, and how much of it has been given */
+    int64_t given_bytes;
+    int64_t allocations; /* how often open, alloc, weights and operations asked the device for memory */
 };
 
 /* Reads rows [row0, row0+n) of a host matrix as fp32. */
@@ -104,7 +109,9 @@ struct sl_ops {
     void (*close)(struct sl_backend *be); /* NULL-safe */
     void (*info)(const struct sl_backend *be, struct sl_backend_info *ret_info);
 
-    /* ---- memory. Aligned to 256 bytes, not cleared. Blocking. */
+    /* ---- memory. Aligned to 256 bytes, not cleared. Blocking. reserve takes bytes at once, once a backend: alloc and
+     * weights are given of them until they are used up, and what is freed of them comes back in close. */
+    int (*reserve)(struct sl_backend *be, size_t bytes, struct sl_err *err);
     int (*alloc)(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err);
     void (*free)(struct sl_backend *be, void *p);
     int (*upload)(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,

@@ -176,7 +176,7 @@ static int open_model(struct sl_trainer *t, struct sl_err *err)
     sl_model_plant(t->model, t->options.fault);
     t->hidden = sl_model_arch(t->model)->hidden;
     t->ops->info(t->be, &info);
-    t->pass_positions = info.memory_bytes ? SL_PASS_POSITIONS_DEVICE : SL_PASS_POSITIONS_CPU;
+    t->pass_positions = info.accelerator ? SL_PASS_POSITIONS_DEVICE : SL_PASS_POSITIONS_CPU;
     return 0;
 }
 

@@ -24,12 +24,29 @@ void *sl_cpu_alloc(size_t bytes)
     return p;
 }
 
+void *sl_cpu_take(struct sl_backend *be, size_t bytes)
+{
+    void *p = sl_block_take(&be->block, bytes);
+    if (!p) {
+        p = sl_cpu_alloc(bytes);
+        be->allocations++;
+    }
+    return p;
+}
+
+void sl_cpu_give(struct sl_backend *be, void *p)
+{
+    if (!sl_block_give(&be->block, p))
+        free(p);
+}
+
 static float *grow(struct sl_backend *be, struct sl_cpu_scratch *s, size_t floats)
 {
     if (s->floats >= floats && s->p)
         return s->p;
     size_t want = floats + floats / 4 + 1024;
     float *p = sl_cpu_alloc(want * sizeof *p);
+    be->allocations++;
     if (!p) {
         sl_err_set(&be->kept, SL_NOMEM, "no memory for %zu MiB of scratch",
                    (want * sizeof *p) >> 20);
@@ -72,6 +89,7 @@ static void cpu_close(struct sl_backend *be)
     for (int i = 0; be->scratch && i <= be->threads; i++)
         free(be->scratch[i].p);
     free(be->scratch);
+    free(be->block.base);
     free(be);
 }
 
@@ -99,6 +117,7 @@ static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_
     }
     be->threads = threads;
     be->precision = opts ? opts->precision : SL_PRECISION_FP32;
+    be->memory_bytes = sl_cpu_memory("");
     omp_set_num_threads(threads);
     *ret_be = be;
     return 0;
@@ -106,15 +125,19 @@ static int cpu_open(const struct sl_backend_opts *opts, struct sl_backend **ret_
 
 static void cpu_info(const struct sl_backend *be, struct sl_backend_info *ret_info)
 {
-    *ret_info = (struct sl_backend_info){.threads = be->threads, .precision = be->precision};
+    *ret_info = (struct sl_backend_info){.threads = be->threads,
+                                           .precision = be->precision,
+                                           .memory_bytes = be->memory_bytes,
+                                           .reserved_bytes = (int64_t)be->block.bytes,
+                                           .given_bytes = (int64_t)be->block.used,
+                                           .allocations = be->allocations};
     snprintf(ret_info->kernel, sizeof ret_info->kernel, "openblas %s, %s%s", openblas_get_corename(),
              sl_cpu_level(), be->precision == SL_PRECISION_INT8 ? ", int8" : "");
 }
 
 static int cpu_mem_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
 {
-    (void)be;
-    void *p = sl_cpu_alloc(bytes);
+    void *p = sl_cpu_take(be, bytes);
     if (!p)
         return sl_err_set(err, SL_NOMEM, "no memory for %zu MiB", bytes >> 20);
     *ret_p = p;
@@ -123,8 +146,19 @@ static int cpu_mem_alloc(struct sl_backend *be, size_t bytes, void **ret_p, stru
 
 static void cpu_mem_free(struct sl_backend *be, void *p)
 {
-    (void)be;
-    free(p);
+    sl_cpu_give(be, p);
+}
+
+static int cpu_reserve(struct sl_backend *be, size_t bytes, struct sl_err *err)
+{
+    void *p = be->block.base ? NULL : sl_cpu_alloc(bytes);
+    if (be->block.base)
+        return sl_err_set(err, SL_CONFLICT, "this backend's memory has been reserved before");
+    if (!p)
+        return sl_err_set(err, SL_NOMEM, "no memory for %zu MiB", bytes >> 20);
+    be->block = (struct sl_block){.base = p, .bytes = bytes};
+    be->allocations++;
+    return 0;
 }
 
 static int take_kept(struct sl_backend *be, struct sl_err *err)
@@ -201,6 +235,7 @@ const struct sl_ops sl_cpu_ops = {
     .open = cpu_open,
     .close = cpu_close,
     .info = cpu_info,
+    .reserve = cpu_reserve,
     .alloc = cpu_mem_alloc,
     .free = cpu_mem_free,
     .upload = cpu_upload,

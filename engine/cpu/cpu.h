@@ -6,6 +6,7 @@
  * by the next step_end or download. */
 #ifndef SL_ENGINE_CPU_CPU_H
 #define SL_ENGINE_CPU_CPU_H
+#include "engine/block.h"
 #include "engine/ops.h"
 
 #define SL_CPU_ALIGN 256
@@ -30,6 +31,8 @@ struct sl_backend {
     enum sl_precision precision;
     struct sl_err kept;
     struct sl_cpu_scratch *scratch; /* [threads] one a thread, then one shared */
+    struct sl_block block;          /* of reserve */
+    int64_t memory_bytes, allocations;
 };
 
 /* Memory that operations use inside, at least `floats` long, aligned; content undefined; grows and
@@ -40,6 +43,12 @@ bool sl_cpu_threads_scratch(struct sl_backend *be, size_t floats);
 
 /* Aligned memory; NULL when there is none. */
 void *sl_cpu_alloc(size_t bytes);
+/* The same of what is reserved, as long as there is some. */
+void *sl_cpu_take(struct sl_backend *be, size_t bytes);
+void sl_cpu_give(struct sl_backend *be, void *p);
+
+/* What this process may have of the machine's memory and of its cgroup's now; 0: nobody knows. root: "" but in tests. */
+int64_t sl_cpu_memory(const char *root);
 
 /* The values of a matrix, if need be in the shared scratch. NULL: out of memory, kept. */
 const float *sl_cpu_values(struct sl_backend *be, const struct sl_weight *w);

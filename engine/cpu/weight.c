@@ -8,12 +8,11 @@
 
 void sl_cpu_weight_free(struct sl_backend *be, struct sl_weight *w)
 {
-    (void)be;
     if (!w)
         return;
-    free(w->data);
-    free(w->q);
-    free(w->scale);
+    sl_cpu_give(be, w->data);
+    sl_cpu_give(be, w->q);
+    sl_cpu_give(be, w->scale);
     free(w);
 }
 
@@ -53,7 +52,7 @@ int sl_cpu_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read
     int rc = new_weight(rows, cols, &w, err);
     if (rc)
         return rc;
-    w->data = sl_cpu_alloc((size_t)rows * (size_t)cols * sizeof *w->data);
+    w->data = sl_cpu_take(be, (size_t)rows * (size_t)cols * sizeof *w->data);
     /* One call: the rows land where they stay, and the reader spreads them over all threads. */
     rc = w->data ? read(ctx, 0, rows, w->data, err) : no_memory(w, err);
     return keep(be, w, rc, ret_w);
@@ -98,8 +97,8 @@ int sl_cpu_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read
     int rc = new_weight(rows, cols, &w, err);
     if (rc)
         return rc;
-    w->q = sl_cpu_alloc((size_t)rows * (size_t)cols);
-    w->scale = sl_cpu_alloc((size_t)rows * sizeof *w->scale);
+    w->q = sl_cpu_take(be, (size_t)rows * (size_t)cols);
+    w->scale = sl_cpu_take(be, (size_t)rows * sizeof *w->scale);
     rc = w->q && w->scale ? fill_int8(be, w, read, ctx, err) : no_memory(w, err);
     return keep(be, w, rc, ret_w);
 }
