@@ -2,13 +2,21 @@
 # The product at work on one machine: a private Redis, the server and an agent; SmolLM2-135M learns two tasks about WordNet
 # by prompt tuning; a table of accuracies ends it. Called by `make demo`. usage: deploy/demo.sh BUILD-DIR
 #
-# Environment: KEEP=1 leaves everything running and prints how to reach and end it; SOFTLAUNCH_MODEL replaces the model;
-# SPEC another job spec; OVERRIDES "key=value ..." for it. Writes BUILD-DIR/reports/demo.json.
+# Environment: KEEP=1 leaves everything running and prints how to reach and end it; DEVICE=cuda trains on a GPU, in bf16;
+# SOFTLAUNCH_MODEL replaces the model; SPEC another job spec; OVERRIDES "key=value ..." for it; DEMO_BIN another folder of the
+# programs, WORDNET_ROWS one with the rows already made. Writes BUILD-DIR/reports/demo.json.
 set -euo pipefail
+mkdir -p "$1"
 build=$(realpath "$1")
 cd "$(dirname "$0")/.."
 started=$(date +%s)
-bin=$build/bin
+bin=${DEMO_BIN:-$build/bin}
+device=${DEVICE:-cpu}
+case $device in
+cpu) on_device=() ;;
+cuda) on_device=(resources.gpus=1 trainer.precision=bf16) ;;
+*) echo "DEVICE=$device: expected cpu or cuda" >&2; exit 2 ;;
+esac
 spec=${SPEC:-examples/wordnet.json}
 work=$build/demo
 report=$build/reports/demo.json
@@ -79,7 +87,11 @@ cache=${SOFTLAUNCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/softlaunch}
 [ -z "$(ls "$cache"/*.gguf 2>/dev/null)" ] || cached=true
 model=$(deploy/fetch-model.sh)
 echo "model: $model"
-"$bin/softlaunch" data wordnet --wordnet /usr/share/wordnet --out "$work/wordnet"
+if [ -n "${WORDNET_ROWS:-}" ]; then
+    cp -r "$WORDNET_ROWS" "$work/wordnet"
+else
+    "$bin/softlaunch" data wordnet --wordnet /usr/share/wordnet --out "$work/wordnet"
+fi
 
 say "a private Redis, the server and an agent"
 # A unix socket's path has at most 107 bytes, so it lies under /tmp.
@@ -105,11 +117,11 @@ pids+=($!)
 
 say "one run, two tasks: softlaunch enqueue $spec"
 # shellcheck disable=SC2086
-"$bin/softlaunch" enqueue "$spec" name=demo ${OVERRIDES:-} --follow
+"$bin/softlaunch" enqueue "$spec" name=demo "${on_device[@]}" ${OVERRIDES:-} --follow
 
 say "what it learned"
 "$bin/softlaunch" runs show demo --json >"$work/run.json"
 "$bin/softlaunch" artifact get --unpack wordnet-prompts:candidate "$work/result" >/dev/null
 seconds=$(($(date +%s) - started))
-commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
-python3 tests/system/demo_report.py "$work/run.json" "$work/result/wordnet-prompts/metrics.json" "$report" "$seconds" "$cached" "$commit"
+commit=${GPU_COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
+python3 tests/system/demo_report.py "$work/run.json" "$work/result/wordnet-prompts/metrics.json" "$report" "$seconds" "$cached" "$commit" "$device"

@@ -19,6 +19,7 @@ static const char usage[] =
     "  --output FILE    the prediction table as JSONL (default predictions.jsonl)\n"
     "  --untuned        without the virtual tokens, for comparison\n"
     "  --device D       auto (a GPU if there is one), cpu, cuda or cuda:N; default: SOFTLAUNCH_DEVICE, or auto\n"
+    "  --precision P    fp32, or what a GPU computes in otherwise: bf16, fp8, int8 (default: fp32)\n"
     "  --threads N      CPU threads (default: all)\n"
     "inference keys: greedy, temperature, top_k, top_p, repetition_penalty, tokens_to_generate, min_tokens,\n"
     "  stop='[\"...\"]', choices='{\"TASK\": [\"...\"]}' (a column of likeliest labels); and seed=N.\n"
@@ -27,7 +28,7 @@ static const char usage[] =
 struct args {
     const char *model, *prompts, *input, *task, *output;
     bool untuned;
-    const char *device;
+    const char *device, *precision;
     int threads;
     char **overrides;
     int n_overrides;
@@ -50,6 +51,8 @@ static int config_of(const struct sl_tables *tables, const struct args *a, struc
     spec = json_pack("{s:o}", "config", config);
     if (!spec)
         return sl_err_set(err, SL_NOMEM, "no memory for the configuration");
+    if (a->precision)
+        json_object_set_new(json_object_get(spec, "config"), "trainer", json_pack("{s:s}", "precision", a->precision));
     for (int i = 0; i < a->n_overrides && !rc; i++) {
         char *full = NULL;
 
@@ -235,6 +238,7 @@ int sl_generate_main(int argc, char **argv)
         {"input", required_argument, NULL, 'i'},  {"task", required_argument, NULL, 't'},
         {"output", required_argument, NULL, 'o'}, {"untuned", no_argument, NULL, 'u'},
         {"threads", required_argument, NULL, 'n'}, {"device", required_argument, NULL, 'd'},
+        {"precision", required_argument, NULL, 'r'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0}};
     struct args a = {.output = "predictions.jsonl"};
@@ -258,6 +262,8 @@ int sl_generate_main(int argc, char **argv)
             a.threads = atoi(optarg);
         else if (c == 'd')
             a.device = optarg;
+        else if (c == 'r')
+            a.precision = optarg;
         else {
             fputs(usage, c == 'h' ? stdout : stderr);
             return c == 'h' ? 0 : 2;
