@@ -379,6 +379,14 @@ void sl_config_release(struct sl_config *c)
     memset(c, 0, sizeof *c);
 }
 
+bool sl_strings_have(const struct sl_strings *s, const char *text)
+{
+    for (int i = 0; s && i < s->n; i++)
+        if (!strcmp(s->s[i], text))
+            return true;
+    return false;
+}
+
 int sl_config_task(const struct sl_config *c, const char *name)
 {
     for (int i = 0; i < c->n_tasks; i++)

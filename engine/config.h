@@ -129,6 +129,7 @@ int sl_config_parse(const json_t *config, struct sl_config *ret_config, struct s
  * (*.yaml, *.yml; base/config_yaml.h, whose notes are left out). Blocks. */
 int sl_config_read(const char *path, struct sl_config *ret_config, struct sl_err *err);
 void sl_config_release(struct sl_config *c); /* NULL-safe; c is all zero afterwards */
+bool sl_strings_have(const struct sl_strings *s, const char *text); /* s may be NULL */
 /* Index in c->task, or -1. */
 int sl_config_task(const struct sl_config *c, const char *name);
 

@@ -107,7 +107,7 @@ static int answer_all(struct sl_trainer *t, const struct sl_trial *trial, struct
                              .control = t->control,
                              .report = t->report,
                              .phase = "answering the test rows"};
-    struct sl_dataset_options how = {.answer = SL_ANSWER_NONE};
+    struct sl_dataset_options how = {.answer = SL_ANSWER_NONE, .others = &t->run->tasks};
     int64_t left_out;
     bool tuned = g.tuned;
     int rc =

@@ -88,12 +88,32 @@ static int check_trials(const json_t *config, const json_t *trials, struct sl_er
     return rc;
 }
 
+static int read_tasks(const json_t *config, struct sl_strings *ret, struct sl_err *err)
+{
+    const json_t *templates = sl_json_get(config, "model.task_templates"), *t;
+    size_t i;
+
+    ret->s = calloc(json_array_size(templates) + 1, sizeof *ret->s);
+    if (!ret->s)
+        return sl_err_set(err, SL_NOMEM, "no memory for run.json");
+    json_array_foreach(templates, i, t)
+    {
+        ret->s[i] = strdup(sl_json_str(t, "taskname", ""));
+        if (!ret->s[i])
+            return sl_err_set(err, SL_NOMEM, "no memory for run.json");
+        ret->n++;
+    }
+    return 0;
+}
+
 static int read_trials(const json_t *json, struct sl_run *run, struct sl_err *err)
 {
     const json_t *config = json_object_get(json, "config"), *trials = json_object_get(json, "trials");
     int n = trials ? (int)json_array_size(trials) : 1;
     int rc = trials ? check_trials(config, trials, err) : 0;
 
+    if (!rc && trials)
+        rc = read_tasks(config, &run->tasks, err);
     if (rc)
         return rc;
     run->trial = calloc((size_t)n, sizeof *run->trial);
@@ -169,6 +189,7 @@ void sl_run_release(struct sl_run *run)
     strings_release(&run->train);
     strings_release(&run->validation);
     strings_release(&run->test);
+    strings_release(&run->tasks);
     for (int i = 0; i < run->n_trials; i++) {
         json_decref(run->trial[i].json);
         sl_config_release(&run->trial[i].config);

@@ -26,6 +26,7 @@ struct sl_run {
     char id[128]; /* "" by hand */
     char *model;  /* absolute or relative to the working directory: dir is already in front */
     struct sl_strings train, validation, test;
+    struct sl_strings tasks; /* of all templates: a trial may train some of them */
     int n_trials; /* at least one; they agree in every key that a trial may not set */
     struct sl_run_trial *trial;
 };

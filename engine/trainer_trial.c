@@ -65,7 +65,8 @@ static int open_rows(struct sl_trainer *t, const struct sl_trial *trial,
                      const struct sl_strings *files, enum sl_answer answer, int max_positions,
                      struct sl_dataset **ret_ds, struct sl_err *err)
 {
-    struct sl_dataset_options how = {.answer = answer, .max_positions = max_positions};
+    struct sl_dataset_options how = {
+        .answer = answer, .max_positions = max_positions, .others = &t->run->tasks};
 
     return sl_dataset_open((const char *const *)files->s, files->n, trial->config, t->tok, &how,
                            ret_ds, err);

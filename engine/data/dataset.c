@@ -27,6 +27,7 @@ struct sl_dataset {
     const struct sl_config *config;
     const struct sl_tokenizer *tok;
     struct sl_render how;
+    const struct sl_strings *others;
     int n_sources, n_rows;
     struct source *source;
     struct sl_template **template; /* [config->n_tasks] */
@@ -141,6 +142,8 @@ static int add_row(struct sl_dataset *ds, struct row *row, json_t *json, struct 
         json_is_string(taskname) ? sl_config_task(ds->config, json_string_value(taskname)) : -1;
     int rc;
 
+    if (task < 0 && json_is_string(taskname) && sl_strings_have(ds->others, json_string_value(taskname)))
+        return 0;
     ds->counts.read++;
     if (task < 0)
         return refuse_task(ds, taskname, err);
@@ -301,9 +304,7 @@ static int read_file(struct sl_dataset *ds, int file, struct sl_err *err)
     return s->list ? read_list(ds, file, first, end, err) : read_lines(ds, file, p, end, err);
 }
 
-/* ---- the whole
- * -----------------------------------------------------------------------------
- */
+/* ---- the whole ---- */
 
 static int check_fields(const struct sl_dataset *ds, struct sl_err *err)
 {
@@ -314,9 +315,8 @@ static int check_fields(const struct sl_dataset *ds, struct sl_err *err)
         for (int i = 0; i < sl_template_n_fields(t); i++)
             if (!ds->seen[task * SL_TEMPLATE_MAX_FIELDS + i])
                 return sl_err_set(err, SL_SPEC,
-                                  "%s%s: the template of task \"%s\" has {%s}, which "
-                                  "none of its %lld rows "
-                                  "has; its first row has: %s",
+                                  "%s%s: the template of task \"%s\" has {%s}, which none of its %lld "
+                                  "rows has; its first row has: %s",
                                   ds->source[0].path, ds->n_sources > 1 ? " and others" : "",
                                   ds->config->task[task].name, sl_template_field(t, i),
                                   (long long)ds->task_rows[task],
@@ -374,6 +374,7 @@ int sl_dataset_open(const char *const *paths, int n_paths, const struct sl_confi
     ds->config = config;
     ds->tok = tok;
     ds->how.answer = options->answer;
+    ds->others = options->others;
     ds->how.add_bos = config->data.add_bos;
     ds->how.add_eos = config->data.add_eos;
     ds->how.no_virtual = options->no_virtual || config->style == SL_STYLE_NO_PROMPTS;

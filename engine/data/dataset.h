@@ -24,6 +24,8 @@ struct sl_dataset_options {
     /* min(config's max_seq_length, the model's positions); for prompts less the tokens to generate.
      */
     int max_positions;
+    /* Tasks whose rows are left out, uncounted, where the config has none of that name; NULL: none. */
+    const struct sl_strings *others;
 };
 
 struct sl_dataset_counts {

@@ -168,6 +168,93 @@ static void refuses_what_a_schema_cannot_see(void **state)
     }
 }
 
+/* A list of trials beside the example; path and says: its first error, NULL: it is valid. */
+static void trials_judged(const char *trials, const char *path, const char *says)
+{
+    json_t *spec = json_deep_copy(example), *errors, *first;
+
+    json_object_set_new(spec, "trials", json_loads(trials, 0, NULL));
+    errors = judge(spec);
+    first = json_array_get(errors, 0);
+    if (!path && first)
+        fail_msg("%s: %s: %s", trials, sl_json_str(first, "path", ""), sl_json_str(first, "message", ""));
+    if (path && (strcmp(sl_json_str(first, "path", "none"), path) != 0 ||
+                 !strstr(sl_json_str(first, "message", ""), says)))
+        fail_msg("%s: %s: %s", trials, sl_json_str(first, "path", "no error"),
+                 sl_json_str(first, "message", ""));
+    json_decref(errors);
+    json_decref(spec);
+}
+
+static void judges_trials(void **state)
+{
+    (void)state;
+    trials_judged("[{\"name\": \"a\"}, {\"name\": \"b\", \"overrides\": {\"model.optim.lr\": 0.1, "
+                  "\"model.task_templates[0].total_virtual_tokens\": 4, "
+                  "\"model.task_templates.1.total_virtual_tokens\": 4}},"
+                  " {\"name\": \"c\", \"tasks\": [\"part_of_speech\"]}]",
+                  NULL, NULL);
+    trials_judged("[]", "trials", "at least 1");
+    trials_judged("[{\"name\": \"../a\"}]", "trials[0].name", "");
+    trials_judged("[{\"name\": \"a\"}, {\"name\": \"a\"}]", "trials[1].name", "an earlier trial");
+    trials_judged("[{\"name\": \"a\", \"override\": {}}]", "trials[0].override",
+                  "nearest known key is \"overrides\"");
+    trials_judged("[{\"name\": \"a\", \"overrides\": {\"model.optim.lrr\": 1}}]",
+                  "trials[0].overrides.model.optim.lrr", "the nearest is \"model.optim.lr\"");
+    trials_judged("[{\"name\": \"a\", \"overrides\": {\"optim.sched.min_lr\": 1}}]",
+                  "trials[0].overrides.optim.sched.min_lr", "the nearest is \"model.optim.sched.min_lr\"");
+    trials_judged("[{\"name\": \"a\", \"overrides\": {\"trainer.max_steps\": 5}}]",
+                  "trials[0].overrides.trainer.max_steps", "trials share the model, the rows and the steps");
+    trials_judged("[{\"name\": \"a\", \"overrides\": {\"model.optim.lr=3\": 5}}]",
+                  "trials[0].overrides.model.optim.lr=3", "no key that a trial may set");
+    trials_judged("[{\"name\": \"a\"}, {\"name\": \"b\", \"overrides\": {\"model.optim.lr\": -1}}]",
+                  "trials[1].config.model.optim.lr", "above 0");
+    trials_judged("[{\"name\": \"a\", \"overrides\": {\"model.task_templates.0.total_virtual_tokens\": 4}}]",
+                  "trials[0].config.model.task_templates[1].total_virtual_tokens", "share total_virtual_tokens");
+    trials_judged("[{\"name\": \"a\", \"overrides\": {\"model.virtual_prompt_style\": \"no-prompts\"}}]",
+                  "trials[0].config.model.task_templates[0].total_virtual_tokens", "no virtual tokens");
+    trials_judged("[{\"name\": \"a\", \"tasks\": [\"sentiment\"]}]", "trials[0].tasks[0]", "no task template");
+}
+
+/* Cut to its tasks, the lists beside the templates with them. */
+static void a_trial_has_a_config_of_its_own(void **state)
+{
+    json_t *config = json_deep_copy(json_object_get(example, "config")), *own = NULL, *errors = NULL;
+    json_t *trial = json_loads("{\"name\": \"a\", \"tasks\": [\"part_of_speech\"],"
+                               " \"overrides\": {\"model.optim.lr\": 0.5, \"model.seed\": 9}}",
+                               0, NULL);
+
+    (void)state;
+    assert_int_equal(
+        sl_config_apply_override(
+            config,
+            "model.prompt_tuning={\"new_prompt_init_methods\": [\"random\", \"text\"],"
+            " \"new_prompt_init_text\": [null, \"is it so\"]}",
+            NULL),
+        0);
+    assert_int_equal(sl_spec_trial_config(config, trial, &own, NULL), 0);
+    assert_int_equal(sl_spec_validate_config(own, &errors, NULL), 0);
+    assert_int_equal(json_array_size(errors), 0);
+    assert_true(sl_json_num(own, "model.optim.lr", 0) == 0.5);
+    assert_int_equal(sl_json_int(own, "model.seed", 0), 9);
+    assert_int_equal(json_array_size(sl_json_get(own, "model.task_templates")), 1);
+    assert_string_equal(sl_json_str(json_array_get(sl_json_get(own, "model.task_templates"), 0), "taskname", ""),
+                        "part_of_speech");
+    assert_int_equal(json_array_size(sl_json_get(own, "model.prompt_tuning.new_prompt_init_text")), 1);
+    assert_string_equal(
+        json_string_value(json_array_get(sl_json_get(own, "model.prompt_tuning.new_prompt_init_text"), 0)),
+        "is it so");
+    assert_null(sl_json_get(own, "inference.choices.category"));
+    assert_non_null(sl_json_get(own, "inference.choices.part_of_speech"));
+    /* the original is as it was */
+    assert_int_equal(json_array_size(sl_json_get(config, "model.task_templates")), 2);
+    assert_true(sl_json_num(config, "model.optim.lr", 0) != 0.5);
+    json_decref(errors);
+    json_decref(own);
+    json_decref(trial);
+    json_decref(config);
+}
+
 static void accepts_what_only_looks_wrong(void **state)
 {
     static const char *const good[][SETS_MAX] = {
@@ -339,6 +426,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_example_is_valid),
         cmocka_unit_test(refuses_what_a_schema_cannot_see),
+        cmocka_unit_test(judges_trials),
+        cmocka_unit_test(a_trial_has_a_config_of_its_own),
         cmocka_unit_test(accepts_what_only_looks_wrong),
         cmocka_unit_test(reports_every_error_at_once),
         cmocka_unit_test(judges_a_config_alone),

@@ -276,7 +276,7 @@ static void test_the_tables_of_the_best_validations_are_kept(void **state)
     outcome_release(&o);
     train_in(dir, undisturbed, &o);
     assert_int_equal(o.rc, 0);
-    best = read_floats(dir, "best.bin", &n);
+    best = read_floats(dir, 0, "best.bin", &n);
     block = o.n_tables;
     assert_int_equal(n, 3 * block);
     kept = json_object_get(o.state, "best");

@@ -116,6 +116,7 @@ struct fate {
     } what; /* POISONED: a parameter becomes NaN */
     int step;
     enum { FORGETS_NOTHING, FORGETS_MOMENTS, FORGETS_BEST, FORGETS_STEP } forgets;
+    int trial; /* whom it strikes */
 };
 
 /* What a process left. */
@@ -131,7 +132,7 @@ struct outcome {
 
 static int train_threads = 1;
 static struct sl_trainer *fated;
-static struct sl_trial *fated_trial; /* whom fate strikes: the first one */
+static struct sl_trial *fated_trial;
 static struct fate fate;
 static struct sl_ops fated_ops;
 
@@ -166,10 +167,16 @@ static inline void fated_copy(struct sl_backend *be, void *dst, const void *src,
 static inline int fated_download(struct sl_backend *be, void *dst, const void *src, size_t bytes,
                                  struct sl_err *err)
 {
-    const float *best = fated_trial->best, *at = dst;
-    size_t n = (size_t)fated_trial->n_keep * (size_t)fated_trial->n_prompts * (size_t)fated->hidden;
+    bool is_best = false; /* tables that a validation keeps: no part of writing */
 
-    if (fate.what == KILLED_WRITING && fated_trial->state.step == fate.step && (at < best || at >= best + n))
+    for (int k = 0; k < fated->n_trials; k++) {
+        const struct sl_trial *t = &fated->trial[k];
+        const float *at = dst;
+        size_t n = (size_t)t->n_keep * (size_t)t->n_prompts * (size_t)fated->hidden;
+
+        is_best |= at >= t->best && at < t->best + n;
+    }
+    if (fate.what == KILLED_WRITING && fated_trial->state.step == fate.step && !is_best)
         raise(SIGKILL);
     return sl_cpu_ops.download(be, dst, src, bytes, err);
 }
@@ -189,44 +196,58 @@ static inline void forget(const struct sl_trainer *trainer, struct sl_trial *t)
         t->state.step -= t->steps_per_epoch; /* the trainer's own step stays */
 }
 
-static inline void write_floats(const char *dir, const char *name, const float *p, size_t n)
+static inline void write_floats(const char *dir, int trial, const char *name, const float *p, size_t n)
 {
     char path[SL_PATH_MAX];
 
-    if (sl_path(path, NULL, "%s/%s", dir, name) || sl_file_write(path, p, n * sizeof *p, NULL))
+    if (sl_path(path, NULL, "%s/%d.%s", dir, trial, name) ||
+        sl_file_write(path, p, n * sizeof *p, NULL))
         _exit(3);
 }
 
-static inline void leave(const char *dir, struct sl_trainer *t, int rc, const struct sl_err *err)
+static inline void leave_trial(const char *dir, const struct sl_trainer *t, int k, int rc,
+                               const struct sl_err *err)
 {
-    const struct sl_trial *trial = &t->trial[0];
-    const struct sl_train_state *s = &trial->state, none = {0};
+    const struct sl_trial *trial = &t->trial[k];
+    const struct sl_train_state *s = &trial->state;
     json_t *best = json_array(), *end;
     char path[SL_PATH_MAX];
-    size_t n = (size_t)t->n_prompts * (size_t)t->hidden;
+    size_t n = (size_t)trial->n_prompts * (size_t)t->hidden;
 
-    if (!t->trial)
-        s = &none;
     for (int i = 0; i < s->n_best; i++)
         json_array_append_new(
             best, json_pack("[I, f]", (json_int_t)s->best[i].step, s->best[i].val_loss));
-    if (t->prompts) {
-        write_floats(dir, "tables.bin", t->prompts, n);
-        write_floats(dir, "best.bin", trial->best,
-                     (size_t)trial->n_keep * (size_t)trial->n_prompts * (size_t)t->hidden);
-        sl_trainer_place_tables(t, false);
-        write_floats(dir, "encoded.bin", t->prompts, n);
+    if (trial->prompts) {
+        write_floats(dir, k, "tables.bin", trial->prompts, n);
+        write_floats(dir, k, "best.bin", trial->best, (size_t)trial->n_keep * n);
     }
-    end = json_pack("{s:i, s:s, s:{s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:o}}", "rc", rc,
+    end = json_pack("{s:i, s:s, s:{s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:o}}", "rc", rc,
                     "msg", err->msg, "state", "step", (json_int_t)s->step, "epoch",
                     (json_int_t)s->epoch, "position", (json_int_t)s->position, "tokens",
                     (json_int_t)s->tokens, "first_val_loss", s->first_val_loss, "best_val_loss",
                     s->best_val_loss, "stop_best", s->stop_best, "best_step",
-                    (json_int_t)s->best_step, "stop_waited", (json_int_t)s->stop_waited, "best",
-                    best);
-    if (sl_path(path, NULL, "%s/end.json", dir) || sl_json_write(path, end, NULL))
+                    (json_int_t)s->best_step, "stop_waited", (json_int_t)s->stop_waited, "ended",
+                    (json_int_t)s->ended, "best", best);
+    if (sl_path(path, NULL, "%s/%d.end.json", dir, k) || sl_json_write(path, end, NULL))
         _exit(3);
     json_decref(end);
+}
+
+static inline void leave(const char *dir, struct sl_trainer *t, int rc, const struct sl_err *err)
+{
+    static struct sl_trial nothing;
+    struct sl_trainer none = {.n_trials = 1, .trial = &nothing};
+
+    if (!t->trial)
+        t = &none;
+    for (int k = 0; k < t->n_trials; k++)
+        leave_trial(dir, t, k, rc, err);
+    if (!t->prompts)
+        return;
+    sl_trainer_place_tables(t, false);
+    for (int k = 0; k < t->n_trials; k++)
+        write_floats(dir, k, "encoded.bin", t->trial[k].prompts,
+                     (size_t)t->trial[k].n_prompts * (size_t)t->hidden);
 }
 
 static inline void train_child(const char *dir)
@@ -251,7 +272,7 @@ static inline void train_child(const char *dir)
     t.run = &run;
     if (!rc) {
         fated = &t;
-        fated_trial = &t.trial[0];
+        fated_trial = &t.trial[fate.trial];
         fated_ops = *t.ops;
         fated_ops.copy = fated_copy;
         fated_ops.download = fated_download;
@@ -270,13 +291,13 @@ static inline void train_child(const char *dir)
 /* ---- what it left
  * ------------------------------------------------------------------------------------------ */
 
-static inline float *read_floats(const char *dir, const char *name, int *ret_n)
+static inline float *read_floats(const char *dir, int trial, const char *name, int *ret_n)
 {
     char path[SL_PATH_MAX];
     struct sl_map map;
     float *p;
 
-    assert_int_equal(sl_path(path, NULL, "%s/%s", dir, name), 0);
+    assert_int_equal(sl_path(path, NULL, "%s/%d.%s", dir, trial, name), 0);
     *ret_n = 0;
     if (sl_map_open(path, &map, NULL))
         return NULL;
@@ -288,7 +309,8 @@ static inline float *read_floats(const char *dir, const char *name, int *ret_n)
     return p;
 }
 
-static inline void read_events(const char *dir, struct outcome *o)
+/* name: of the trial whose metrics are taken, "" of a run without. */
+static inline void read_events(const char *dir, const char *name, struct outcome *o)
 {
     char path[SL_PATH_MAX], *line = NULL, key[64];
     size_t cap = 0;
@@ -304,10 +326,12 @@ static inline void read_events(const char *dir, struct outcome *o)
         json_t *e = NULL;
 
         assert_int_equal(sl_json_parse(line, (size_t)n, "event", &e, NULL), 0);
-        if (!strcmp(sl_json_str(e, "ev", ""), "metric")) {
+        if (!strcmp(sl_json_str(e, "ev", ""), "metric") &&
+            !strcmp(sl_json_str(e, "trial", ""), name)) {
             json_t *kept = json_deep_copy(e);
 
             json_object_del(kept, "tokens_per_s"); /* time is no part of the result */
+            json_object_del(kept, "trial");
             snprintf(key, sizeof key, "%lld%s", (long long)sl_json_int(e, "step", -1),
                      json_object_get(e, "val_loss") ? " val" : "");
             json_object_set_new(o->metrics, key, kept);
@@ -318,14 +342,32 @@ static inline void read_events(const char *dir, struct outcome *o)
     fclose(f);
 }
 
-static inline void train_in(const char *dir, struct fate what, struct outcome *ret)
+/* What a process left of one of its trials. */
+static inline void read_outcome(const char *dir, int trial, const char *name, struct outcome *ret)
 {
     char path[SL_PATH_MAX];
     json_t *end = NULL;
+
+    memset(ret, 0, sizeof *ret);
+    read_events(dir, name, ret);
+    assert_int_equal(sl_path(path, NULL, "%s/%d.end.json", dir, trial), 0);
+    assert_int_equal(sl_json_read(path, SL_JSON_FILE_MAX, &end, NULL), 0);
+    ret->rc = (int)sl_json_int(end, "rc", 1);
+    snprintf(ret->msg, sizeof ret->msg, "%s", sl_json_str(end, "msg", ""));
+    ret->state = json_incref(json_object_get(end, "state"));
+    json_decref(end);
+    ret->tables = read_floats(dir, trial, "tables.bin", &ret->n_tables);
+    ret->encoded = read_floats(dir, trial, "encoded.bin", &ret->n_encoded);
+}
+
+/* One process, and what it left of a run without trials. */
+static inline void train_in(const char *dir, struct fate what, struct outcome *ret)
+{
+    char path[SL_PATH_MAX];
     int status;
     pid_t pid;
 
-    assert_int_equal(sl_path(path, NULL, "%s/end.json", dir), 0);
+    assert_int_equal(sl_path(path, NULL, "%s/0.end.json", dir), 0);
     unlink(path);
     fflush(NULL);
     pid = fork();
@@ -335,21 +377,15 @@ static inline void train_in(const char *dir, struct fate what, struct outcome *r
         train_child(dir);
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
-    memset(ret, 0, sizeof *ret);
-    read_events(dir, ret);
     if (what.what == KILLED || what.what == KILLED_WRITING) {
         assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        memset(ret, 0, sizeof *ret);
+        read_events(dir, "", ret);
         ret->rc = 1;
         return;
     }
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    assert_int_equal(sl_json_read(path, SL_JSON_FILE_MAX, &end, NULL), 0);
-    ret->rc = (int)sl_json_int(end, "rc", 1);
-    snprintf(ret->msg, sizeof ret->msg, "%s", sl_json_str(end, "msg", ""));
-    ret->state = json_incref(json_object_get(end, "state"));
-    json_decref(end);
-    ret->tables = read_floats(dir, "tables.bin", &ret->n_tables);
-    ret->encoded = read_floats(dir, "encoded.bin", &ret->n_encoded);
+    read_outcome(dir, 0, "", ret);
 }
 
 static inline void outcome_release(struct outcome *o)
