@@ -95,15 +95,20 @@ void golden_plant(enum golden_fault fault)
 
 void golden_model_open(struct golden_model *gm, const char *path)
 {
+    golden_model_open_in(gm, path, SL_PRECISION_FP32);
+}
+
+void golden_model_open_in(struct golden_model *gm, const char *path, enum sl_precision precision)
+{
     struct sl_weights *w;
     plain_ops = &sl_cpu_ops;
-    if (getenv("SL_TEST_CUDA")) /* the folder of the CUDA library: the same comparisons on a GPU, in fp32 */
-        ok(sl_backend_cuda(getenv("SL_TEST_CUDA"), true, &plain_ops, &err), &err);
+    if (getenv("SL_TEST_CUDA")) /* the folder of the CUDA library: the same comparisons on a GPU */
+        ok(sl_backend_cuda(getenv("SL_TEST_CUDA"), precision == SL_PRECISION_FP32, &plain_ops, &err), &err);
     faulty_ops = *plain_ops;
     faulty_ops.attention_back = attention_back;
     faulty_ops.head_norm_back = head_norm_back;
     faulty_ops.matmul = matmul;
-    ok(ops->open(&(struct sl_backend_opts){.threads = 1}, &gm->be, &err), &err);
+    ok(ops->open(&(struct sl_backend_opts){.threads = 1, .precision = precision}, &gm->be, &err), &err);
     ok(sl_weights_open(path, &w, &err), &err);
     ok(sl_model_new(w, ops, gm->be, &gm->model, &err), &err);
     sl_weights_close(w);
@@ -393,6 +398,7 @@ struct golden_verdict golden_train(const struct golden_model *gm, const char *fi
         float norm;
         ok(sl_optim_step(&optim, params, r.n_params, (float)lr, step + 1, &norm, &err), &err);
         v.loss = golden_worst(fabs(sum - want_loss[step]), v.loss);
+        v.last_loss = fabs(sum / want_loss[step] - 1);
         v.lr = golden_worst(fabs(lr / want_lr[step] - 1), v.lr);
         /* later norms follow the parameters: the losses and the table say how far those are */
         if (step == 0)

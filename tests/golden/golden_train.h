@@ -27,6 +27,8 @@ struct golden_model {
     struct sl_model *model;
 };
 void golden_model_open(struct golden_model *gm, const char *path);
+/* In another precision than fp32: golden_train then compares to the recorded fp32 run still. */
+void golden_model_open_in(struct golden_model *gm, const char *path, enum sl_precision precision);
 void golden_model_close(struct golden_model *gm);
 /* Plants a fault in the operations of all models, until the next call. */
 void golden_plant(enum golden_fault fault);
@@ -34,6 +36,7 @@ void golden_plant(enum golden_fault fault);
 /* How far a run is from the recorded one. */
 struct golden_verdict {
     double grad, prompt_grad, loss, norm, lr, table;
+    double last_loss; /* relative, of the last step's */
 };
 bool golden_passes(const struct golden_verdict *v);
 
