@@ -5,6 +5,7 @@
 #
 #   ops        each operation against the CPU backend                     train      the recorded training runs, in fp32
 #   parity     the real model, CPU and GPU: losses, gradients, equal bits, a resumed run, generated text
+#   precision  what fp8 and int8 cost the real model: final losses over three seeds
 #   sanitize   memcheck and racecheck over operations and training steps  faults     the device fails under an agent
 #   demo       make demo DEVICE=cuda                                      generate   tokens/s beside transformers
 #   speed      steps and memory beside PEFT and the device's limit, seconds to the first step, trials
@@ -22,7 +23,7 @@ mkdir -p "$out"
 out=$(realpath "$out")
 python=${SL_PEER_PYTHON:-python3}
 kept=/var/tmp/softlaunch-gpu # what later calls find
-steps=${*:-ops train parity sanitize faults demo generate speed}
+steps=${*:-ops train parity precision sanitize faults demo generate speed}
 failed=0 lines=()
 note() { lines+=("$*"); echo "$*"; }
 
@@ -33,13 +34,13 @@ if [ -n "${GPU_PREBUILT:-}" ]; then
     GPU_COMMIT=$(cat "$pre/COMMIT")
 else
     pre=
-    programs=(tests/ops/test_ops_cuda tests/unit/test_golden_train tests/unit/test_golden_families tests/bench/bench_gpu
+    programs=(tests/ops/test_ops_cuda tests/unit/test_golden_{train,families,precision} tests/bench/bench_gpu
         faults/device/libsoftlaunch-cuda.so)
     make CUDA=1 BUILD="$build" -j"$(nproc)" all "${programs[@]/#/$build/}" >"$out/build.log" 2>&1 ||
         { tail -n 20 "$out/build.log"; exit 1; }
     bin=$build/bin tests=$build/tests/gpu faults=$build/faults/device
     mkdir -p "$tests"
-    for t in "${programs[@]:0:4}"; do ln -sf "$(realpath "$build/$t")" "$tests/"; done
+    for t in "${programs[@]:0:5}"; do ln -sf "$(realpath "$build/$t")" "$tests/"; done
     GPU_COMMIT=$(git describe --always --dirty 2>/dev/null || echo unknown)
 fi
 export GPU_COMMIT
@@ -120,6 +121,7 @@ for step in $steps; do
     train)
         check golden_train 60 "$tests/test_golden_train"
         check golden_families 60 "$tests/test_golden_families"
+        check golden_precision 60 "$tests/test_golden_precision"
         ;;
     model)
         keep_parts
@@ -128,6 +130,10 @@ for step in $steps; do
     parity)
         the_model parity && check parity 200 "$python" tests/gpu/parity.py --worker "$bin/softlaunch-worker" --bench "$tests/bench_gpu" \
             --model "$SL_MODEL" --data "${WORDNET_ROWS:-$build/demo/wordnet}" --cpu tests/gpu/cpu.json --json "$out/parity.json"
+        ;;
+    precision)
+        the_model precision && check precision 150 "$python" tests/gpu/precision.py --worker "$bin/softlaunch-worker" \
+            --model "$SL_MODEL" --data "${WORDNET_ROWS:-$build/demo/wordnet}" --json "$out/precision.json"
         ;;
     sanitize)
         export SL_OPS_BIT_RUNS=1 # a test provokes API errors
