@@ -9,8 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define REPLICAS_WAIT_US INT64_C(10000000)
+#define LOST_TRIES 3
+
 static const char usage[] =
     "usage: softlaunch enqueue SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json]\n"
+    "                          [--wait-replicas N]\n"
     "                          [--server URL] [--token-file FILE]\n"
     "       softlaunch enqueue --config FILE.yaml [--allow-unknown] [KEY=VALUE ...] ...\n\n"
     "  --config FILE    a run configuration in NeMo's YAML in place of a spec: the base model is its\n"
@@ -22,6 +26,7 @@ static const char usage[] =
     "datasets.train.0=...\n"
     "  --wait           waits for the run's end; exit status 0 only when it succeeded\n"
     "  --follow         the same, showing its progress\n"
+    "  --wait-replicas N  until N replicas of Redis have the run, so that a failover to one of them keeps it\n"
     "  --key KEY        enqueueing again with the same key and spec gives the same run\n"
     "  --json           prints {\"run\": ...} instead of the id\n"
     "  --server URL     default: SOFTLAUNCH_SERVER or " SL_SERVER_DEFAULT "\n"
@@ -93,12 +98,57 @@ static int finish(struct sl_api *api, const char *run, bool quiet, struct sl_err
     return 0;
 }
 
+/* Until that many replicas have the run. SL_NOTFOUND: a failover lost it. */
+static int wait_replicas(struct sl_api *api, const char *run, int want, const char *key,
+                         struct sl_err *err)
+{
+    int64_t until_us = sl_boot_us() + REPLICAS_WAIT_US;
+    char path[128];
+    int have = 0;
+
+    snprintf(path, sizeof path, "/api/v1/runs/%s/sync?replicas=%d", run, want);
+    do {
+        json_t *reply;
+        int rc = sl_api_call(api, "POST", path, run, NULL, &reply, err);
+        if (rc)
+            return rc;
+        have = (int)sl_json_int(reply, "replicas", 0);
+        json_decref(reply);
+    } while (have < want && sl_boot_us() < until_us);
+    if (have >= want)
+        return 0;
+    return sl_err_set(err, SL_RETRY,
+                      "run %s is enqueued, but after %d s %d of %d replicas have it: a failover may "
+                      "lose it. See to Redis's replicas (INFO replication), and wait again by enqueueing "
+                      "the same with --key %s, which gives the same run",
+                      run, (int)(REPLICAS_WAIT_US / 1000000), have, want, key);
+}
+
+static int post(struct sl_api *api, const char *key, const json_t *spec, int replicas,
+                json_t **ret_reply, struct sl_err *err)
+{
+    for (int i = 0;; i++) {
+        struct sl_err lost = SL_ERR_INIT;
+        int rc = sl_api_call(api, "POST", "/api/v1/runs", key, spec, ret_reply, err);
+        if (rc || !replicas)
+            return rc;
+        rc = wait_replicas(api, sl_json_str(*ret_reply, "run", ""), replicas, key, &lost);
+        if (!rc)
+            return 0;
+        json_decref(*ret_reply);
+        *ret_reply = NULL;
+        if (rc != SL_NOTFOUND || i + 1 == LOST_TRIES) /* lost by a failover: the same key makes it anew */
+            return sl_err_set(err, rc, "%s", lost.msg);
+    }
+}
+
 int cmd_enqueue(int argc, char **argv)
 {
     static const struct option options[] = {
         {"wait", no_argument, NULL, 'w'},         {"follow", no_argument, NULL, 'f'},
         {"key", required_argument, NULL, 'k'},    {"json", no_argument, NULL, 'j'},
         {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
+        {"wait-replicas", required_argument, NULL, 'r'},
         {"config", required_argument, NULL, 'c'}, {"allow-unknown", no_argument, NULL, 'u'},
         {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
@@ -108,10 +158,17 @@ int cmd_enqueue(int argc, char **argv)
     json_t *spec = NULL, *reply = NULL;
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
-    int c, rc;
+    int c, rc, replicas = 0;
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
+        case 'r':
+            replicas = atoi(optarg);
+            if (replicas < 1) {
+                fputs("softlaunch enqueue: --wait-replicas: expected a number from 1\n", stderr);
+                return 2;
+            }
+            break;
         case 'w':
             wait = true;
             break;
@@ -161,7 +218,7 @@ int cmd_enqueue(int argc, char **argv)
     if (!rc)
         rc = sl_api_open(server, token_file, &api, &err);
     if (!rc)
-        rc = sl_api_call(api, "POST", "/api/v1/runs", key, spec, &reply, &err);
+        rc = post(api, key, spec, replicas, &reply, &err);
     if (!rc) {
         snprintf(run, sizeof run, "%s", sl_json_str(reply, "run", ""));
         if (json)

@@ -13,6 +13,9 @@ void sl_queue_cmd(struct sl_cmd *c, enum sl_script_id id);
 /* Sends c on a connection of the pool and releases it. */
 int sl_queue_call(struct sl_queue *q, struct sl_cmd *c, int64_t wait_us, redisReply **ret_reply,
                   struct sl_err *err);
+/* A connection of the pool, for those that need it twice; give it back. */
+struct sl_redis *sl_queue_take(struct sl_queue *q);
+void sl_queue_give(struct sl_queue *q, struct sl_redis *r);
 /* Frees reply. */
 int sl_queue_odd_reply(const char *what, redisReply *reply, struct sl_err *err);
 bool sl_queue_is_text(const redisReply *r);

@@ -66,26 +66,56 @@ void sl_queue_free(struct sl_queue *q)
     free(q);
 }
 
-/* Sends c and releases it. */
-int sl_queue_call(struct sl_queue *q, struct sl_cmd *c, int64_t wait_us, redisReply **ret_reply,
-                  struct sl_err *err)
+struct sl_redis *sl_queue_take(struct sl_queue *q)
 {
     struct sl_redis *r;
-    int rc;
 
     pthread_mutex_lock(&q->mutex);
     while (!q->n_idle)
         pthread_cond_wait(&q->given_back, &q->mutex);
     r = q->idle[--q->n_idle];
     pthread_mutex_unlock(&q->mutex);
+    return r;
+}
 
-    rc = sl_redis_call(r, c, wait_us, ret_reply, err);
-    sl_cmd_release(c);
-
+void sl_queue_give(struct sl_queue *q, struct sl_redis *r)
+{
     pthread_mutex_lock(&q->mutex);
     q->idle[q->n_idle++] = r; /* last in, first out: the warm ones are used */
     pthread_cond_signal(&q->given_back);
     pthread_mutex_unlock(&q->mutex);
+}
+
+int sl_queue_sync(struct sl_queue *q, const char *run, int replicas, int64_t wait_ms,
+                  int *ret_replicas, struct sl_err *err)
+{
+    struct sl_redis *r;
+    struct sl_cmd c;
+    redisReply *reply;
+    int rc;
+
+    if (!sl_queue_run_valid(run))
+        return sl_queue_no_run(run, err);
+    sl_queue_cmd(&c, SL_SCRIPT_SYNC);
+    sl_cmd_add(&c, run);
+    r = sl_queue_take(q);
+    rc = sl_redis_call_synced(r, &c, replicas, wait_ms, &reply, ret_replicas, err);
+    sl_queue_give(q, r);
+    sl_cmd_release(&c);
+    if (!rc)
+        freeReplyObject(reply);
+    return rc;
+}
+
+/* Sends c and releases it. */
+int sl_queue_call(struct sl_queue *q, struct sl_cmd *c, int64_t wait_us, redisReply **ret_reply,
+                  struct sl_err *err)
+{
+    struct sl_redis *r = sl_queue_take(q);
+    int rc = sl_redis_call(r, c, wait_us, ret_reply, err);
+
+    sl_queue_give(q, r);
+    sl_cmd_release(c);
     return rc;
 }
 

@@ -57,6 +57,10 @@ void sl_queue_free(struct sl_queue *q); /* NULL-safe; no call may be under way *
  * used up, too many classes. */
 int sl_queue_enqueue(struct sl_queue *q, const json_t *spec, const char *client,
                      char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err);
+/* *ret_replicas: how many replicas have the run as it is now, after at most wait_ms (1 or more) for `replicas` of
+ * them. SL_NOTFOUND: not even the primary has it, after a failover say. */
+int sl_queue_sync(struct sl_queue *q, const char *run, int replicas, int64_t wait_ms,
+                  int *ret_replicas, struct sl_err *err);
 /* Enqueues a run that failed, is dead or was cancelled again, as a new run that goes on from its
  * checkpoint and says so in "requeued_from". old: as sl_queue_show or the archive gives it. */
 int sl_queue_requeue(struct sl_queue *q, const json_t *old, const char *client,

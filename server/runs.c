@@ -57,6 +57,21 @@ static void enqueue(struct sl_http_req *req, void *arg)
                                      strcmp(how, "new") ? how : "queued"));
 }
 
+static void sync_run(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    struct sl_err err = SL_ERR_INIT;
+    int replicas;
+
+    if (sl_queue_sync(runs->queue, sl_http_param(req, "run"),
+                      (int)sl_http_query_int(req, "replicas", 1, 1, 1000),
+                      sl_http_query_int(req, "wait_ms", SL_HTTP_WAIT_MAX_MS, 1, SL_HTTP_WAIT_MAX_MS),
+                      &replicas, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, json_pack("{s:i}", "replicas", replicas));
+}
+
 static void list(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
@@ -140,6 +155,7 @@ static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/runs", .handle = list},
     {.method = "GET", .pattern = "/api/v1/runs/{run}", .handle = show},
     {.method = "GET", .pattern = "/api/v1/runs/{run}/events", .waits = true, .handle = events},
+    {.method = "POST", .pattern = "/api/v1/runs/{run}/sync", .waits = true, .handle = sync_run},
     {.method = "POST", .pattern = "/api/v1/runs/{run}/cancel", .handle = cancel},
     {.method = "POST",
      .pattern = "/api/v1/runs/{run}/publish",

@@ -1,7 +1,8 @@
 -- Head of every script: put before it when it is loaded. Scripts that move runs in line have line.lua behind it.
 --
 -- KEYS[1] is the namespace's hash tag, "{name}"; every key of the namespace begins with it and so lives in
--- one slot. P stands for it below; Q is a queue, C a class (queue.h), ID a run.
+-- one slot. No key is just this tag: so a Cluster that is moving the slot answers every script with ASK, and runs none
+-- on half of the keys (redis.h). P stands for it below; Q is a queue, C a class (queue.h), ID a run.
 --
 -- In line. A queued run lies in exactly one of these three, by score (line.lua):
 --   P:ready:Q:C        sorted set: what can be claimed now and nothing else
@@ -37,7 +38,7 @@
 --   state cause msg created_ms started_ms finished_ms due_ms since_ms (running, and charged up to here) run_ms
 --   limit_ms attempt failures ooms timeouts lost preemptions max_attempts max_ooms max_timeouts max_lost
 --   max_preemptions backoff_ms exit_code exit_signal lease last_lease agent lease_until_ms last_agent batch cancel
---   phase step steps metrics ckpt_manifest ckpt_step outputs log_tail done_lease done_op done_reply
+--   phase step steps metrics ckpt_manifest ckpt_step outputs log_tail done_lease done_op done_reply synced_ms
 -- States: queued (in line), delayed (in delayed), running (in leases); succeeded, failed, dead, cancelled (in ended).
 --
 -- The fence: a write for a run names its lease id and is refused unless it equals the field `lease`. The id is

@@ -107,11 +107,11 @@ class Over(World):
         self.put("data", '{"taskname":"t","a":"x","b":"y"}\n')
         self.redis_url = self.agent_url or self.given
 
-    def enqueue(self, name, **more):
+    def enqueue(self, name, flags=(), **more):
         """By the command: it goes on when the server says that Redis is away for the moment."""
         path = f"{self.dir}/{name}.json"
         json.dump(make_spec(name, **more), open(path, "w"))
-        r = self.command("enqueue", path, "--json")
+        r = self.command("enqueue", path, "--json", *flags)
         assert r.returncode == 0, r.stderr
         return json.loads(r.stdout)["run"]
 

@@ -37,13 +37,27 @@ def what_is_wrong_is_said():
         assert found["level"] == "error" and word in found["found"] and "watch@" not in found["found"], (url, found)
 
 
+def too_few_replicas_are_told():
+    w = Over(URL)
+    path = w.dir + "/spec.json"
+    json.dump(make_spec("fake.1.1.ok"), open(path, "w"))
+    r = w.command("enqueue", path, "--wait-replicas", "2", "--key", "again")
+    assert r.returncode == 1 and not r.stdout, r
+    run = json.loads(w.command("runs", "--json").stdout)["runs"][0]["run"]
+    for word in (run, "is enqueued", "1 of 2 replicas", "--key again"):
+        assert word in r.stderr, (word, r.stderr)
+    r = w.command("enqueue", path, "--wait-replicas", "1", "--key", "again")
+    assert r.returncode == 0 and r.stdout.strip() == run, r    # the same run
+    w.close()
+    cli(first.port, "flushall")
+
+
 def runs_survive_a_failover():
     """Enqueued with a replica's acknowledgement, so that none may be missing afterwards."""
     w = Over(URL, lease_ms=3000)
     agents = [w.agent(f"agent{i}") for i in range(2)]
-    runs = [w.enqueue(f"fake.20.20.ok.{i}") for i in range(RUNS)]
+    runs = [w.enqueue(f"fake.20.20.ok.{i}", flags=["--wait-replicas", "1"]) for i in range(RUNS)]
     wait(lambda: any(w.run(r)["state"] == "succeeded" for r in runs), 20, "the first run ends")
-    assert cli(first.port, "wait", 1, 2000) == "1"
     first.kill()
     first.wait()
     killed = time.monotonic()
@@ -70,4 +84,4 @@ def the_old_primary_comes_back_as_a_replica():
     wait(lambda: "master_link_status:up" in cli(first.port, "info", "replication"), 30, "it is in step")
 
 
-tap(None, [the_primary_is_found, what_is_wrong_is_said, runs_survive_a_failover, the_old_primary_comes_back_as_a_replica])
+tap(None, [the_primary_is_found, what_is_wrong_is_said, too_few_replicas_are_told, runs_survive_a_failover, the_old_primary_comes_back_as_a_replica])
