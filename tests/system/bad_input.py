@@ -139,8 +139,11 @@ def by_hand():
     train = [BIN, "train", "--run-dir", w.dir + "/by-hand", "--spec"]
     for spec, parts in ((spec, ["cut.gguf", "truncated"]), (dict(spec, model=MODEL), ["line-417.jsonl:417", "JSON"]),
                         (dict(spec, model="tiny:latest"), ["tiny:latest", "no such file", "need an agent"]),
-                        (dict(spec, modell=3), ["modell", 'nearest known key is "model"'])):
-        r = subprocess.run([*train, w.write("by-hand.json", json.dumps(spec))], capture_output=True, text=True)
+                        (dict(spec, modell=3), ["modell", 'nearest known key is "model"']),
+                        (dict(make_job("x", trainer__precision="fp8"), model=MODEL, datasets={"train": [w.dir + "/train.jsonl"]}),
+                         ["precision fp8 needs a GPU of compute capability 9.0 (H100, H200)", "bf16 and int8"])):
+        r = subprocess.run([*train, w.write("by-hand.json", json.dumps(spec))], capture_output=True, text=True,
+                           env=dict(os.environ, SOFTLAUNCH_DEVICE="cpu"))
         assert r.returncode == 1, r
         says(r.stderr, *parts)
 
