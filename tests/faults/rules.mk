@@ -23,14 +23,15 @@ $(BUILD)/faults/clock.so: tests/faults/clock.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
 
 # A device that fails on request (tests/faults/device.c), on the CPU's operations or on the real library.
-DEVICE_SRC := tests/faults/device.c base/err.c $(call src,engine/cpu)
+# Of base it keeps what the CPU backend uses.
+DEVICE_SRC := tests/faults/device.c $(BASE) $(call src,engine/cpu)
 DEVICE_O   := $(patsubst %.c,$(BUILD)/faults/device/%.o,$(DEVICE_SRC))
-$(BUILD)/faults/device/%.o: ALL_CFLAGS += -O3 -fopenmp -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math $(BLAS_CFLAGS)
+$(BUILD)/faults/device/%.o: ALL_CFLAGS += -O3 -fopenmp -fPIC -fvisibility=hidden -ffunction-sections -ffp-contract=fast -fno-math-errno -fno-trapping-math $(BLAS_CFLAGS)
 $(BUILD)/faults/device/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) -c $< -o $@
 $(BUILD)/faults/device/libsoftlaunch-cuda.so: $(DEVICE_O)
-	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -shared -fopenmp -o $@ $^ $(BLAS_LIBS) -lm -lpthread -ldl
+	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -shared -fopenmp -Wl,--gc-sections -o $@ $^ $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 -include $(FAULT_O:.o=.d) $(DEVICE_O:.o=.d)
 
 TEST_PROGRAMS += $(BUILD)/faults/softlaunch $(BUILD)/faults/worker $(BUILD)/faults/clock.so $(BUILD)/faults/device/libsoftlaunch-cuda.so $(MUTANTS)

@@ -15,7 +15,8 @@ cd "$(dirname "$0")/../.."
 tests=(ops/test_ops_cuda unit/test_golden_train unit/test_golden_families unit/test_golden_precision bench/bench_gpu)
 
 # Linked again, to need only the libraries that are used.
-make --no-print-directory BUILD="$build" -W tests/gpu/pack.sh >/dev/null $(printf "$build/tests/%s " "${tests[@]}")
+rm -f "${tests[@]/#/$build/tests/}"
+make --no-print-directory CUDA="${CUDA:-auto}" BUILD="$build" EXTRA_CFLAGS=-Wl,--as-needed "${tests[@]/#/$build/tests/}" >/dev/null
 cp "$build"/bin/{softlaunch,softlaunch-worker,libsoftlaunch-cuda.so} "$(command -v redis-server)" "$(command -v redis-cli)" "$to/bin/"
 for t in "${tests[@]}"; do cp "$build/tests/$t" "$to/tests/"; done
 for t in bench_ops bench_matmul bench_attention bench_encoder; do [ ! -x "$build/tests/bench/$t" ] || cp "$build/tests/bench/$t" "$to/tests/"; done
