@@ -26,7 +26,7 @@ $(BUILD)/faults/clock.so: tests/faults/clock.c
 # Of base it keeps what the CPU backend uses.
 DEVICE_SRC := tests/faults/device.c $(BASE) $(call src,engine/cpu)
 DEVICE_O   := $(patsubst %.c,$(BUILD)/faults/device/%.o,$(DEVICE_SRC))
-$(BUILD)/faults/device/%.o: ALL_CFLAGS += -O3 -fopenmp -fPIC -fvisibility=hidden -ffunction-sections -ffp-contract=fast -fno-math-errno -fno-trapping-math $(BLAS_CFLAGS)
+$(BUILD)/faults/device/%.o: ALL_CFLAGS += -fopenmp -fPIC -fvisibility=hidden -ffunction-sections -ffp-contract=fast -fno-math-errno -fno-trapping-math $(BLAS_CFLAGS)
 $(BUILD)/faults/device/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) -c $< -o $@
