@@ -231,8 +231,9 @@ static void move(struct reading *r, json_t *object, const char *key, json_t *spe
 
 static json_t *build_spec(struct reading *r)
 {
-    static const char *const keys[] = {"api",       "project", "queue",   "priority",
-                                       "resources", "retry",   "outputs", "datasets"};
+    static const char *const keys[] = {"api",     "project",  "queue",    "priority",
+                                       "retry",   "outputs",  "datasets", "resources",
+                                       "dedupe",  "schedule", "time_limit_s"};
     json_t *spec = json_object(), *name = as_name(json_object_get(r->work, "name")), *model, *data,
            *datasets;
 
@@ -426,8 +427,9 @@ static int convert(struct reading *r)
     if (json_is_object(model))
         fix_model(r, model);
     if (r->options->config_only) {
-        static const char *const keys[] = {"name",  "api",     "project",  "queue",    "priority",
-                                           "retry", "outputs", "datasets", "resources"};
+        static const char *const keys[] = {"name",   "api",      "project",     "queue",
+                                           "retry",  "outputs",  "datasets",    "resources",
+                                           "dedupe", "schedule", "time_limit_s", "priority"};
 
         for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
             json_object_del(r->work, keys[i]);

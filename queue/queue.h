@@ -142,6 +142,11 @@ int sl_queue_ended(struct sl_queue *q, int64_t age_ms, int most, json_t **ret_ru
                    struct sl_err *err);
 /* Takes an ended run out of Redis; 0 also when it is gone already. SL_CONFLICT: it has not ended. */
 int sl_queue_forget(struct sl_queue *q, const char *run, struct sl_err *err);
+/* Runs that have not ended and have said so much that Redis is about to drop the beginning: a list of
+ * at most `most` ids. */
+int sl_queue_long(struct sl_queue *q, int most, json_t **ret_runs, struct sl_err *err);
+/* Events before id (they are in the archive) leave Redis. */
+int sl_queue_trim(struct sl_queue *q, const char *run, const char *id, struct sl_err *err);
 /* Places in line are numbered from above seq: a Redis that starts empty numbers no run as an
  * archived one. */
 int sl_queue_number_above(struct sl_queue *q, int64_t seq, struct sl_err *err);

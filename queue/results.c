@@ -113,28 +113,58 @@ int sl_queue_reap(struct sl_queue *q, bool spare_leases, struct sl_reaped *ret_r
 /* ---- the archive
  * -------------------------------------------------------------------------------------------- */
 
-int sl_queue_ended(struct sl_queue *q, int64_t age_ms, int most, json_t **ret_runs,
+/* Sends c and releases it. */
+static int ask_ids(struct sl_queue *q, struct sl_cmd *c, const char *what, json_t **ret_runs,
                    struct sl_err *err)
 {
-    struct sl_cmd c;
     redisReply *reply;
     json_t *runs;
-    int rc;
+    int rc = sl_queue_call(q, c, 0, &reply, err);
 
-    sl_queue_cmd(&c, SL_SCRIPT_ENDED);
-    sl_cmd_add_int(&c, age_ms);
-    sl_cmd_add_int(&c, most);
-    rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
     if (!sl_queue_is_texts(reply, -1))
-        return sl_queue_odd_reply("ended", reply, err);
+        return sl_queue_odd_reply(what, reply, err);
     runs = json_array();
     for (size_t i = 0; i < reply->elements; i++)
         json_array_append_new(runs, json_string(reply->element[i]->str));
     freeReplyObject(reply);
     *ret_runs = runs;
     return 0;
+}
+
+int sl_queue_ended(struct sl_queue *q, int64_t age_ms, int most, json_t **ret_runs,
+                   struct sl_err *err)
+{
+    struct sl_cmd c;
+
+    sl_queue_cmd(&c, SL_SCRIPT_ENDED);
+    sl_cmd_add_int(&c, age_ms);
+    sl_cmd_add_int(&c, most);
+    return ask_ids(q, &c, "ended", ret_runs, err);
+}
+
+int sl_queue_long(struct sl_queue *q, int most, json_t **ret_runs, struct sl_err *err)
+{
+    struct sl_cmd c;
+
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "SRANDMEMBER");
+    sl_cmd_add(&c, SL_QUEUE_TAG ":long");
+    sl_cmd_add_int(&c, most);
+    return ask_ids(q, &c, "SRANDMEMBER", ret_runs, err);
+}
+
+int sl_queue_trim(struct sl_queue *q, const char *run, const char *id, struct sl_err *err)
+{
+    struct sl_cmd c;
+
+    if (!sl_queue_run_valid(run))
+        return sl_queue_no_run(run, err);
+    sl_queue_cmd(&c, SL_SCRIPT_TRIM);
+    sl_cmd_add(&c, run);
+    sl_cmd_add(&c, id);
+    return sl_queue_do(q, &c, err);
 }
 
 int sl_queue_forget(struct sl_queue *q, const char *run, struct sl_err *err)

@@ -28,6 +28,7 @@ enum sl_script_id {
     SL_SCRIPT_FORGET,
     SL_SCRIPT_NUMBER,
     SL_SCRIPT_SYNC,
+    SL_SCRIPT_TRIM,
     SL_SCRIPT_COUNT
 };
 

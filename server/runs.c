@@ -2,6 +2,7 @@
 #include "base/json.h"
 #include "base/spec.h"
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,16 +10,10 @@
 _Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 2,
                "fewer Redis connections than threads that use them");
 
-static void enqueue(struct sl_http_req *req, void *arg)
+/* False: it has answered that the key is none. */
+static bool read_key(struct sl_http_req *req, const char **ret_key)
 {
-    struct sl_runs *runs = arg;
-    struct sl_err err = SL_ERR_INIT;
-    json_t *errors = NULL, *problems, *spec = NULL, *e;
     const char *key = sl_http_header(req, "Idempotency-Key");
-    char run[SL_ID_HEX + 1];
-    const char *how = "new";
-    size_t i;
-    int rc;
 
     for (const char *p = key; p && *p; p++)
         if (!isgraph((unsigned char)*p) || p - key >= SL_QUEUE_TOKEN_MAX) {
@@ -26,8 +21,32 @@ static void enqueue(struct sl_http_req *req, void *arg)
                 req, 422, "bad Idempotency-Key", NULL,
                 "the header must be at most %d printable characters without blanks",
                 SL_QUEUE_TOKEN_MAX);
-            return;
+            return false;
         }
+    *ret_key = key;
+    return true;
+}
+
+static void reply_enqueued(struct sl_http_req *req, const char *run, const char *how)
+{
+    bool is_new = !strcmp(how, "new");
+
+    sl_http_reply_json(req, is_new ? 201 : 200,
+                       json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : how));
+}
+
+static void enqueue(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    struct sl_err err = SL_ERR_INIT;
+    json_t *errors = NULL, *problems, *spec = NULL, *e;
+    const char *key, *how = "new";
+    char run[SL_ID_HEX + 1];
+    size_t i;
+    int rc;
+
+    if (!read_key(req, &key))
+        return;
     rc = sl_spec_validate(sl_http_json(req), &errors, &err);
     if (!rc && json_array_size(errors)) {
         problems = json_array();
@@ -52,9 +71,42 @@ static void enqueue(struct sl_http_req *req, void *arg)
     if (rc)
         sl_http_reply_err(req, &err, NULL);
     else
-        sl_http_reply_json(req, strcmp(how, "new") ? 200 : 201,
-                           json_pack("{s:s, s:s}", "run", run, "state",
-                                     strcmp(how, "new") ? how : "queued"));
+        reply_enqueued(req, run, how);
+}
+
+/* The archive's part of a page of runs: both are newest first by seq, and a run that is just leaving may
+ * be in both. What the other's next page may still hold waits for that page. */
+static json_t *merged(const json_t *live, const json_t *archived, int most)
+{
+    const json_t *a = json_object_get(live, "runs");
+    int64_t down_to = atoll(sl_json_str(live, "next", "0"));
+    json_t *runs = json_array(), *next = json_null();
+    size_t i = 0, k = 0;
+
+    while (i < json_array_size(a) || k < json_array_size(archived)) {
+        json_t *x = json_array_get(a, i), *y = json_array_get(archived, k), *one;
+        int64_t x_seq = x ? sl_json_int(x, "seq", 0) : -1;
+        int64_t y_seq = y ? sl_json_int(y, "seq", 0) : -1;
+        if (!x && y_seq < down_to)
+            break;
+        one = x_seq >= y_seq ? x : y;
+        if (json_array_size(runs) == (size_t)most)
+            break;
+        i += one == x;
+        k += one == y || !strcmp(sl_json_str(x, "run", "x"), sl_json_str(y, "run", "y"));
+        json_array_append(runs, one);
+    }
+    if (json_array_size(runs) == (size_t)most || down_to) {
+        char text[24];
+        const json_t *last = json_array_get(runs, json_array_size(runs) - 1);
+        bool left = i < json_array_size(a) || k < json_array_size(archived) || down_to ||
+                    json_array_size(archived) == (size_t)most;
+        int64_t seq = json_array_size(runs) == (size_t)most ? sl_json_int(last, "seq", 0) : down_to;
+        snprintf(text, sizeof text, "%lld", (long long)seq);
+        if (left)
+            next = json_string(text);
+    }
+    return json_pack("{s:o, s:o}", "runs", runs, "next", next);
 }
 
 static void sync_run(struct sl_http_req *req, void *arg)
@@ -75,54 +127,94 @@ static void sync_run(struct sl_http_req *req, void *arg)
 static void list(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
+    const char *below = sl_http_query(req, "below"), *state = sl_http_query(req, "state");
+    const char *queue = sl_http_query(req, "queue"), *project = sl_http_query(req, "project");
+    int most = (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX);
     struct sl_err err = SL_ERR_INIT;
-    json_t *page;
+    json_t *live, *archived;
+    int rc = sl_queue_list(runs->queue, below, most, state, queue, project, &live, &err);
 
-    if (sl_queue_list(runs->queue, sl_http_query(req, "below"),
-                      (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX),
-                      sl_http_query(req, "state"), sl_http_query(req, "queue"),
-                      sl_http_query(req, "project"), &page, &err))
+    if (rc == SL_RETRY) { /* Redis is away: history still opens */
+        sl_err_clear(&err);
+        live = json_pack("{s:[], s:n}", "runs", "next");
+        rc = 0;
+    }
+    if (!rc) {
+        rc = sl_archive_list(runs->archive, below, most, state, queue, project, &archived, &err);
+        if (rc)
+            json_decref(live);
+    }
+    if (rc) {
         sl_http_reply_err(req, &err, NULL);
-    else
-        sl_http_reply_json(req, 200, page);
+        return;
+    }
+    sl_http_reply_json(req, 200, merged(live, archived, most));
+    json_decref(live);
+    json_decref(archived);
+}
+
+/* Live or archived. */
+static int find(struct sl_runs *runs, const char *run, json_t **ret_run, struct sl_err *err)
+{
+    struct sl_err live = SL_ERR_INIT, archived = SL_ERR_INIT;
+    int rc = sl_queue_show(runs->queue, run, ret_run, &live);
+
+    if (rc != SL_NOTFOUND && rc != SL_RETRY)
+        return rc ? sl_err_set(err, rc, "%s", live.msg) : 0;
+    if (!sl_archive_show(runs->archive, run, ret_run, &archived))
+        return 0;
+    return sl_err_set(err, rc, "%s", live.msg);
 }
 
 static void show(struct sl_http_req *req, void *arg)
 {
-    struct sl_runs *runs = arg;
     struct sl_err err = SL_ERR_INIT;
     json_t *run;
 
-    if (sl_queue_show(runs->queue, sl_http_param(req, "run"), &run, &err))
+    if (find(arg, sl_http_param(req, "run"), &run, &err))
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_json(req, 200, run);
+}
+
+static size_t n_events(const json_t *page)
+{
+    return json_array_size(json_object_get(page, "events"));
 }
 
 static void events(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
     const char *run = sl_http_param(req, "run"), *after = sl_http_query(req, "after");
+    int most = (int)sl_http_query_int(req, "limit", SL_QUEUE_EVENTS_MAX, 1, SL_QUEUE_EVENTS_MAX);
     int64_t wait_ms = sl_http_query_int(req, "wait_ms", 0, 0, SL_HTTP_WAIT_MAX_MS);
     struct sl_err err = SL_ERR_INIT;
-    json_t *found, *known;
+    json_t *found = NULL, *archived = NULL, *known;
     int rc;
 
     if (sl_http_stopping(req))
         wait_ms = 0;
-    rc = sl_queue_events(
-        runs->queue, run, after,
-        (int)sl_http_query_int(req, "limit", SL_QUEUE_EVENTS_MAX, 1, SL_QUEUE_EVENTS_MAX), wait_ms,
-        &found, &err);
-    if (!rc && !json_array_size(json_object_get(found, "events"))) {
-        /* Every run has events: with none at all it may not exist. */
-        rc = sl_queue_show(runs->queue, run, &known, &err);
-        json_decref(rc ? found : known);
+    rc = sl_queue_events(runs->queue, run, after, most, wait_ms, &found, &err);
+    /* Redis has none of an archived run, and not the beginning of a long one. */
+    if (!rc && (!n_events(found) || sl_json_bool(found, "trimmed", false)))
+        rc = sl_archive_events(runs->archive, run, after, most, &archived, &err);
+    if (!rc && archived && n_events(archived)) {
+        json_decref(found);
+        found = archived;
+        archived = NULL;
     }
-    if (rc)
+    json_decref(archived);
+    if (!rc && !n_events(found)) { /* every run has events: with none at all it may not exist */
+        rc = find(runs, run, &known, &err);
+        if (!rc)
+            json_decref(known);
+    }
+    if (rc) {
+        json_decref(found);
         sl_http_reply_err(req, &err, NULL);
-    else
+    } else {
         sl_http_reply_json(req, 200, found);
+    }
 }
 
 static void cancel(struct sl_http_req *req, void *arg)
@@ -138,16 +230,43 @@ static void cancel(struct sl_http_req *req, void *arg)
                            json_pack("{s:s, s:s}", "run", run, "state", state));
 }
 
-static void agents(struct sl_http_req *req, void *arg)
+static void move(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
+    const char *run = sl_http_param(req, "run"), *priority, *queue;
     struct sl_err err = SL_ERR_INIT;
-    json_t *found;
 
-    if (sl_queue_agents(runs->queue, &found, &err))
+    priority = sl_json_str(sl_http_json(req), "priority", "");
+    queue = sl_json_str(sl_http_json(req), "queue", NULL);
+    if ((*priority && sl_queue_rank(priority) < 0) || (!*priority && !queue))
+        sl_http_reply_problem(req, 422, "nowhere to move it", NULL,
+                              "expected priority (critical, high, medium or low), queue, or both");
+    else if (sl_queue_move(runs->queue, run, queue, sl_queue_rank(priority), &err))
         sl_http_reply_err(req, &err, NULL);
     else
-        sl_http_reply_json(req, 200, found);
+        sl_http_reply_json(req, 200, json_pack("{s:s}", "run", run));
+}
+
+static void requeue(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    char run[SL_ID_HEX + 1];
+    struct sl_err err = SL_ERR_INIT;
+    const char *key, *how;
+    json_t *old;
+    int rc;
+
+    if (!read_key(req, &key))
+        return;
+    rc = find(runs, sl_http_param(req, "run"), &old, &err);
+    if (!rc) {
+        rc = sl_queue_requeue(runs->queue, old, key, run, &how, &err);
+        json_decref(old);
+    }
+    if (rc)
+        sl_http_reply_err(req, &err, NULL);
+    else
+        reply_enqueued(req, run, how);
 }
 
 static const struct sl_route routes[] = {
@@ -161,7 +280,11 @@ static const struct sl_route routes[] = {
      .pattern = "/api/v1/runs/{run}/publish",
      .body = SL_BODY_JSON,
      .handle = sl_publish_handler},
-    {.method = "GET", .pattern = "/api/v1/agents", .handle = agents},
+    {.method = "POST",
+     .pattern = "/api/v1/runs/{run}/move",
+     .body = SL_BODY_JSON,
+     .handle = move},
+    {.method = "POST", .pattern = "/api/v1/runs/{run}/requeue", .handle = requeue},
 };
 
 int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err *err)
@@ -173,6 +296,8 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
         return sl_err_set(err, SL_NOMEM, "out of memory");
     runs->server = server;
     rc = sl_queue_new(server->config->redis_url, &runs->queue, err);
+    if (!rc)
+        rc = sl_archive_open(server->config->data_dir, &runs->archive, err);
     /* Before the port answers, so that no new version takes a number that a cut-off publishing
      * holds. When Redis is away the reaper's thread does it later, and the store finds another
      * number if it must. */
@@ -181,10 +306,13 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
     if (!rc)
         rc = sl_http_add(server->http, routes, sizeof routes / sizeof *routes, runs, err);
     if (!rc)
-        rc = sl_reaper_start(runs, &runs->reaper, err);
+        rc = sl_admin_routes(runs, err);
+    if (!rc)
+        rc = sl_ticker_start(sl_reap, runs, SL_REAPER_PERIOD_US, &runs->reaping, err);
+    if (!rc)
+        rc = sl_ticker_start(sl_archive_runs, runs, SL_REAPER_PERIOD_US, &runs->archiving, err);
     if (rc) {
-        sl_queue_free(runs->queue);
-        free(runs);
+        sl_runs_part_stop(runs);
         return rc;
     }
     *ret_state = runs;
@@ -195,7 +323,9 @@ void sl_runs_part_stop(void *state)
 {
     struct sl_runs *runs = state;
 
-    sl_reaper_stop(runs->reaper);
+    sl_ticker_stop(runs->archiving);
+    sl_ticker_stop(runs->reaping);
+    sl_archive_close(runs->archive);
     sl_queue_free(runs->queue);
     free(runs);
 }

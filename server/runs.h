@@ -1,15 +1,21 @@
-/* The runs' part of the server: the REST API over the queue, publishing, and the clock's work
- * (reaper.c).
+/* The runs' part of the server: the REST API over the queue and the archive, publishing, and the
+ * clock's work.
  *
- *   POST /api/v1/runs                      a job spec; Idempotency-Key; 201 {"run", "state"}, 200
- * when it is there GET  /api/v1/runs?limit=&below=&state=&queue=    newest first GET
- * /api/v1/runs/{run} GET  /api/v1/runs/{run}/events?after=&limit=&wait_ms= POST
- * /api/v1/runs/{run}/cancel         202 while its agent has still to stop it POST
- * /api/v1/runs/{run}/publish        by the run's agent: see publish.c GET  /api/v1/agents */
+ *   POST /api/v1/runs                 a job spec; Idempotency-Key; 201 {"run", "state"}, 200 when it is there
+ *   GET  /api/v1/runs?limit=&below=&state=&queue=&project=     newest first, archived ones too
+ *   GET  /api/v1/runs/{run}
+ *   GET  /api/v1/runs/{run}/events?after=&limit=&wait_ms=
+ *   POST /api/v1/runs/{run}/cancel    202 while its agent has still to stop it
+ *   POST /api/v1/runs/{run}/move      {"priority", "queue"}
+ *   POST /api/v1/runs/{run}/requeue   201 {"run", "state"}; Idempotency-Key
+ *   POST /api/v1/runs/{run}/publish   by the run's agent: see publish.c
+ *   GET  /api/v1/queues, /projects, /agents        POST /api/v1/queues/{queue}, ...: see admin.c */
 #ifndef SL_SERVER_RUNS_H
 #define SL_SERVER_RUNS_H
 #include "queue/queue.h"
+#include "server/archive.h"
 #include "server/serve.h"
+#include "server/ticker.h"
 
 #define SL_REAPER_PERIOD_US 1000000
 #define SL_REAPER_PASSES 200 /* of the script at a time, each short */
@@ -21,18 +27,28 @@
 int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
 void sl_runs_part_stop(void *state);
 
+struct sl_reaper {
+    int64_t spare_until_us, replay_us; /* on the boot clock */
+    bool away;                         /* Redis is */
+};
+
 /* What the part's files share. */
 struct sl_runs {
     struct sl_server *server;
     struct sl_queue *queue;
-    struct sl_reaper *reaper;
+    struct sl_archive *archive;
+    struct sl_reaper reaper;
+    bool numbered;       /* Redis numbers new runs above the archived ones */
+    int archive_trouble; /* the last pass's error */
+    struct sl_ticker *reaping, *archiving;
 };
 void sl_publish_handler(struct sl_http_req *req, void *runs);
 /* Writes the version records of results whose publishing was cut short after the queue had taken
  * them. */
 int sl_publish_replay(struct sl_runs *runs, int *ret_replayed, struct sl_err *err);
-/* A thread that reaps, promotes and replays, once in SL_REAPER_PERIOD_US. */
-int sl_reaper_start(struct sl_runs *runs, struct sl_reaper **ret_reaper, struct sl_err *err);
-void sl_reaper_stop(struct sl_reaper *reaper); /* NULL-safe */
+void sl_reap(void *runs);         /* reaps, promotes, replays: once in SL_REAPER_PERIOD_US */
+void sl_archive_runs(void *runs); /* as often, on a thread of its own: it waits for the disk */
+/* Routes of queues, projects and agents. */
+int sl_admin_routes(struct sl_runs *runs, struct sl_err *err);
 
 #endif

@@ -16,6 +16,8 @@ struct sl_serve_config {
     const char *redis_url; /* NULL: the store alone */
     const char *token_file;
     const char *port_file; /* gets the port as text, durably, once it answers; may be NULL */
+    int64_t keep_finished_s; /* how long a finished run stays in Redis before it is archived */
+    int64_t keep_runs_days;  /* how long it stays in the archive; 0: for ever */
 };
 
 struct sl_server {

@@ -33,6 +33,7 @@
 -- Streams and bells:
 --   P:events:ID        stream: type t, JSON d, attempt a
 --   P:bell:Q:OFFER, P:ring:AGENT  lists of at most one entry: what waiting agents block on
+--   P:long             set: runs whose events the archive should take already
 --   P:outbox           hash run -> JSON: results whose version records the server has still to write
 -- Fields of a run: schema queue class gpus name project rank seq score spec digest client dedupe requeued_from
 --   state cause msg created_ms started_ms finished_ms due_ms since_ms (running, and charged up to here) run_ms
@@ -46,6 +47,7 @@
 -- Error replies begin with LEASE, NOTFOUND, CONFLICT or CANCELLED: see sl_redis_error.
 local P = KEYS[1]
 local EVENTS_MAX = 20000      -- of one run; about that many are kept
+local EVENTS_LONG = 5000      -- from here on the archive takes the oldest
 local LEASE_KEY_MS = 3600000  -- how long a claim can be repeated
 local RING_MS = 60000         -- how long a ring waits for an agent that is not there
 local CLIENT_MS = 7 * 86400000

@@ -1,0 +1,95 @@
+/* Queues, projects and agents: what operators look at and change.
+ *
+ *   GET  /api/v1/queues        POST /api/v1/queues/{queue}      {"state", "max_running", ...}
+ *   GET  /api/v1/projects      POST /api/v1/projects/{project}  {"max_running", "gpu_hours", ...}
+ *   GET  /api/v1/agents        POST /api/v1/agents/{agent}      {"state": "active" | "paused" | "draining"}
+ *
+ * queue/queue.h tells the forms. */
+#include "base/json.h"
+#include "server/runs.h"
+#include <string.h>
+
+typedef int get_fn(struct sl_queue *q, json_t **ret, struct sl_err *err);
+typedef int set_fn(struct sl_queue *q, const char *name, const json_t *changes, struct sl_err *err);
+
+static void get(struct sl_http_req *req, struct sl_runs *runs, get_fn *fn)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *found;
+
+    if (fn(runs->queue, &found, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, found);
+}
+
+static void change(struct sl_http_req *req, struct sl_runs *runs, const char *kind, set_fn *fn)
+{
+    const char *name = sl_http_param(req, kind);
+    struct sl_err err = SL_ERR_INIT;
+
+    if (fn(runs->queue, name, sl_http_json(req), &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, json_pack("{s:s}", kind, name));
+}
+
+static int set_agent(struct sl_queue *q, const char *name, const json_t *changes,
+                     struct sl_err *err)
+{
+    static const char *const states[] = {"active", "paused", "draining"};
+    const char *state = sl_json_str(changes, "state", "");
+
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(state, states[i]))
+            return sl_queue_set_agent(q, name, (enum sl_agent_wanted)i, err);
+    return sl_err_set(err, SL_SPEC, "state: expected active, paused or draining");
+}
+
+static void queues(struct sl_http_req *req, void *arg)
+{
+    get(req, arg, sl_queue_queues);
+}
+static void projects(struct sl_http_req *req, void *arg)
+{
+    get(req, arg, sl_queue_projects);
+}
+static void agents(struct sl_http_req *req, void *arg)
+{
+    get(req, arg, sl_queue_agents);
+}
+static void change_queue(struct sl_http_req *req, void *arg)
+{
+    change(req, arg, "queue", sl_queue_set_queue);
+}
+static void change_project(struct sl_http_req *req, void *arg)
+{
+    change(req, arg, "project", sl_queue_set_project);
+}
+static void change_agent(struct sl_http_req *req, void *arg)
+{
+    change(req, arg, "agent", set_agent);
+}
+
+static const struct sl_route routes[] = {
+    {.method = "GET", .pattern = "/api/v1/queues", .handle = queues},
+    {.method = "GET", .pattern = "/api/v1/projects", .handle = projects},
+    {.method = "GET", .pattern = "/api/v1/agents", .handle = agents},
+    {.method = "POST",
+     .pattern = "/api/v1/queues/{queue}",
+     .body = SL_BODY_JSON,
+     .handle = change_queue},
+    {.method = "POST",
+     .pattern = "/api/v1/projects/{project}",
+     .body = SL_BODY_JSON,
+     .handle = change_project},
+    {.method = "POST",
+     .pattern = "/api/v1/agents/{agent}",
+     .body = SL_BODY_JSON,
+     .handle = change_agent},
+};
+
+int sl_admin_routes(struct sl_runs *runs, struct sl_err *err)
+{
+    return sl_http_add(runs->server->http, routes, sizeof routes / sizeof *routes, runs, err);
+}

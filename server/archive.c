@@ -1,0 +1,356 @@
+#include "base/file.h"
+#include "base/json.h"
+#include "server/archive_priv.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zstd.h>
+
+#define LEVEL 3
+
+static int run_path(const struct sl_archive *a, const char *run, const char *file,
+                    char ret_path[SL_PATH_MAX], struct sl_err *err)
+{
+    if (strlen(run) != 32 || strspn(run, "0123456789abcdef") != 32)
+        return sl_err_set(err, SL_NOTFOUND, "no run %.64s", run);
+    return sl_path(ret_path, err, "%s/%.2s/%s%s%s", a->dir, run, run, *file ? "/" : "", file);
+}
+
+/* ---- events
+ * ------------------------------------------------------------------------------------------------ */
+
+/* The whole frames of a file: their bytes packed, their content. A torn end, from a crash, is left
+ * out. No file: nothing. */
+static int read_frames(const char *path, size_t *ret_whole, struct sl_buf *text, struct sl_err *err)
+{
+    struct sl_map map;
+    size_t at = 0;
+    int rc;
+
+    *ret_whole = 0;
+    if (!sl_file_exists(path))
+        return 0;
+    rc = sl_map_open(path, &map, err);
+    while (!rc && at < map.len) {
+        size_t packed = ZSTD_findFrameCompressedSize(map.data + at, map.len - at);
+        unsigned long long bytes;
+        char *to;
+        if (ZSTD_isError(packed))
+            break;
+        bytes = ZSTD_getFrameContentSize(map.data + at, packed);
+        to = bytes < SL_ARCHIVE_EVENTS_MAX ? sl_buf_reserve(text, (size_t)bytes + 1) : NULL;
+        if (!to)
+            rc = sl_err_set(err, SL_NOMEM, "%s: its events are more than %u bytes", path,
+                            SL_ARCHIVE_EVENTS_MAX);
+        else if (ZSTD_decompress(to, (size_t)bytes, map.data + at, packed) != bytes)
+            break;
+        else
+            text->len += (size_t)bytes;
+        if (!rc)
+            at += packed;
+    }
+    sl_map_close(&map);
+    if (text->len)
+        text->p[text->len] = 0;
+    *ret_whole = at;
+    return rc;
+}
+
+/* 0 < 1 of two ids as "1700000000000-12". */
+static bool id_before(const char *x, const char *y)
+{
+    unsigned long long x_ms, y_ms, x_n = 0, y_n = 0;
+    char *end;
+
+    x_ms = strtoull(x, &end, 10);
+    if (*end == '-')
+        x_n = strtoull(end + 1, NULL, 10);
+    y_ms = strtoull(y, &end, 10);
+    if (*end == '-')
+        y_n = strtoull(end + 1, NULL, 10);
+    return x_ms != y_ms ? x_ms < y_ms : x_n < y_n;
+}
+
+/* The id in a line's beginning, {"id":"..." */
+static void line_id(const char *line, char ret_id[64])
+{
+    ret_id[0] = '0';
+    ret_id[1] = 0;
+    if (!strncmp(line, "{\"id\":\"", 7))
+        snprintf(ret_id, 64, "%.*s", (int)strcspn(line + 7, "\"") % 64, line + 7);
+}
+
+static void last_id(const struct sl_buf *text, char ret_last[64])
+{
+    size_t at = text->len;
+
+    ret_last[0] = '0';
+    ret_last[1] = 0;
+    if (!at)
+        return;
+    for (at--; at > 0 && text->p[at - 1] != '\n'; at--)
+        ;
+    line_id(text->p + at, ret_last);
+}
+
+int sl_archive_last_event(struct sl_archive *a, const char *run, char ret_last[64],
+                          struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    struct sl_buf text;
+    size_t whole;
+    int rc = run_path(a, run, "events.ndjson.zst", path, err);
+
+    if (rc)
+        return rc;
+    sl_buf_init(&text, SL_ARCHIVE_EVENTS_MAX);
+    rc = read_frames(path, &whole, &text, err);
+    if (!rc)
+        last_id(&text, ret_last);
+    sl_buf_release(&text);
+    return rc;
+}
+
+/* {"id": first, whatever the order of the rest: that is what line_id reads. */
+static int add_line(struct sl_buf *text, const json_t *event)
+{
+    json_t *rest = json_copy((json_t *)(uintptr_t)event);
+    const char *id = sl_json_str(event, "id", "0");
+    char *json;
+    int rc;
+
+    json_object_del(rest, "id");
+    json = sl_json_dump(rest);
+    json_decref(rest);
+    rc = json ? sl_buf_addf(text, "{\"id\":\"%s\",%s\n", id, json + 1) : SL_NOMEM;
+    free(json);
+    return rc;
+}
+
+static int write_frame(const char *path, size_t at, const struct sl_buf *text, struct sl_err *err)
+{
+    size_t room = ZSTD_compressBound(text->len), packed;
+    char *frame = malloc(room);
+    int fd = -1, rc = 0;
+
+    if (!frame)
+        return sl_err_set(err, SL_NOMEM, "out of memory");
+    packed = ZSTD_compress(frame, room, text->p, text->len, LEVEL);
+    if (ZSTD_isError(packed))
+        rc = sl_err_set(err, SL_IO, "%s: %s", path, ZSTD_getErrorName(packed));
+    else if ((fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644)) < 0 ||
+             ftruncate(fd, (off_t)at) || lseek(fd, 0, SEEK_END) < 0)
+        rc = sl_err_errno(err, "%s", path);
+    if (!rc)
+        rc = sl_write_all(fd, frame, packed, err);
+    if (!rc && fsync(fd))
+        rc = sl_err_errno(err, "%s", path);
+    if (fd >= 0)
+        close(fd);
+    free(frame);
+    return rc;
+}
+
+int sl_archive_append(struct sl_archive *a, const char *run, const json_t *events,
+                      struct sl_err *err)
+{
+    char dir[SL_PATH_MAX], parent[SL_PATH_MAX], path[SL_PATH_MAX], last[64];
+    struct sl_buf old, text;
+    const json_t *e;
+    size_t i, whole;
+    bool fresh;
+    int rc = run_path(a, run, "", dir, err);
+
+    if (!rc)
+        rc = run_path(a, run, "events.ndjson.zst", path, err);
+    if (!rc)
+        rc = sl_path(parent, err, "%s/%.2s", a->dir, run);
+    if (!rc)
+        rc = sl_mkdirs(dir, err);
+    if (rc)
+        return rc;
+    fresh = !sl_file_exists(path);
+    sl_buf_init(&old, SL_ARCHIVE_EVENTS_MAX);
+    sl_buf_init(&text, SL_ARCHIVE_EVENTS_MAX);
+    rc = read_frames(path, &whole, &old, err);
+    last_id(&old, last);
+    sl_buf_release(&old);
+    json_array_foreach(events, i, e)
+        if (!rc && id_before(last, sl_json_str(e, "id", "0")) && add_line(&text, e))
+            rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    if (!rc && text.len)
+        rc = write_frame(path, whole, &text, err);
+    sl_buf_release(&text);
+    if (!rc && fresh)
+        rc = sl_dir_sync(dir, err);
+    if (!rc && fresh)
+        rc = sl_dir_sync(parent, err);
+    return rc;
+}
+
+int sl_archive_events(struct sl_archive *a, const char *run, const char *after, int most,
+                      json_t **ret_events, struct sl_err *err)
+{
+    char path[SL_PATH_MAX], last[64];
+    json_t *events = json_array();
+    struct sl_buf text;
+    size_t whole;
+    int rc = run_path(a, run, "events.ndjson.zst", path, err);
+
+    if (!after || !*after)
+        after = "0";
+    snprintf(last, sizeof last, "%s", after);
+    sl_buf_init(&text, SL_ARCHIVE_EVENTS_MAX);
+    if (!rc)
+        rc = read_frames(path, &whole, &text, err);
+    for (char *line = text.p, *end; !rc && *line && json_array_size(events) < (size_t)most;
+         line = end + 1) {
+        char id[64];
+        end = strchr(line, '\n');
+        if (!end)
+            break;
+        line_id(line, id);
+        if (!id_before(last, id))
+            continue;
+        json_t *e = json_loadb(line, (size_t)(end - line), 0, NULL);
+        if (e)
+            json_array_append_new(events, e);
+        snprintf(last, sizeof last, "%s", id);
+    }
+    sl_buf_release(&text);
+    if (rc)
+        json_decref(events);
+    else
+        *ret_events = json_pack("{s:o, s:s, s:b}", "events", events, "last", last, "trimmed", 0);
+    return rc;
+}
+
+/* ---- records
+ * ----------------------------------------------------------------------------------------------- */
+
+int sl_archive_put(struct sl_archive *a, const json_t *run, struct sl_err *err)
+{
+    const char *id = sl_json_str(run, "run", "");
+    char path[SL_PATH_MAX], dir[SL_PATH_MAX];
+    int rc = run_path(a, id, "record.json", path, err);
+
+    if (!rc)
+        rc = run_path(a, id, "", dir, err);
+    if (!rc)
+        rc = sl_mkdirs(dir, err);
+    if (!rc && !sl_file_exists(path))
+        rc = sl_json_write(path, run, err);
+    return rc ? rc : sl_archive_index_put(a, run, err);
+}
+
+int sl_archive_show(struct sl_archive *a, const char *run, json_t **ret_run, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = run_path(a, run, "record.json", path, err);
+
+    if (!rc && !sl_file_exists(path))
+        rc = sl_err_set(err, SL_NOTFOUND, "no run %s", run);
+    return rc ? rc : sl_json_read(path, SL_ARCHIVE_RECORD_MAX, ret_run, err);
+}
+
+int sl_archive_expire(struct sl_archive *a, int64_t before_ms, int most, int *ret_removed,
+                      struct sl_err *err)
+{
+    json_t *runs, *run;
+    size_t i;
+    int rc = sl_archive_index_old(a, before_ms, most, &runs, err), n = 0;
+
+    if (rc)
+        return rc;
+    /* The record goes first and with it the run; a crash leaves a line in the index that leads to
+     * nothing and is removed with the next pass. */
+    json_array_foreach(runs, i, run) {
+        char path[SL_PATH_MAX];
+        const char *id = json_string_value(run);
+        if (!rc)
+            rc = run_path(a, id, "record.json", path, err);
+        if (!rc && unlink(path) && errno != ENOENT)
+            rc = sl_err_errno(err, "%s", path);
+        if (!rc)
+            rc = run_path(a, id, "", path, err);
+        if (!rc)
+            rc = sl_rmtree(path, err);
+        if (!rc)
+            rc = sl_archive_index_remove(a, id, err);
+        n += !rc;
+    }
+    json_decref(runs);
+    if (!rc)
+        rc = sl_archive_commit(a, err);
+    if (!rc)
+        *ret_removed = n;
+    return rc;
+}
+
+/* ---- opening
+ * ----------------------------------------------------------------------------------------------- */
+
+/* Every record into an empty index. */
+static int index_all(struct sl_archive *a, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = 0;
+
+    for (int i = 0; !rc && i < 256; i++) {
+        struct dirent *e;
+        DIR *d;
+        rc = sl_path(path, err, "%s/%02x", a->dir, (unsigned)i);
+        d = rc ? NULL : opendir(path);
+        while (d && !rc && (e = readdir(d))) {
+            struct sl_err missing = SL_ERR_INIT;
+            json_t *run;
+            if (*e->d_name == '.' || sl_archive_show(a, e->d_name, &run, &missing))
+                continue; /* still running, or not ours */
+            rc = sl_archive_index_put(a, run, err);
+            json_decref(run);
+        }
+        if (d)
+            closedir(d);
+    }
+    return rc ? rc : sl_archive_commit(a, err);
+}
+
+int sl_archive_open(const char *data_dir, struct sl_archive **ret_archive, struct sl_err *err)
+{
+    struct sl_archive *a = calloc(1, sizeof *a);
+    char path[SL_PATH_MAX];
+    bool fresh;
+    int rc = a ? sl_path(path, err, "%s/runs", data_dir)
+               : sl_err_set(err, SL_NOMEM, "out of memory");
+
+    if (rc)
+        goto out;
+    pthread_mutex_init(&a->mutex, NULL);
+    a->dir = strdup(path);
+    rc = a->dir ? sl_mkdirs(path, err) : sl_err_set(err, SL_NOMEM, "out of memory");
+    if (!rc)
+        rc = sl_archive_index_open(a, &fresh, err);
+    if (!rc && fresh)
+        rc = index_all(a, err);
+out:
+    if (rc) {
+        sl_archive_close(a);
+        return sl_err_wrap(err, rc, "opening the archive of runs");
+    }
+    *ret_archive = a;
+    return 0;
+}
+
+void sl_archive_close(struct sl_archive *a)
+{
+    if (!a)
+        return;
+    sl_archive_index_close(a);
+    pthread_mutex_destroy(&a->mutex);
+    free(a->dir);
+    free(a);
+}

@@ -1,0 +1,49 @@
+/* Finished runs on the store's disk, so that Redis holds only what is live.
+ *
+ *   runs/<ab>/<run>/events.ndjson.zst  its events, oldest first: zstd frames, one behind the other
+ *   runs/<ab>/<run>/record.json        the run as the API shows it; written last, never changed
+ *   runs/index.db                      SQLite over the records, for lists; made anew when it is missing
+ *
+ * Events of a long run come here while it runs, before Redis drops them. Durable: what a function
+ * has written survives a power cut. Safe to repeat: appending takes up behind the last whole frame.
+ * All functions block; may be called from any thread. */
+#ifndef SL_SERVER_ARCHIVE_H
+#define SL_SERVER_ARCHIVE_H
+#include "base/err.h"
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define SL_ARCHIVE_EVENTS_MAX (256u << 20) /* bytes of one run's events, unpacked */
+#define SL_ARCHIVE_RECORD_MAX (8u << 20)
+
+struct sl_archive;
+
+/* data_dir is the store's, whose lock is held. */
+int sl_archive_open(const char *data_dir, struct sl_archive **ret_archive, struct sl_err *err);
+void sl_archive_close(struct sl_archive *a); /* NULL-safe */
+
+/* ret_last: the id of the newest event that is there, "0" when there is none. 64 bytes. */
+int sl_archive_last_event(struct sl_archive *a, const char *run, char ret_last[64],
+                          struct sl_err *err);
+/* events: list as sl_queue_events gives it, behind the last one. */
+int sl_archive_append(struct sl_archive *a, const char *run, const json_t *events,
+                      struct sl_err *err);
+/* The record, unless it is there already. Then the index, which is durable at sl_archive_commit. */
+int sl_archive_put(struct sl_archive *a, const json_t *run, struct sl_err *err);
+int sl_archive_commit(struct sl_archive *a, struct sl_err *err);
+
+/* SL_NOTFOUND. */
+int sl_archive_show(struct sl_archive *a, const char *run, json_t **ret_run, struct sl_err *err);
+/* As sl_queue_events; none of a run that is not there. */
+int sl_archive_events(struct sl_archive *a, const char *run, const char *after, int most,
+                      json_t **ret_events, struct sl_err *err);
+/* Newest first, as sl_queue_list gives them; below, state, queue, project may be NULL. */
+int sl_archive_list(struct sl_archive *a, const char *below, int most, const char *state,
+                    const char *queue, const char *project, json_t **ret_runs, struct sl_err *err);
+int sl_archive_newest(struct sl_archive *a, int64_t *ret_seq, struct sl_err *err); /* 0: none */
+/* Removes up to `most` runs that ended before a time. */
+int sl_archive_expire(struct sl_archive *a, int64_t before_ms, int most, int *ret_removed,
+                      struct sl_err *err);
+
+#endif

@@ -1,0 +1,732 @@
+/* Who comes when: fair shares, classes and offers, limits, rates, quotas, pauses, start times; against a real
+ * Redis. */
+#include "tests/unit/queue_fixture.h"
+#include <time.h>
+
+#define READY "{softlaunch}:ready:default:cpu"
+#define HELD "{softlaunch}:held:default:cpu"
+
+static void put(const char *name, const char *project, const char *more, char ret_run[SL_ID_HEX + 1])
+{
+    json_t *s = spec(name, "medium"), *extra = json_loads(more, 0, NULL);
+    char run[SL_ID_HEX + 1];
+
+    assert_non_null(extra);
+    json_object_set_new(s, "project", json_string(project));
+    json_object_update(s, extra);
+    json_decref(extra);
+    assert_int_equal(sl_queue_enqueue(q, s, NULL, ret_run ? ret_run : run, NULL, NULL), 0);
+    json_decref(s);
+}
+
+static int try_put(const char *project, const char *more)
+{
+    json_t *s = spec("x", "medium"), *extra = json_loads(more, 0, NULL);
+    char run[SL_ID_HEX + 1];
+
+    json_object_set_new(s, "project", json_string(project));
+    json_object_update(s, extra);
+    json_decref(extra);
+    int rc = sl_queue_enqueue(q, s, NULL, run, NULL, NULL);
+    json_decref(s);
+    return rc;
+}
+
+/* Claims with an offer under a new lease; the run's name, "" when there is none. */
+static const char *take(const char *offer, const char *const *from, int n, struct sl_claim *ret,
+                        char ret_lease[SL_ID_HEX + 1])
+{
+    static char name[64];
+    char lease[SL_ID_HEX + 1];
+    struct sl_claim claimed;
+    struct sl_cmd c;
+    redisReply *reply;
+
+    sl_random_id(lease);
+    sl_queue_cmd_claim(&c, lease, "a1", 60000, offer, from, n);
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    int rc = sl_queue_claim_reply(reply, &claimed, NULL);
+    freeReplyObject(reply);
+    if (rc == SL_NOTFOUND)
+        return "";
+    assert_int_equal(rc, 0);
+    snprintf(name, sizeof name, "%s", claimed.name);
+    if (ret_lease)
+        memcpy(ret_lease, lease, sizeof lease);
+    if (ret)
+        *ret = claimed;
+    else
+        sl_claim_release(&claimed);
+    return name;
+}
+
+static const char *next(void)
+{
+    return take("cpu", queues, 1, NULL, NULL);
+}
+
+static int64_t ask(const char *command, const char *key)
+{
+    struct sl_cmd c;
+    redisReply *reply;
+
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, command);
+    sl_cmd_add(&c, key);
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    int64_t n = reply->integer;
+    freeReplyObject(reply);
+    return n;
+}
+
+static int64_t zcard(const char *key)
+{
+    return ask("ZCARD", key);
+}
+
+static int set_queue(const char *name, const char *changes)
+{
+    json_t *j = json_loads(changes, 0, NULL);
+    struct sl_err err = SL_ERR_INIT;
+
+    assert_non_null(j);
+    int rc = sl_queue_set_queue(q, name, j, &err);
+    json_decref(j);
+    return rc;
+}
+
+static int set_project(const char *name, const char *changes)
+{
+    json_t *j = json_loads(changes, 0, NULL);
+    struct sl_err err = SL_ERR_INIT;
+
+    assert_non_null(j);
+    int rc = sl_queue_set_project(q, name, j, &err);
+    json_decref(j);
+    return rc;
+}
+
+static void beat(const char *offer, const char *const *of, int n)
+{
+    struct sl_cmd c;
+
+    sl_queue_cmd_heartbeat(&c, "a1", "{}", offer, of, n);
+    assert_int_equal(send_cmd(&c, NULL), 0);
+}
+
+static void pass(void)
+{
+    struct sl_reaped r = {.more = true};
+
+    for (int i = 0; r.more && i < 500; i++)
+        assert_int_equal(sl_queue_reap(q, false, &r, NULL), 0);
+    assert_false(r.more);
+}
+
+/* The next look at queues and projects comes a moment later. */
+static void later_pass(void)
+{
+    usleep(1000000);
+    pass();
+}
+
+static void check_waits(const char *run, const char *part)
+{
+    json_t *r;
+
+    assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
+    const char *why = sl_json_str(r, "waiting_for", "");
+    if (*part ? !strstr(why, part) : *why != 0)
+        fail_msg("waits for '%s', expected '%s'", why, part);
+    json_decref(r);
+}
+
+/* ---- fair shares
+ * ------------------------------------------------------------------------------------------- */
+
+static void a_flood_of_one_project_delays_another_by_one_slot(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 300; i++)
+        put("flood", "big", "{}", NULL);
+    for (int i = 0; i < 40; i++)
+        assert_string_equal(next(), "flood");
+    put("one", "small", "{}", NULL);
+    put("two", "small", "{}", NULL);
+    put("other", "third", "{}", NULL);
+    int place[3] = {-1, -1, -1};
+    for (int i = 0; i < 8; i++) {
+        const char *name = next();
+        for (int k = 0; k < 3; k++)
+            if (!strcmp(name, ((const char *const[]){"one", "two", "other"})[k]))
+                place[k] = i;
+    }
+    assert_in_range(place[0], 0, 2); /* big's next, third's first */
+    assert_in_range(place[2], 0, 2);
+    assert_in_range(place[1], 2, 5);
+}
+
+static void retries_of_a_flood_do_not_pass_others(void **state)
+{
+    char run[SL_ID_HEX + 1], lease[SL_ID_HEX + 1], st[16];
+    struct sl_claim c;
+
+    (void)state;
+    for (int i = 0; i < 60; i++)
+        put("flood", "big", "{}", NULL);
+    for (int i = 0; i < 60; i++) {
+        take("cpu", queues, 1, &c, lease);
+        fail_run(c.run, lease, "crash", st);
+        make_due(c.run);
+        sl_claim_release(&c);
+    }
+    put("one", "small", "{}", run);
+    pass();
+    assert_int_equal(zcard(READY), 61);
+    const char *name = next();
+    if (strcmp(name, "one") != 0)
+        name = next();
+    assert_string_equal(name, "one");
+}
+
+static void a_project_at_its_limit_lets_others_pass(void **state)
+{
+    char run[SL_ID_HEX + 1], lease[2][SL_ID_HEX + 1], last[SL_ID_HEX + 1];
+    struct sl_claim c[2];
+
+    (void)state;
+    assert_int_equal(set_project("big", "{\"max_running\": 2}"), 0);
+    for (int i = 0; i < 50; i++)
+        put("big", "big", "{}", last);
+    assert_int_equal(zcard(READY), 2); /* what an autoscaler counts */
+    put("small", "small", "{}", run);
+    assert_int_equal(zcard(READY), 3);
+    check_waits(last, "project big has 0 of 2");
+    int bigs = 0;
+    for (int i = 0; i < 3; i++) {
+        int k = bigs < 2 ? bigs : 1;
+        struct sl_claim one;
+        char under[SL_ID_HEX + 1];
+        if (!strcmp(take("cpu", queues, 1, &one, under), "big")) {
+            c[k] = one;
+            memcpy(lease[k], under, sizeof under);
+            bigs++;
+        } else {
+            sl_claim_release(&one);
+        }
+    }
+    assert_int_equal(bigs, 2);
+    assert_string_equal(next(), "");
+    assert_int_equal(zcard(READY), 0);
+    check_waits(last, "project big has 2 of 2");
+    give_back(c[0].run, lease[0], NULL); /* a slot is free: one may start, and it is the one given back */
+    assert_int_equal(zcard(READY), 1);
+    struct sl_claim again;
+    take("cpu", queues, 1, &again, NULL);
+    assert_string_equal(again.run, c[0].run);
+    sl_claim_release(&again);
+    assert_string_equal(next(), "");
+    assert_int_equal(set_project("big", "{\"max_running\": 0}"), 0);
+    pass();
+    assert_int_equal(zcard(READY), 48);
+    for (int i = 0; i < 2; i++)
+        sl_claim_release(&c[i]);
+}
+
+/* A limit that comes when the runs stand in line already holds from the next claim on. */
+static void a_late_limit_of_a_project_holds_too(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 30; i++)
+        put("big", "big", "{}", NULL);
+    put("small", "small", "{\"priority\": \"low\"}", NULL);
+    assert_int_equal(set_project("big", "{\"max_running\": 1}"), 0);
+    assert_string_equal(next(), "big");
+    const char *name = "";
+    for (int i = 0; i < 3 && !*name; i++)
+        name = next(); /* a claim looks at a bounded number of them */
+    assert_string_equal(name, "small");
+    assert_string_equal(next(), "");
+    assert_int_equal(zcard(READY), 0);
+}
+
+static void a_limited_project_gets_its_share_and_no_more(void **state)
+{
+    struct sl_claim c;
+    char lease[SL_ID_HEX + 1], st[16];
+    int big = 0;
+
+    (void)state;
+    assert_int_equal(set_project("big", "{\"max_running\": 5}"), 0);
+    for (int i = 0; i < 60; i++) {
+        put("big", "big", "{}", NULL);
+        put("small", "small", "{}", NULL);
+    }
+    for (int i = 0; i < 40; i++) { /* one slot: each ends before the next begins */
+        big += !strcmp(take("cpu", queues, 1, &c, lease), "big");
+        fail_run(c.run, lease, "spec", st);
+        sl_claim_release(&c);
+    }
+    assert_in_range(big, 18, 22);
+}
+
+/* ---- classes
+ * ----------------------------------------------------------------------------------------------- */
+
+static void runs_go_where_they_fit(void **state)
+{
+    const char *gpu = "{\"resources\": {\"gpus\": 2, \"gpu_memory_gib\": 40, \"labels\": [\"zone=eu\"]}}";
+    char class[SL_QUEUE_CLASS_MAX + 1], run[SL_ID_HEX + 1];
+    struct sl_claim c;
+
+    (void)state;
+    put("gpu", "p", gpu, run);
+    check_field(run, "class", "gpu2+mem40+zone=eu");
+    const char *too_small[] = {"cpu", "gpu1+mem80+zone=eu", "gpu2+mem24+zone=eu", "gpu2+mem40",
+                               "gpu4+mem80+zone=us"};
+    for (int i = 0; i < 5; i++)
+        assert_string_equal(take(too_small[i], queues, 1, NULL, NULL), "");
+    json_t *labels = json_pack("[s, s]", "zone=eu", "nvlink");
+    assert_int_equal(sl_queue_class(8, 80, labels, class, NULL), 0);
+    json_decref(labels);
+    assert_string_equal(class, "gpu8+mem80+nvlink+zone=eu");
+    assert_string_equal(take(class, queues, 1, &c, NULL), "gpu");
+    assert_int_equal(c.gpus, 2);
+    sl_claim_release(&c);
+    put("anywhere", "p", "{}", NULL);
+    assert_string_equal(take(class, queues, 1, NULL, NULL), "anywhere");
+}
+
+static void a_class_is_not_starved_by_another(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 20; i++)
+        put("gpu", "big", "{\"resources\": {\"gpus\": 1}}", NULL);
+    for (int i = 0; i < 5; i++)
+        take("gpu1", queues, 1, NULL, NULL);
+    put("cpu", "small", "{}", NULL);
+    const char *name = take("gpu1", queues, 1, NULL, NULL);
+    if (strcmp(name, "cpu") != 0)
+        name = take("gpu1", queues, 1, NULL, NULL);
+    assert_string_equal(name, "cpu");
+    /* priority is over all classes */
+    put("urgent", "small", "{\"priority\": \"critical\"}", NULL);
+    assert_string_equal(take("gpu1", queues, 1, NULL, NULL), "urgent");
+}
+
+static void a_run_that_nobody_can_serve_says_so(void **state)
+{
+    const char *huge = "{\"resources\": {\"gpus\": 8}}";
+    char run[SL_ID_HEX + 1];
+
+    (void)state;
+    put("huge", "p", huge, run);
+    pass();
+    check_waits(run, "no agent serves queue default now");
+    assert_int_equal(zcard("{softlaunch}:ready:default:gpu8"), 1); /* an autoscaler may bring one */
+    beat("gpu1+mem80", queues, 1);
+    later_pass();
+    check_waits(run, "no agent of queue default offers gpu8; there is gpu1+mem80");
+    assert_int_equal(zcard("{softlaunch}:ready:default:gpu8"), 0);
+    beat("gpu8", queues, 1);
+    later_pass();
+    check_waits(run, "");
+    assert_int_equal(zcard("{softlaunch}:ready:default:gpu8"), 1);
+    assert_string_equal(take("gpu8", queues, 1, NULL, NULL), "huge");
+}
+
+static void what_an_autoscaler_brings_counts_as_there(void **state)
+{
+    char run[SL_ID_HEX + 1];
+
+    (void)state;
+    beat("cpu", queues, 1);
+    assert_int_equal(set_queue("default", "{\"offers\": [\"gpu4+mem80\"]}"), 0);
+    put("gpu", "p", "{\"resources\": {\"gpus\": 4, \"gpu_memory_gib\": 80}}", run);
+    later_pass();
+    assert_int_equal(zcard("{softlaunch}:ready:default:gpu4+mem80"), 1);
+}
+
+/* ---- queues
+ * ------------------------------------------------------------------------------------------------ */
+
+static void a_queue_at_its_limit_holds_the_rest(void **state)
+{
+    char run[SL_ID_HEX + 1], first[SL_ID_HEX + 1], lease[SL_ID_HEX + 1], st[16];
+    struct sl_claim c;
+
+    (void)state;
+    assert_int_equal(set_queue("default", "{\"max_running\": 3}"), 0);
+    for (int i = 0; i < 10; i++)
+        put("x", "p", "{}", i ? run : first);
+    assert_int_equal(zcard(READY), 3);
+    assert_int_equal(zcard(HELD), 7);
+    put("urgent", "p", "{\"priority\": \"critical\"}", NULL); /* takes a place in front */
+    assert_int_equal(zcard(READY), 3);
+    assert_string_equal(take("cpu", queues, 1, &c, lease), "urgent");
+    assert_int_equal(zcard(READY), 2);
+    next();
+    next();
+    assert_string_equal(next(), "");
+    check_waits(run, "queue default has 3 of 3 runs at once");
+    fail_run(c.run, lease, "spec", st);
+    sl_claim_release(&c);
+    assert_int_equal(zcard(READY), 1);
+    assert_string_equal(next(), "x");
+    assert_int_equal(set_queue("default", "{\"max_running\": 5}"), 0);
+    assert_int_equal(zcard(READY), 2);
+    assert_int_equal(set_queue("default", "{\"max_running\": 0}"), 0);
+    assert_int_equal(zcard(READY), 7);
+    assert_int_equal(zcard(HELD), 0);
+    assert_int_equal(set_queue("default", "{\"max_running\": 4}"), 0);
+    assert_int_equal(zcard(READY), 1);
+    assert_int_equal(zcard(HELD), 6);
+}
+
+static void pause_holds_everything_and_drain_takes_nothing(void **state)
+{
+    const char *now;
+    char run[SL_ID_HEX + 1];
+
+    (void)state;
+    put("a", "p", "{}", NULL);
+    put("b", "p", "{}", run);
+    assert_int_equal(set_queue("default", "{\"state\": \"paused\"}"), 0);
+    assert_int_equal(zcard(READY), 0);
+    assert_string_equal(next(), "");
+    put("c", "p", "{}", NULL);
+    assert_int_equal(zcard(HELD), 3);
+    check_waits(run, "queue default is paused");
+    assert_int_equal(sl_queue_cancel(q, run, &now, NULL), 0);
+    assert_int_equal(zcard(HELD), 2);
+    assert_int_equal(set_queue("default", "{\"state\": \"draining\"}"), 0);
+    assert_int_equal(zcard(READY), 2);
+    assert_int_equal(try_put("p", "{}"), SL_CONFLICT);
+    assert_string_equal(next(), "a");
+    assert_string_equal(next(), "c");
+    assert_int_equal(set_queue("default", "{\"state\": \"active\"}"), 0);
+    assert_int_equal(try_put("p", "{}"), 0);
+    assert_int_equal(set_queue("default", "{\"state\": \"asleep\"}"), SL_SPEC);
+    assert_int_equal(set_queue("default", "{\"rate\": 1}"), SL_SPEC);
+    assert_int_equal(set_queue("../x", "{\"state\": \"active\"}"), SL_SPEC);
+}
+
+static void a_rate_is_kept(void **state)
+{
+    int started = 0;
+
+    (void)state;
+    assert_int_equal(set_queue("default", "{\"rate_per_minute\": 60}"), 0);
+    for (int i = 0; i < 10; i++)
+        put("x", "p", "{}", NULL);
+    assert_int_equal(zcard(READY), 1);
+    int64_t start_us = sl_boot_us();
+    while (sl_boot_us() - start_us < 2600000) {
+        started += *next() ? 1 : 0;
+        usleep(100000);
+    }
+    assert_in_range(started, 2, 4); /* one at once, then one a second */
+    assert_int_equal(set_queue("default", "{\"rate_per_minute\": 0}"), 0);
+    assert_int_equal(zcard(READY), 10 - started);
+}
+
+static void turns_follow_weights(void **state)
+{
+    const int weights[3] = {6, 3, 1};
+    int first[3] = {0}, order[3];
+
+    (void)state;
+    for (int i = 0; i < 4000; i++) {
+        sl_queue_turns(weights, 3, order);
+        assert_int_equal((1 << order[0]) + (1 << order[1]) + (1 << order[2]), 7);
+        first[order[0]]++;
+    }
+    assert_in_range(first[0], 2200, 2600); /* 2400, sigma 31 */
+    assert_in_range(first[1], 1050, 1350);
+    assert_in_range(first[2], 300, 500);
+}
+
+/* ---- quotas
+ * ------------------------------------------------------------------------------------------------ */
+
+static void gpu_hours_are_counted_and_end(void **state)
+{
+    char run[SL_ID_HEX + 1], lease[SL_ID_HEX + 1], st[16];
+    const char *gpus = "{\"resources\": {\"gpus\": 4}}";
+    bool cancelled, revived;
+    struct sl_claim c;
+    json_t *all;
+
+    (void)state;
+    assert_int_equal(set_project("p", "{\"gpu_hours\": 0.0001}"), 0); /* 360 ms of one GPU */
+    put("a", "p", gpus, NULL);
+    put("b", "p", gpus, run);
+    assert_string_equal(take("gpu4", queues, 1, &c, lease), "a");
+    usleep(60000);
+    assert_int_equal(renew(c.run, lease, 60000, &cancelled, &revived), 0);
+    assert_int_equal(sl_queue_projects(q, &all, NULL), 0);
+    double used = sl_json_num(json_array_get(json_object_get(all, "projects"), 0), "gpu_hours_used", 0);
+    json_decref(all);
+    assert_true(used * 3600 >= 0.24 && used * 3600 < 1);
+    usleep(60000);
+    fail_run(c.run, lease, "spec", st);
+    sl_claim_release(&c);
+    assert_string_equal(take("gpu4", queues, 1, NULL, NULL), "");
+    check_waits(run, "project p has used its 0.0001 GPU hours");
+    assert_int_equal(try_put("p", gpus), SL_CONFLICT);
+    assert_int_equal(try_put("other", gpus), 0);
+    assert_int_equal(set_project("p", "{\"gpu_hours_used\": 0}"), 0);
+    int b = !strcmp(take("gpu4", queues, 1, NULL, NULL), "b"); /* other's stands there too */
+    assert_int_equal(b + !strcmp(take("gpu4", queues, 1, NULL, NULL), "b"), 1);
+}
+
+static void storage_counts_once(void **state)
+{
+    char run[SL_ID_HEX + 1];
+    bool is_new;
+    int number;
+
+    (void)state;
+    assert_int_equal(set_project("p", "{\"storage_gib\": 1}"), 0);
+    put("a", "p", "{}", run);
+    claim(L1);
+    assert_int_equal(finish(run, L1, 1, &number, &is_new), 0);
+    json_t *outputs = json_pack("[{s:I}]", "bytes", (json_int_t)1 << 30);
+    assert_int_equal(sl_queue_ack(q, run, outputs, NULL), 0);
+    assert_int_equal(sl_queue_ack(q, run, outputs, NULL), 0);
+    json_decref(outputs);
+    assert_int_equal(try_put("p", "{}"), SL_CONFLICT);
+    assert_int_equal(set_project("p", "{\"storage_gib\": 1.5}"), 0);
+    assert_int_equal(try_put("p", "{}"), 0);
+}
+
+/* ---- times, keys, moves
+ * ------------------------------------------------------------------------------------ */
+
+static void a_run_waits_for_its_time(void **state)
+{
+    char run[SL_ID_HEX + 1], at[64];
+    struct sl_claim c;
+
+    (void)state;
+    put("late", "p", "{\"schedule\": {\"delay_s\": 3600}}", run);
+    check_field(run, "state", "delayed");
+    check_field(run, "cause", "scheduled");
+    assert_string_equal(next(), "");
+    make_due(run);
+    reap(0, 1);
+    assert_string_equal(next(), "late");
+    time_t soon = time(NULL) + 3600 + 5400;
+    strftime(at, sizeof at, "{\"schedule\": {\"at\": \"%Y-%m-%dT%H:%M:%S+01:30\"}}", gmtime(&soon));
+    put("set", "p", at, run);
+    json_t *r;
+    assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
+    int64_t due_s = sl_json_int(r, "due_ms", 0) / 1000;
+    json_decref(r);
+    assert_in_range(due_s, time(NULL) + 3590, time(NULL) + 3610);
+    put("past", "p", "{\"schedule\": {\"at\": \"2001-01-01T00:00:00Z\"}, \"time_limit_s\": 90}", run);
+    take("cpu", queues, 1, &c, NULL);
+    assert_string_equal(c.name, "past");
+    assert_int_equal(c.time_left_ms, 90000);
+    sl_claim_release(&c);
+    assert_int_equal(try_put("p", "{\"schedule\": {\"at\": \"tomorrow\"}}"), SL_SPEC);
+}
+
+static void a_dedupe_key_gives_the_run_that_is_there(void **state)
+{
+    json_t *s = spec("nightly", "medium"), *other = spec("nightly", "high");
+    char a[SL_ID_HEX + 1], b[SL_ID_HEX + 1], st[16];
+    const char *how;
+
+    (void)state;
+    json_object_set_new(s, "dedupe", json_string("nightly"));
+    json_object_set_new(other, "dedupe", json_string("nightly"));
+    assert_int_equal(sl_queue_enqueue(q, s, NULL, a, &how, NULL), 0);
+    assert_string_equal(how, "new");
+    assert_int_equal(sl_queue_enqueue(q, other, NULL, b, &how, NULL), 0);
+    assert_string_equal(how, "duplicate");
+    assert_string_equal(a, b);
+    json_object_set_new(other, "project", json_string("another"));
+    assert_int_equal(sl_queue_enqueue(q, other, NULL, b, &how, NULL), 0);
+    assert_string_equal(how, "new");
+    claim(L1); /* other: high */
+    claim(L2);
+    assert_int_equal(sl_queue_enqueue(q, s, NULL, b, &how, NULL), 0);
+    assert_string_equal(how, "duplicate"); /* running counts */
+    fail_run(a, L2, "spec", st);
+    assert_int_equal(sl_queue_enqueue(q, s, NULL, b, &how, NULL), 0);
+    assert_string_equal(how, "new");
+    json_decref(s);
+    json_decref(other);
+}
+
+static void a_run_is_moved_by_hand(void **state)
+{
+    static const char *const other[] = {"other"};
+    char a[SL_ID_HEX + 1], b[SL_ID_HEX + 1], lease[SL_ID_HEX + 1], st[16];
+    struct sl_claim c;
+
+    (void)state;
+    put("a", "p", "{}", a);
+    put("b", "p", "{}", b);
+    assert_int_equal(sl_queue_move(q, b, NULL, sl_queue_rank("critical"), NULL), 0);
+    assert_int_equal(sl_queue_move(q, b, NULL, sl_queue_rank("critical"), NULL), 0);
+    check_field(b, "priority", "critical");
+    assert_string_equal(take("cpu", queues, 1, &c, lease), "b");
+    give_back(c.run, lease, st); /* and it keeps its priority */
+    sl_claim_release(&c);
+    assert_string_equal(take("cpu", queues, 1, &c, lease), "b");
+    assert_int_equal(set_queue("other", "{\"max_running\": 1}"), 0);
+    assert_int_equal(sl_queue_move(q, b, "other", -1, NULL), 0); /* running: counts there from now */
+    assert_int_equal(sl_queue_move(q, a, "other", -1, NULL), 0);
+    assert_int_equal(zcard(READY), 0);
+    assert_string_equal(take("cpu", other, 1, NULL, NULL), "");
+    check_waits(a, "queue other has 1 of 1");
+    assert_int_equal(fail_run(c.run, lease, "crash", st), 0);
+    assert_string_equal(st, "delayed");
+    assert_string_equal(take("cpu", other, 1, NULL, NULL), "a");
+    make_due(b);
+    reap(0, 1);
+    check_waits(b, "queue other has 1 of 1");
+    sl_claim_release(&c);
+    assert_int_equal(sl_queue_move(q, "00000000000000000000000000000000", "other", -1, NULL), SL_NOTFOUND);
+    const char *now;
+    sl_queue_cancel(q, b, &now, NULL);
+    assert_int_equal(sl_queue_move(q, b, NULL, 0, NULL), SL_CONFLICT);
+}
+
+static void what_is_paused_or_drained_claims_nothing(void **state)
+{
+    enum sl_agent_wanted wanted;
+    struct sl_cmd c;
+    redisReply *reply;
+
+    (void)state;
+    assert_int_equal(sl_queue_set_agent(q, "a1", SL_AGENT_PAUSED, NULL), SL_NOTFOUND);
+    beat("cpu", queues, 1);
+    put("x", "p", "{}", NULL);
+    assert_int_equal(sl_queue_set_agent(q, "a1", SL_AGENT_PAUSED, NULL), 0);
+    assert_string_equal(next(), "");
+    sl_queue_cmd_wait(&c, "a1", "cpu", NULL, 0, 500); /* it is rung */
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    assert_int_equal(reply->type, REDIS_REPLY_ARRAY);
+    freeReplyObject(reply);
+    sl_queue_cmd_heartbeat(&c, "a1", "{}", "cpu", queues, 1);
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    assert_int_equal(sl_queue_heartbeat_reply(reply, &wanted, NULL), 0);
+    assert_int_equal(wanted, SL_AGENT_PAUSED);
+    freeReplyObject(reply);
+    assert_int_equal(sl_queue_set_agent(q, "a1", SL_AGENT_ACTIVE, NULL), 0);
+    assert_string_equal(next(), "x");
+}
+
+/* Whatever is done, a queued run lies in one set, counts are right, and limits hold: random operations, checked
+ * after each. */
+static void nothing_is_lost_between_gates(void **state)
+{
+    enum { RUNS = 40, STEPS = 1500 };
+    static const char *const both[] = {"default", "other"};
+    static const char *const settings[] = {"{\"max_running\": 2}", "{\"max_running\": 0}", "{\"max_running\": 4}",
+                                           "{\"state\": \"paused\"}", "{\"state\": \"active\"}"};
+    static const char *const check =
+        "local P = KEYS[1] local queued, running, bad = {}, 0, '' "
+        "for _, id in ipairs(redis.call('ZRANGE', P .. ':runs', 0, -1)) do "
+        "  local s = redis.call('HGET', P .. ':run:' .. id, 'state') "
+        "  if s == 'queued' then queued[id] = 0 elseif s == 'running' then running = running + 1 end end "
+        "for _, kind in ipairs({'ready', 'held', 'line'}) do "
+        "  for _, key in ipairs(redis.call('KEYS', P .. ':' .. kind .. ':*')) do "
+        "    for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do "
+        "      if not queued[id] then bad = bad .. ' ' .. key .. ' holds one that is not queued' else "
+        "      queued[id] = queued[id] + 1 end end end end "
+        "for id, n in pairs(queued) do if n ~= 1 then bad = bad .. ' ' .. id .. ' lies in ' .. n end end "
+        "for _, kind in ipairs({'queue', 'project'}) do local sum = 0 "
+        "  for _, key in ipairs(redis.call('KEYS', P .. ':' .. kind .. ':*')) do "
+        "    sum = sum + (tonumber(redis.call('HGET', key, 'running')) or 0) end "
+        "  if sum ~= running then bad = bad .. ' ' .. kind .. 's count ' .. sum .. ' of ' .. running end end "
+        "return bad";
+    unsigned seed = (unsigned)time(NULL);
+    char runs[RUNS][SL_ID_HEX + 1], leases[RUNS][SL_ID_HEX + 1], st[16];
+    int held = 0, n = 0;
+    const char *now;
+
+    (void)state;
+    print_message("seed %u\n", seed);
+    srandom(seed);
+    beat("cpu", both, 2);
+    for (int step = 0; step < STEPS; step++) {
+        int what = (int)(random() % 12), at = held ? (int)(random() % held) : 0;
+        struct sl_claim c;
+        if (what < 3 && n < RUNS * 4) {
+            char run[SL_ID_HEX + 1];
+            put("r", random() % 2 ? "p1" : "p2",
+                random() % 2 ? "{\"queue\": \"other\", \"priority\": \"high\"}" : "{}", run);
+            n++;
+            if (random() % 8 == 0)
+                sl_queue_cancel(q, run, &now, NULL);
+            else if (random() % 6 == 0)
+                sl_queue_move(q, run, both[random() % 2], (int)(random() % 4), NULL);
+        } else if (what < 6 && held < RUNS) {
+            if (*take("cpu", both + random() % 2, 1, &c, leases[held])) {
+                memcpy(runs[held++], c.run, sizeof c.run);
+                sl_claim_release(&c);
+            }
+        } else if (what < 9 && held) {
+            if (what == 6)
+                give_back(runs[at], leases[at], st);
+            else if (what == 7) {
+                fail_run(runs[at], leases[at], "infrastructure", st);
+                if (!strcmp(st, "delayed"))
+                    make_due(runs[at]);
+            } else
+                fail_run(runs[at], leases[at], "spec", st);
+            held--;
+            memcpy(runs[at], runs[held], sizeof runs[at]);
+            memcpy(leases[at], leases[held], sizeof leases[at]);
+        } else if (what == 9) {
+            set_queue(both[random() % 2], settings[random() % 5]);
+        } else if (what == 10) {
+            set_project(random() % 2 ? "p1" : "p2", settings[random() % 3]);
+        } else {
+            sl_queue_reap(q, false, NULL, NULL);
+        }
+        struct sl_cmd cmd;
+        redisReply *reply;
+        sl_cmd_init(&cmd);
+        sl_cmd_add(&cmd, "EVAL");
+        sl_cmd_add(&cmd, check);
+        sl_cmd_add(&cmd, "1");
+        sl_cmd_add(&cmd, "{softlaunch}");
+        assert_int_equal(send_cmd(&cmd, &reply), 0);
+        if (reply->len)
+            fail_msg("seed %u, step %d, operation %d:%s", seed, step, what, reply->str);
+        freeReplyObject(reply);
+    }
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup(f, fresh)
+    const struct CMUnitTest tests[] = {
+        TEST(a_flood_of_one_project_delays_another_by_one_slot),
+        TEST(retries_of_a_flood_do_not_pass_others),
+        TEST(a_project_at_its_limit_lets_others_pass),
+        TEST(a_late_limit_of_a_project_holds_too),
+        TEST(a_limited_project_gets_its_share_and_no_more),
+        TEST(runs_go_where_they_fit),
+        TEST(a_class_is_not_starved_by_another),
+        TEST(a_run_that_nobody_can_serve_says_so),
+        TEST(what_an_autoscaler_brings_counts_as_there),
+        TEST(a_queue_at_its_limit_holds_the_rest),
+        TEST(pause_holds_everything_and_drain_takes_nothing),
+        TEST(a_rate_is_kept),
+        TEST(turns_follow_weights),
+        TEST(gpu_hours_are_counted_and_end),
+        TEST(storage_counts_once),
+        TEST(a_run_waits_for_its_time),
+        TEST(a_dedupe_key_gives_the_run_that_is_there),
+        TEST(a_run_is_moved_by_hand),
+        TEST(what_is_paused_or_drained_claims_nothing),
+        TEST(nothing_is_lost_between_gates),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
