@@ -6,11 +6,14 @@
 #include "base/err.h"
 
 int cmd_agent(int argc, char **argv);
+int cmd_agents(int argc, char **argv);
 int cmd_artifact(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_enqueue(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
+int cmd_projects(int argc, char **argv);
+int cmd_queues(int argc, char **argv);
 int cmd_runs(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_transfer(int argc, char **argv);

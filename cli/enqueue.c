@@ -14,7 +14,7 @@
 
 static const char usage[] =
     "usage: softlaunch enqueue SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json]\n"
-    "                          [--wait-replicas N]\n"
+    "                          [--wait-replicas N] [--at TIME | --delay TIME] [--dedupe KEY]\n"
     "                          [--server URL] [--token-file FILE]\n"
     "       softlaunch enqueue --config FILE.yaml [--allow-unknown] [KEY=VALUE ...] ...\n\n"
     "  --config FILE    a run configuration in NeMo's YAML in place of a spec: the base model is its\n"
@@ -27,6 +27,9 @@ static const char usage[] =
     "  --wait           waits for the run's end; exit status 0 only when it succeeded\n"
     "  --follow         the same, showing its progress\n"
     "  --wait-replicas N  until N replicas of Redis have the run, so that a failover to one of them keeps it\n"
+    "  --at TIME        not before 2026-12-31T23:59:59Z (or +01:00)\n"
+    "  --delay TIME     not before 90s, 10m, 2h or 1d from now\n"
+    "  --dedupe KEY     while a run of the project with this key has not ended, gives that one\n"
     "  --key KEY        enqueueing again with the same key and spec gives the same run\n"
     "  --json           prints {\"run\": ...} instead of the id\n"
     "  --server URL     default: SOFTLAUNCH_SERVER or " SL_SERVER_DEFAULT "\n"
@@ -82,6 +85,24 @@ static int read_yaml(const char *path, const struct sl_config_yaml_options *opti
         *ret_spec = json_incref(config.spec);
     sl_config_yaml_release(&config);
     return rc;
+}
+
+/* "90s", "10m", "2h", "1d" or seconds. */
+static int parse_delay(const char *text, long long *ret_s, struct sl_err *err)
+{
+    char *end;
+    long long n = strtoll(text, &end, 10);
+    int unit = !*end || !strcmp(end, "s") ? 1
+               : !strcmp(end, "m")        ? 60
+               : !strcmp(end, "h")        ? 3600
+               : !strcmp(end, "d")        ? 86400
+                                          : 0;
+
+    if (end == text || n < 0 || n > 31536000 || !unit)
+        return sl_err_set(err, SL_SPEC, "--delay: expected a time as 90s, 10m, 2h or 1d, found %.40s",
+                          text);
+    *ret_s = n * unit;
+    return 0;
 }
 
 static int finish(struct sl_api *api, const char *run, bool quiet, struct sl_err *err)
@@ -150,10 +171,14 @@ int cmd_enqueue(int argc, char **argv)
         {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
         {"wait-replicas", required_argument, NULL, 'r'},
         {"config", required_argument, NULL, 'c'}, {"allow-unknown", no_argument, NULL, 'u'},
+        {"at", required_argument, NULL, 'a'},     {"delay", required_argument, NULL, 'd'},
+        {"dedupe", required_argument, NULL, 'D'},
         {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
     const char *server = NULL, *token_file = NULL, *key = NULL, *config = NULL;
+    const char *at = NULL, *delay = NULL, *dedupe = NULL;
     bool wait = false, follow = false, json = false, allow_unknown = false;
+    long long delay_s = 0;
     char random[SL_ID_HEX + 1], run[SL_ID_HEX + 1] = "";
     json_t *spec = NULL, *reply = NULL;
     struct sl_err err = SL_ERR_INIT;
@@ -190,6 +215,15 @@ int cmd_enqueue(int argc, char **argv)
         case 'c':
             config = optarg;
             break;
+        case 'a':
+            at = optarg;
+            break;
+        case 'd':
+            delay = optarg;
+            break;
+        case 'D':
+            dedupe = optarg;
+            break;
         case 'u':
             allow_unknown = true;
             break;
@@ -215,6 +249,14 @@ int cmd_enqueue(int argc, char **argv)
                        &spec, &err);
     else
         rc = read_spec(argv[optind], argc - optind - 1, argv + optind + 1, &spec, &err);
+    if (!rc && delay)
+        rc = parse_delay(delay, &delay_s, &err);
+    if (!rc && (at || delay))
+        json_object_set_new(spec, "schedule",
+                            at ? json_pack("{s:s}", "at", at)
+                               : json_pack("{s:I}", "delay_s", (json_int_t)delay_s));
+    if (!rc && dedupe)
+        json_object_set_new(spec, "dedupe", json_string(dedupe));
     if (!rc)
         rc = sl_api_open(server, token_file, &api, &err);
     if (!rc)

@@ -9,11 +9,16 @@
 #include <unistd.h>
 
 static const char usage[] =
-    "usage: softlaunch runs [--state STATE] [--queue QUEUE] [--limit N] [--json]\n"
+    "usage: softlaunch runs [--state STATE] [--queue QUEUE] [--project PROJECT] [--limit N] [--json]\n"
     "       softlaunch runs show RUN [--json]\n"
+    "       softlaunch runs move RUN [--priority PRIORITY] [--queue QUEUE]\n"
+    "       softlaunch runs requeue RUN [--key KEY]\n"
     "                      [--server URL] [--token-file FILE]\n\n"
     "  STATE    queued, delayed, running, succeeded, failed, dead, cancelled\n"
     "  RUN      its id, the beginning of it, or the name of its newest run\n"
+    "  move     another priority (critical, high, medium, low) or queue, for a run that has not ended\n"
+    "  requeue  a run that is dead, failed or cancelled again, as a new one that goes on from its\n"
+    "           checkpoint; prints its id. With the same --key it is one run\n"
     "A table on a terminal, JSON elsewhere or with --json (--table: a table in any case).\n";
 
 static void print_age(int64_t ms)
@@ -68,8 +73,9 @@ static void print_time(const char *what, int64_t ms)
 
 static void print_run(const json_t *r)
 {
-    static const char *const texts[] = {"run",   "name",  "project", "queue", "priority",  "state",
-                                        "phase", "cause", "msg",     "agent", "checkpoint"};
+    static const char *const texts[] = {"run",   "name",  "project", "queue", "priority",  "class",
+                                        "state", "phase", "waiting_for", "cause", "msg", "agent",
+                                        "checkpoint", "requeued_from"};
     const char *key;
     json_t *value;
     size_t i;
@@ -77,10 +83,16 @@ static void print_run(const json_t *r)
     for (i = 0; i < sizeof texts / sizeof *texts; i++)
         if (*sl_json_str(r, texts[i], ""))
             printf("%-12s %s\n", texts[i], sl_json_str(r, texts[i], ""));
-    printf("%-12s %lld (failures %lld of %lld, preemptions %lld, lost %lld)\n", "attempt",
-           (long long)sl_json_int(r, "attempt", 0), (long long)sl_json_int(r, "failures", 0),
-           (long long)sl_json_int(r, "max_attempts", 0),
-           (long long)sl_json_int(r, "preemptions", 0), (long long)sl_json_int(r, "lost", 0));
+    printf("%-12s %lld (crashes %lld of %lld, out of memory %lld, timeouts %lld, lost %lld, "
+           "preempted %lld)\n",
+           "attempt", (long long)sl_json_int(r, "attempt", 0),
+           (long long)sl_json_int(r, "failures", 0), (long long)sl_json_int(r, "max_attempts", 0),
+           (long long)sl_json_int(r, "out_of_memory", 0), (long long)sl_json_int(r, "timeouts", 0),
+           (long long)sl_json_int(r, "lost", 0), (long long)sl_json_int(r, "preemptions", 0));
+    if (sl_json_int(r, "exit_code", -1) >= 0)
+        printf("%-12s %lld\n", "exit status", (long long)sl_json_int(r, "exit_code", -1));
+    if (sl_json_int(r, "exit_signal", -1) >= 0)
+        printf("%-12s %lld\n", "signal", (long long)sl_json_int(r, "exit_signal", -1));
     if (sl_json_int(r, "step", -1) >= 0)
         printf("%-12s %lld of %lld\n", "step", (long long)sl_json_int(r, "step", 0),
                (long long)sl_json_int(r, "steps", 0));
@@ -98,18 +110,19 @@ static void print_run(const json_t *r)
         printf("%s%s\n", i ? "" : "last lines of its log:\n", json_string_value(value));
 }
 
-static int list(struct sl_api *api, int limit, const char *state, const char *queue, bool json,
-                struct sl_err *err)
+static int list(struct sl_api *api, int limit, const char *state, const char *queue,
+                const char *project, bool json, struct sl_err *err)
 {
-    char path[512], below[64] = "", *s = sl_api_escape(state), *q = sl_api_escape(queue);
+    char path[1024], below[64] = "", *s = sl_api_escape(state), *q = sl_api_escape(queue);
+    char *p = sl_api_escape(project);
     json_t *all = json_pack("{s:[], s:n}", "runs", "next"), *page;
     json_t *runs = json_object_get(all, "runs");
     int rc, left = limit;
 
     /* A page looks at a bounded number of runs: it may be short, even empty, and yet have a next one. */
     do {
-        snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%s&queue=%s%s", left, s ? s : "",
-                 q ? q : "", below);
+        snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%.300s&queue=%.300s&project=%.300s%s",
+                 left, s ? s : "", q ? q : "", p ? p : "", below);
         rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
         if (rc)
             break;
@@ -122,6 +135,7 @@ static int list(struct sl_api *api, int limit, const char *state, const char *qu
     } while (*below && left > 0);
     free(s);
     free(q);
+    free(p);
     if (!rc && json)
         cli_print_json(all);
     else if (!rc)
@@ -150,6 +164,47 @@ static int show(struct sl_api *api, const char *text, bool json, struct sl_err *
     return 0;
 }
 
+static int move(struct sl_api *api, const char *text, const char *priority, const char *queue,
+                struct sl_err *err)
+{
+    char run[SL_ID_HEX + 1], path[128];
+    json_t *to = json_object();
+    int rc = cli_find_run(api, text, run, err);
+
+    if (*priority)
+        json_object_set_new(to, "priority", json_string(priority));
+    if (*queue)
+        json_object_set_new(to, "queue", json_string(queue));
+    if (!rc) {
+        snprintf(path, sizeof path, "/api/v1/runs/%s/move", run);
+        rc = sl_api_call(api, "POST", path, run, to, NULL, err); /* may be sent twice */
+    }
+    json_decref(to);
+    return rc;
+}
+
+static int requeue(struct sl_api *api, const char *text, const char *key, bool json,
+                   struct sl_err *err)
+{
+    char run[SL_ID_HEX + 1], path[128], random[SL_ID_HEX + 1];
+    json_t *reply;
+    int rc = cli_find_run(api, text, run, err);
+
+    sl_random_id(random); /* so that our own tries after a lost answer make one run */
+    if (!rc) {
+        snprintf(path, sizeof path, "/api/v1/runs/%s/requeue", run);
+        rc = sl_api_call(api, "POST", path, key ? key : random, NULL, &reply, err);
+    }
+    if (rc)
+        return rc;
+    if (json)
+        cli_print_json(reply);
+    else
+        puts(sl_json_str(reply, "run", ""));
+    json_decref(reply);
+    return 0;
+}
+
 int cmd_runs(int argc, char **argv)
 {
     static const struct option options[] = {
@@ -157,6 +212,9 @@ int cmd_runs(int argc, char **argv)
         {"table", no_argument, NULL, 'T'},
         {"state", required_argument, NULL, 'S'},
         {"queue", required_argument, NULL, 'q'},
+        {"project", required_argument, NULL, 'p'},
+        {"priority", required_argument, NULL, 'P'},
+        {"key", required_argument, NULL, 'k'},
         {"limit", required_argument, NULL, 'l'},
         {"server", required_argument, NULL, 's'},
         {"token-file", required_argument, NULL, 't'},
@@ -164,7 +222,8 @@ int cmd_runs(int argc, char **argv)
         {NULL, 0, NULL, 0},
     };
     const char *server = NULL, *token_file = NULL, *state = "", *queue = "";
-    bool json = !isatty(STDOUT_FILENO);
+    const char *project = "", *priority = "", *key = NULL, *verb;
+    bool json_asked = false, json = !isatty(STDOUT_FILENO);
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
     int c, rc, limit = 50, left;
@@ -172,7 +231,16 @@ int cmd_runs(int argc, char **argv)
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
         case 'j':
-            json = true;
+            json = json_asked = true;
+            break;
+        case 'p':
+            project = optarg;
+            break;
+        case 'P':
+            priority = optarg;
+            break;
+        case 'k':
+            key = optarg;
             break;
         case 'T':
             json = false;
@@ -200,14 +268,18 @@ int cmd_runs(int argc, char **argv)
             return 2;
         }
     left = argc - optind;
-    if ((left && strcmp(argv[optind], "show") != 0) || left > 2 || left == 1) {
+    verb = left == 2 ? argv[optind] : "";
+    if (left && (left != 2 || !(!strcmp(verb, "show") || !strcmp(verb, "requeue") ||
+                                (!strcmp(verb, "move") && (*priority || *queue))))) {
         fputs(usage, stderr);
         return 2;
     }
     rc = sl_api_open(server, token_file, &api, &err);
     if (!rc)
-        rc = left ? show(api, argv[optind + 1], json, &err)
-                  : list(api, limit, state, queue, json, &err);
+        rc = !left                      ? list(api, limit, state, queue, project, json, &err)
+             : !strcmp(verb, "show")    ? show(api, argv[optind + 1], json, &err)
+             : !strcmp(verb, "requeue") ? requeue(api, argv[optind + 1], key, json_asked, &err)
+                                        : move(api, argv[optind + 1], priority, queue, &err);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;
 }

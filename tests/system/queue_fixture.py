@@ -15,9 +15,9 @@ class Skip(Exception):
 
 
 class World:
-    def __init__(self, lease_ms=1500, program=BIN):
-        """program: of the server and the agents."""
-        self.program = program
+    def __init__(self, lease_ms=1500, program=BIN, serve=()):
+        """program: of the server and the agents; serve: more arguments of the server."""
+        self.program, self.serve = program, serve
         self.dir = tempfile.mkdtemp(prefix="sl-queue-")
         self.lease_ms = lease_ms
         self.procs = []
@@ -47,7 +47,7 @@ class World:
             os.unlink(port_file)
         self.server = self.spawn("server", [self.program, "serve", "--listen", f"127.0.0.1:{port}", "--data", self.dir + "/store",
                                             "--redis", self.redis_url, "--token-file", self.dir + "/token",
-                                            "--port-file", port_file], **kw)
+                                            "--port-file", port_file, *self.serve], **kw)
         wait(lambda: os.path.exists(port_file), 10, "the server answers")
         self.port = int(open(port_file).read())
         self.url = f"http://127.0.0.1:{self.port}"
