@@ -74,7 +74,7 @@ static void enqueue(struct sl_http_req *req, void *arg)
         reply_enqueued(req, run, how);
 }
 
-/* The archive's part of a page of runs: both are newest first by seq, and a run that is just leaving may
+/* {"runs", "next", "live": false when Redis is away and these are archived ones only}. The archive's part of a page of runs: both are newest first by seq, and a run that is just leaving may
  * be in both. What the other's next page may still hold waits for that page. */
 static json_t *merged(const json_t *live, const json_t *archived, int most)
 {
@@ -106,7 +106,8 @@ static json_t *merged(const json_t *live, const json_t *archived, int most)
         if (left)
             next = json_string(text);
     }
-    return json_pack("{s:o, s:o}", "runs", runs, "next", next);
+    return json_pack("{s:o, s:o, s:b}", "runs", runs, "next", next, "live",
+                     sl_json_bool(live, "live", true));
 }
 
 static void sync_run(struct sl_http_req *req, void *arg)
@@ -136,7 +137,7 @@ static void list(struct sl_http_req *req, void *arg)
 
     if (rc == SL_RETRY) { /* Redis is away: history still opens */
         sl_err_clear(&err);
-        live = json_pack("{s:[], s:n}", "runs", "next");
+        live = json_pack("{s:[], s:n, s:b}", "runs", "next", "live", 0);
         rc = 0;
     }
     if (!rc) {

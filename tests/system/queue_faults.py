@@ -14,7 +14,7 @@ P = "{softlaunch}"
 def an_outcome_that_redis_refuses_is_told_again():
     """A Redis that takes no writes (failing disk, no replica) keeps its connections: nothing but time brings the answer."""
     link = Link(w.dir + "/refusing.sock", w.sock)
-    link.refuse(b"\r\nfinal\r\n", b"-MISCONF Errors writing to the AOF file\r\n")
+    link.refuse(b"\r\nspec\r\n", b"-MISCONF Errors writing to the AOF file\r\n")
     a = w.agent("refused", more=["--redis", link.url])
     assert w.ended(w.enqueue("fake.1.1.spec"), 10)["state"] == "failed"
     assert link.refused == 1

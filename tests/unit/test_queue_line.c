@@ -1,5 +1,5 @@
 /* Who comes when: fair shares, classes and offers, limits, rates, quotas, pauses, start times; against a real
- * Redis. */
+ * Redis. Long because every rule of who comes next stands side by side. */
 #include "tests/unit/queue_fixture.h"
 #include <time.h>
 
