@@ -200,15 +200,23 @@ void sl_report_log(struct sl_report *r, const char *level, const char *fmt, ...)
     json_decref(d);
 }
 
-/* Named numbers of a metric become the run's latest ones; step is the run's progress. */
+/* Named numbers of a metric become the run's latest ones; step is the run's progress. Of trials these are
+ * "TRIAL/loss" and what validations and tests give. */
 static void take_metric(struct sl_report *r, json_t *event)
 {
-    const char *key;
+    const char *key, *trial = sl_json_str(event, "trial", NULL);
+    char name[256];
     json_t *value;
 
     json_object_foreach(event, key, value)
-        if (json_is_number(value))
-            json_object_set(r->metrics, key, value);
+    {
+        bool result = !strncmp(key, "val_", 4) || !strncmp(key, "test/", 5) || !strcmp(key, "loss");
+
+        if (!json_is_number(value) || (trial && !result))
+            continue;
+        snprintf(name, sizeof name, "%s%s%s", trial ? trial : "", trial ? "/" : "", key);
+        json_object_set(r->metrics, name, value);
+    }
     r->step = sl_json_int(event, "step", r->step);
     r->progress_new = true;
 }

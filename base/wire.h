@@ -5,12 +5,13 @@
  * deadline passes without being renewed, the child ends by itself within SL_WIRE_GRACE_US.
  *
  * Events ("ev"):
- *   start       step, steps, rows, threads, kernel (BLAS core type), resumed
+ *   start       step, steps, rows, threads, kernel (BLAS core type), resumed; trials (their names)
  *   metric      step, epoch, loss, lr, grad_norm, tokens, tokens_per_s; or step, val_loss; or other named numbers
  *   log         level (info, warn, error), msg
  *   checkpoint  step, path (complete and fsynced, relative to the run directory), best, val_loss
  *   progress    phase, done, total (bytes or rows)
  *   prediction  task, context, question, answer, prediction, untuned (the first test rows)
+ *               metric and prediction of one of several trials: trial, its name
  *   result      state (succeeded, failed, preempted, cancelled), cause (sl_code_name), msg, metrics {}
  * Commands ("cmd"):
  *   deadline    boot_us: absolute, boot-time clock

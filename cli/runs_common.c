@@ -122,7 +122,7 @@ static void print_step(struct view *v, const json_t *e)
 static void print_metric(struct view *v, const json_t *e)
 {
     const json_t *d = json_object_get(e, "data");
-    const char *key;
+    const char *key, *trial = sl_json_str(d, "trial", "");
     json_t *value;
 
     if (json_object_get(d, "loss")) {
@@ -131,14 +131,14 @@ static void print_metric(struct view *v, const json_t *e)
     }
     close_line(v);
     if (json_object_get(d, "val_loss")) {
-        printf("step %lld/%lld  val_loss %.4f%s\n", (long long)sl_json_int(d, "step", 0),
-               (long long)v->steps, sl_json_num(d, "val_loss", 0),
+        printf("%s%sstep %lld/%lld  val_loss %.4f%s\n", trial, *trial ? ": " : "",
+               (long long)sl_json_int(d, "step", 0), (long long)v->steps, sl_json_num(d, "val_loss", 0),
                sl_json_bool(d, "best", false) ? ", the best so far" : "");
         return;
     }
     json_object_foreach((json_t *)(uintptr_t)d, key, value)
         if (json_is_number(value) && strcmp(key, "step") != 0)
-            printf("   %-44s %.4f\n", key, json_number_value(value));
+            printf("   %s%s%-44s %.4f\n", trial, *trial ? " " : "", key, json_number_value(value));
 }
 
 static void print_event(struct view *v, const json_t *e)

@@ -54,6 +54,27 @@ static void draw(struct sl_emitter *r)
     fflush(stderr);
 }
 
+static void show_metric(struct sl_emitter *r, const json_t *event)
+{
+    const char *trial = sl_json_str(event, "trial", NULL);
+    double loss = sl_json_num(event, "loss", r->loss), val = sl_json_num(event, "val_loss", NAN),
+           rate = sl_json_num(event, "tokens_per_s", 0);
+    int64_t step = sl_json_int(event, "step", r->step);
+    bool more = trial && step == r->step; /* another trial's numbers of the step */
+
+    r->loss = more ? fmin(r->loss, loss) : loss;
+    if (!isnan(val))
+        r->val_loss = more ? fmin(r->val_loss, val) : val;
+    if (json_object_get(event, "tokens_per_s"))
+        r->tokens_per_s = more ? r->tokens_per_s + rate : rate;
+    r->step = step;
+    if (trial && !isnan(val)) {
+        clear_bar(r);
+        fprintf(stderr, "trial %s: step %lld  val_loss %.4f\n", trial, (long long)step, val);
+    }
+    draw(r);
+}
+
 static void show(struct sl_emitter *r, const json_t *event)
 {
     const char *ev = sl_json_str(event, "ev", "");
@@ -63,11 +84,7 @@ static void show(struct sl_emitter *r, const json_t *event)
         r->step = r->first_step = sl_json_int(event, "step", 0);
         r->started_us = sl_boot_us();
     } else if (!strcmp(ev, "metric")) {
-        r->step = sl_json_int(event, "step", r->step);
-        r->loss = sl_json_num(event, "loss", r->loss);
-        r->val_loss = sl_json_num(event, "val_loss", r->val_loss);
-        r->tokens_per_s = sl_json_num(event, "tokens_per_s", r->tokens_per_s);
-        draw(r);
+        show_metric(r, event);
     } else if (!strcmp(ev, "log")) {
         clear_bar(r);
         fprintf(stderr, "%s\n", sl_json_str(event, "msg", ""));

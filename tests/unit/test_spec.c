@@ -50,12 +50,18 @@ static json_t *judge(const json_t *spec)
     return errors;
 }
 
-static void the_example_is_valid(void **state)
+static void the_examples_are_valid(void **state)
 {
-    json_t *errors = judge(example);
+    json_t *errors = judge(example), *trials = NULL;
+
     (void)state;
     assert_int_equal(json_array_size(errors), 0);
     json_decref(errors);
+    assert_int_equal(sl_json_read("examples/wordnet-trials.json", SL_JSON_FILE_MAX, &trials, NULL), 0);
+    errors = judge(trials);
+    assert_int_equal(json_array_size(errors), 0);
+    json_decref(errors);
+    json_decref(trials);
 }
 
 static void refuses_what_a_schema_cannot_see(void **state)
@@ -424,7 +430,7 @@ static void fills_defaults_that_are_valid(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_example_is_valid),
+        cmocka_unit_test(the_examples_are_valid),
         cmocka_unit_test(refuses_what_a_schema_cannot_see),
         cmocka_unit_test(judges_trials),
         cmocka_unit_test(a_trial_has_a_config_of_its_own),
