@@ -253,6 +253,34 @@ bool sl_fp8_take(struct sl_backend *be, const bf16 *x, int64_t ldx, int64_t rows
     return true;
 }
 
+static __global__ void fp8_values(const unsigned char *q, const float *scale, int64_t all, int64_t cols, bf16 *x)
+{
+    int64_t i = ((int64_t)blockIdx.x * SLOW_THREADS + threadIdx.x) * EACH;
+    if (i >= all) /* cols is a multiple of SL_FP8_MULTIPLE */
+        return;
+    float s = scale[i / cols];
+    sl_pack<__nv_fp8_e4m3, EACH> from = *(const sl_pack<__nv_fp8_e4m3, EACH> *)(q + i);
+    sl_pack<bf16, EACH> to;
+    for (int j = 0; j < EACH; j++)
+        to.v[j] = from_f<bf16>((float)from.v[j] * s);
+    *(sl_pack<bf16, EACH> *)(x + i) = to;
+}
+
+bool sl_fp8_values(struct sl_backend *be, const unsigned char *a, const float *scale_a, int64_t m, const unsigned char *b,
+                   const float *scale_b, int64_t n, int64_t k, const void **ret_a, const void **ret_b)
+{
+    bf16 *values = (bf16 *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, (size_t)((m + n) * k) * sizeof *values);
+    if (!values)
+        return false;
+    fp8_values<<<sl_blocks(m * k, SLOW_THREADS * EACH), SLOW_THREADS, 0, be->stream>>>(a, scale_a, m * k, k, values);
+    fp8_values<<<sl_blocks(n * k, SLOW_THREADS * EACH), SLOW_THREADS, 0, be->stream>>>(b, scale_b, n * k, k,
+                                                                                      values + m * k);
+    sl_cuda_launched(be, "fp8 multiplied out");
+    *ret_a = values;
+    *ret_b = values + m * k;
+    return true;
+}
+
 /* ---- two operations at once */
 void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
                          const struct sl_weight *norm_w, const struct sl_weight *norm_b, float eps, bool rms,

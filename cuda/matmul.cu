@@ -11,6 +11,7 @@
 #define WORKSPACE_BYTES ((size_t)32 << 20)
 #define MAX_CHOICES 4096 /* a power of two; when full, kinds of product are forgotten, not refused */
 #define MAX_ALIGNMENT 256
+#define FP8_ASKED 8
 #define FILLS 8    /* bf16 elements in 16 bytes */
 #define LARGE 4096 /* rows of a weight from which on cutting it in two pays */
 
@@ -23,7 +24,7 @@ struct kind {
 
 struct choice {
     struct kind kind;
-    bool known;
+    bool known, refused; /* refused: cublasLt has nothing for it */
     cublasLtMatmulAlgo_t algo;
 };
 
@@ -192,12 +193,22 @@ static cublasStatus_t describe(const struct product *p, int64_t rows, struct lay
     return s;
 }
 
+/* With scales of rows the heuristic also names algorithms that do not know them. */
+static bool runs(struct sl_cuda_blas *b, const struct layouts *l, const cublasLtMatmulAlgo_t *algo)
+{
+    cublasLtMatmulHeuristicResult_t result;
+    return cublasLtMatmulAlgoCheck(b->handle, (cublasLtMatmulDesc_t)&l->desc, (cublasLtMatrixLayout_t)&l->a,
+                                   (cublasLtMatrixLayout_t)&l->b, (cublasLtMatrixLayout_t)&l->c,
+                                   (cublasLtMatrixLayout_t)&l->d, algo, &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= WORKSPACE_BYTES;
+}
+
 static cublasStatus_t choose(struct sl_cuda_blas *b, const struct product *p, const struct kind *k, int64_t rows,
                              cublasLtMatmulAlgo_t *ret_algo)
 {
     struct layouts l;
     cublasLtMatmulPreferenceOpaque_t pref;
-    cublasLtMatmulHeuristicResult_t best;
+    cublasLtMatmulHeuristicResult_t found[FP8_ASKED];
     const struct {
         cublasLtMatmulPreferenceAttributes_t attribute;
         int32_t value;
@@ -206,7 +217,7 @@ static cublasStatus_t choose(struct sl_cuda_blas *b, const struct product *p, co
                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, k->align_c},
                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, k->align_d}};
     size_t room = WORKSPACE_BYTES;
-    int found = 0;
+    int n = 0, at = 0;
     cublasStatus_t s = describe(p, rows, &l);
     if (!s)
         s = cublasLtMatmulPreferenceInit(&pref);
@@ -217,11 +228,14 @@ static cublasStatus_t choose(struct sl_cuda_blas *b, const struct product *p, co
         s = cublasLtMatmulPreferenceSetAttribute(&pref, align[i].attribute, &bytes, sizeof bytes);
     }
     if (!s)
-        s = cublasLtMatmulAlgoGetHeuristic(b->handle, &l.desc, &l.a, &l.b, &l.c, &l.d, &pref, 1, &best, &found);
-    if (!s && !found)
+        s = cublasLtMatmulAlgoGetHeuristic(b->handle, &l.desc, &l.a, &l.b, &l.c, &l.d, &pref, p->scale_a ? FP8_ASKED : 1,
+                                           found, &n);
+    while (!s && p->scale_a && at < n && !runs(b, &l, &found[at].algo))
+        at++;
+    if (!s && at >= n)
         s = CUBLAS_STATUS_NOT_SUPPORTED;
     if (!s)
-        *ret_algo = best.algo;
+        *ret_algo = found[at].algo;
     return s;
 }
 
@@ -235,26 +249,58 @@ static cublasStatus_t run(struct sl_backend *be, const struct product *p, const 
                           &l.d, algo, be->blas->workspace, WORKSPACE_BYTES, be->stream);
 }
 
-static void multiply(struct sl_backend *be, const struct product *p)
+static bool refused(cublasStatus_t s)
 {
-    if (p->m <= 0 || p->n <= 0 || be->kept.code)
-        return;
+    return s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE;
+}
+
+static cublasStatus_t multiply_as(struct sl_backend *be, const struct product *p)
+{
     struct kind k = kind_of(p);
     struct choice *c = find_choice(be->blas, &k);
-    cublasStatus_t s = CUBLAS_STATUS_SUCCESS;
+    if (c->known && c->refused)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    cublasStatus_t s = c->known ? CUBLAS_STATUS_SUCCESS : choose(be->blas, p, &k, k.n, &c->algo);
     if (!c->known) {
-        s = choose(be->blas, p, &k, k.n, &c->algo);
         c->kind = k;
         c->known = !s;
+        c->refused = false;
     }
     if (!s)
         s = run(be, p, &c->algo);
-    if (s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE) {
+    if (refused(s)) {
         cublasLtMatmulAlgo_t exact; /* an algorithm for the rounded shape that this one does not allow */
         s = choose(be->blas, p, &k, p->n, &exact);
         if (!s)
             s = run(be, p, &exact);
     }
+    if (refused(s) && p->scale_a) {
+        c->kind = k;
+        c->known = c->refused = true;
+    }
+    return s;
+}
+
+/* The same product from factors multiplied out, in bf16: for few rows, where cublasLt has no fp8 with scales of rows. */
+static cublasStatus_t multiply_out(struct sl_backend *be, const struct product *p)
+{
+    struct product wide = *p;
+    if (!sl_fp8_values(be, (const unsigned char *)p->a, p->scale_a, p->m, (const unsigned char *)p->b, p->scale_b, p->n, p->k,
+                       &wide.a, &wide.b))
+        return CUBLAS_STATUS_SUCCESS; /* kept */
+    wide.type = CUDA_R_16BF;
+    wide.scale_a = wide.scale_b = NULL;
+    wide.fast = false;
+    return multiply_as(be, &wide);
+}
+
+static void multiply(struct sl_backend *be, const struct product *p)
+{
+    if (p->m <= 0 || p->n <= 0 || be->kept.code)
+        return;
+    cublasStatus_t s = multiply_as(be, p);
+    if (refused(s) && p->scale_a)
+        s = multiply_out(be, p);
     cudaStreamCaptureStatus capture; /* asked for what an earlier kernel may have done to the device */
     if (s && !sl_cuda_failed(be, cudaStreamIsCapturing(be->stream, &capture), "work before a product"))
         sl_err_set(&be->kept, s == CUBLAS_STATUS_ALLOC_FAILED ? SL_NOMEM : SL_DEVICE,
