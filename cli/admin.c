@@ -3,40 +3,15 @@
 #include "cli/api.h"
 #include "cli/cli.h"
 #include "cli/runs_common.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-static const char queues_usage[] =
-    "usage: softlaunch queues [--json]\n"
-    "       softlaunch queues pause|resume|drain QUEUE\n"
-    "       softlaunch queues set QUEUE KEY=VALUE ...\n"
-    "                         [--server URL] [--token-file FILE]\n\n"
-    "  pause    it takes runs and gives none        drain   it gives its runs and takes none\n"
-    "  KEY      max_running      runs at once, 0: no limit\n"
-    "           rate_per_minute  runs started, 0: no limit\n"
-    "           offers           what an autoscaler can bring: offers='[\"gpu1+mem80\"]'\n"
-    "READY can be claimed now; HELD waits for a limit, a pause, or an agent that can serve it.\n";
-
-static const char projects_usage[] =
-    "usage: softlaunch projects [--json]\n"
-    "       softlaunch projects set PROJECT KEY=VALUE ...\n"
-    "                         [--server URL] [--token-file FILE]\n\n"
-    "  KEY      max_running, gpu_hours, storage_gib: 0: no limit\n"
-    "           gpu_hours_used, storage_gib_used: 0 starts anew\n"
-    "With a quota used up no run of the project starts and none is taken; what runs goes on.\n";
-
-static const char agents_usage[] =
-    "usage: softlaunch agents [--json]\n"
-    "       softlaunch agents pause|resume|drain AGENT\n"
-    "                         [--server URL] [--token-file FILE]\n\n"
-    "  pause    it finishes its runs and claims none      drain   it finishes its runs and ends\n";
-
 struct thing {
     const char *name; /* "queue"; its path is /api/v1/queues */
-    const char *usage;
+    const char *const *forms;
+    const char *more;
     bool settings, states;
     void (*print)(const json_t *list);
 };
@@ -111,9 +86,22 @@ static void print_agents(const json_t *list)
                (long long)sl_json_int(a, "age_ms", 0) / 1000);
 }
 
-static const struct thing queue_thing = {"queue", queues_usage, true, true, print_queues},
-                          project_thing = {"project", projects_usage, true, false, print_projects},
-                          agent_thing = {"agent", agents_usage, false, true, print_agents};
+static const struct thing
+    queue_thing = {"queue",
+                   (const char *const[]){"[--json]", "pause|resume|drain QUEUE", "set QUEUE KEY=VALUE ...", NULL},
+                   "pause: it takes runs and gives none. drain: it gives its runs and takes none.\n"
+                   "KEY is max_running (runs at once, 0: no limit), rate_per_minute (runs started, 0: no limit) or\n"
+                   "offers (what an autoscaler can bring: offers='[\"gpu1+mem80\"]').\n"
+                   "READY can be claimed now; HELD waits for a limit, a pause, or an agent that can serve it.",
+                   true, true, print_queues},
+    project_thing = {"project", (const char *const[]){"[--json]", "set PROJECT KEY=VALUE ...", NULL},
+                     "KEY is max_running, gpu_hours, storage_gib (0: no limit), gpu_hours_used or storage_gib_used\n"
+                     "(0 starts anew). With a quota used up no run of the project starts and none is taken; what runs\n"
+                     "goes on.",
+                     true, false, print_projects},
+    agent_thing = {"agent", (const char *const[]){"[--json]", "pause|resume|drain AGENT", NULL},
+                   "pause: it finishes its runs and claims none. drain: it finishes its runs and ends.", false,
+                   true, print_agents};
 
 /* ---- what is done
  * ------------------------------------------------------------------------------------------ */
@@ -179,50 +167,31 @@ static int change(struct sl_api *api, const struct thing *t, const char *name,
 
 static int command(const struct thing *t, int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'},         {"table", no_argument, NULL, 'T'},
-        {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+    struct cli_server server = {NULL, NULL};
+    bool json = false, table = false;
+    const struct cli_option options[] = {
+        {"json", 0, CLI_FLAG, &json, NULL, "JSON on a terminal too", 0, 0},
+        {"table", 0, CLI_FLAG, &table, NULL, "a table in a file or pipe too", 0, 0},
+        CLI_SERVER_OPTIONS(server),
+        CLI_OPTIONS_END,
     };
-    const char *server = NULL, *token_file = NULL;
-    bool json = !isatty(STDOUT_FILENO);
+    const struct cli_usage usage = {
+        .name = argv[0], .forms = t->forms, .options = options, .more = t->more, .most = -1};
+    int at = cli_parse(&usage, argc, argv), left = argc - at, rc;
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
     json_t *changes = NULL;
-    int c, rc, left;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case 'j':
-            json = true;
-            break;
-        case 'T':
-            json = false;
-            break;
-        case 's':
-            server = optarg;
-            break;
-        case 't':
-            token_file = optarg;
-            break;
-        case 'h':
-            fputs(t->usage, stdout);
-            return 0;
-        default:
-            fputs(t->usage, stderr);
-            return 2;
-        }
-    left = argc - optind;
+    if (at < 0)
+        return cli_usage_status(at);
     if (left >= 2)
-        changes = changes_of(t, argv[optind], left - 2, argv + optind + 2);
-    if (left && !changes) {
-        fputs(t->usage, stderr);
-        return 2;
-    }
-    rc = sl_api_open(server, token_file, &api, &err);
+        changes = changes_of(t, argv[at], left - 2, argv + at + 2);
+    if (left && !changes)
+        return cli_wrong(&usage, NULL);
+    rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
-        rc = changes ? change(api, t, argv[optind + 1], changes, &err)
-                     : show_all(api, t, json, &err);
+        rc = changes ? change(api, t, argv[at + 1], changes, &err)
+                     : show_all(api, t, json || (!table && !isatty(STDOUT_FILENO)), &err);
     json_decref(changes);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;

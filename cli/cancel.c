@@ -2,56 +2,36 @@
 #include "cli/api.h"
 #include "cli/cli.h"
 #include "cli/runs_common.h"
-#include <getopt.h>
 #include <stdio.h>
-
-static const char usage[] =
-    "usage: softlaunch cancel RUN [--json] [--server URL] [--token-file FILE]\n\n"
-    "  RUN      its id, the beginning of it, or the name of its newest run\n"
-    "A run in line is cancelled at once; one that is being trained stops at its next step.\n";
 
 int cmd_cancel(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'},
-        {"server", required_argument, NULL, 's'},
-        {"token-file", required_argument, NULL, 't'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+    struct cli_server server = {NULL, NULL};
+    bool json = false;
+    const struct cli_option options[] = {
+        {"json", 0, CLI_FLAG, &json, NULL, "the server's answer instead of text", 0, 0},
+        CLI_SERVER_OPTIONS(server),
+        CLI_OPTIONS_END,
     };
-    const char *server = NULL, *token_file = NULL;
+    const struct cli_usage usage = {
+        .name = "cancel",
+        .forms = (const char *const[]){"RUN [--json] [--server URL] [--token-file FILE]", NULL},
+        .options = options,
+        .more = CLI_RUN_HELP "\nA run in line is cancelled at once; one that is being trained stops at its next step.",
+        .least = 1,
+        .most = 1,
+    };
+    int at = cli_parse(&usage, argc, argv), rc;
     char run[SL_ID_HEX + 1], path[128];
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
     json_t *reply = NULL;
-    bool json = false;
-    int c, rc;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case 'j':
-            json = true;
-            break;
-        case 's':
-            server = optarg;
-            break;
-        case 't':
-            token_file = optarg;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return 0;
-        default:
-            fputs(usage, stderr);
-            return 2;
-        }
-    if (optind != argc - 1) {
-        fputs(usage, stderr);
-        return 2;
-    }
-    rc = sl_api_open(server, token_file, &api, &err);
+    if (at < 0)
+        return cli_usage_status(at);
+    rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
-        rc = cli_find_run(api, argv[optind], run, &err);
+        rc = cli_find_run(api, argv[at], run, &err);
     if (!rc) {
         snprintf(path, sizeof path, "/api/v1/runs/%s/cancel", run);
         rc = sl_api_call(api, "POST", path, run, NULL, &reply, &err);

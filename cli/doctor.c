@@ -8,7 +8,6 @@
 #include "cli/cli.h"
 #include "queue/redis.h"
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,19 +21,6 @@
 #define DISK_ERROR_BYTES (INT64_C(1) << 30)
 #define DISK_WARN_BYTES (INT64_C(10) << 30)
 #define INFO_MAX (1u << 20)
-
-static const char usage[] =
-    "usage: softlaunch doctor [--redis URL] [--server URL] [--token-file FILE] [--work-dir DIR] [--device D]\n"
-    "                         [--no-device] [--json]\n\n"
-    "  --redis URL        Redis and its settings (env SOFTLAUNCH_REDIS)\n"
-    "  --server URL       the server and its store (env SOFTLAUNCH_SERVER)\n"
-    "  --token-file FILE  the server's token (env SOFTLAUNCH_TOKEN)\n"
-    "  --work-dir DIR     an agent's work folder: room and permissions\n"
-    "  --device D         auto, cpu, cuda or cuda:N: the worker multiplies on it; default: auto\n"
-    "  --no-device        leave the device out\n"
-    "  --json             {\"ok\": ..., \"checks\": [{\"level\", \"what\", \"found\", \"do\"}]}\n\n"
-    "A line for each thing looked at: ok, warn or error, and what to do about it. Exit status 1 when there is an\n"
-    "error. What is not named is not looked at.\n";
 
 enum level { OK, WARN, ERROR };
 
@@ -339,62 +325,38 @@ static void print(const json_t *checks)
 
 int cmd_doctor(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"redis", required_argument, NULL, 'r'},
-        {"server", required_argument, NULL, 's'},
-        {"token-file", required_argument, NULL, 't'},
-        {"work-dir", required_argument, NULL, 'd'},
-        {"device", required_argument, NULL, 'D'},
-        {"no-device", no_argument, NULL, 'n'},
-        {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
-    };
-    const char *redis = getenv("SOFTLAUNCH_REDIS"), *server = getenv("SOFTLAUNCH_SERVER");
-    const char *token_file = NULL, *dir = NULL, *device = NULL;
+    struct cli_server server = {.url = getenv("SOFTLAUNCH_SERVER")};
+    const char *redis = getenv("SOFTLAUNCH_REDIS"), *dir = NULL, *device = NULL;
     bool json = false, no_device = false, bad;
+    const struct cli_option options[] = {
+        {"redis", 0, CLI_TEXT, &redis, "URL", "Redis and its settings (SOFTLAUNCH_REDIS)", 0, 0},
+        {"server", 0, CLI_TEXT, &server.url, "URL", "the server and its store (SOFTLAUNCH_SERVER)", 0, 0},
+        {"token-file", 0, CLI_TEXT, &server.token_file, "FILE", "the server's token (SOFTLAUNCH_TOKEN)", 0, 0},
+        {"work-dir", 0, CLI_TEXT, &dir, "DIR", "an agent's work folder: room and permissions", 0, 0},
+        {"device", 0, CLI_TEXT, &device, "D",
+         "auto, cpu, cuda or cuda:N: the worker multiplies on it, checked against\nthe CPU (auto)", 0, 0},
+        {"no-device", 0, CLI_FLAG, &no_device, NULL, "leave the device out", 0, 0},
+        {"json", 0, CLI_FLAG, &json, NULL,
+         "{\"ok\": ..., \"checks\": [{\"level\", \"what\", \"found\", \"do\"}]}", 0, 0},
+        CLI_OPTIONS_END,
+    };
+    const struct cli_usage usage = {
+        .name = "doctor",
+        .forms = (const char *const[]){"[OPTION ...]", NULL},
+        .options = options,
+        .more = "A line for each thing looked at: ok, warn or error, and what to do about it. Exit status 1 when\n"
+                "there is an error. What is not named is not looked at.",
+    };
+    int at = cli_parse(&usage, argc, argv);
     json_t *checks;
-    int c;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case 'r':
-            redis = optarg;
-            break;
-        case 's':
-            server = optarg;
-            break;
-        case 't':
-            token_file = optarg;
-            break;
-        case 'd':
-            dir = optarg;
-            break;
-        case 'D':
-            device = optarg;
-            break;
-        case 'n':
-            no_device = true;
-            break;
-        case 'j':
-            json = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return 0;
-        default:
-            fputs(usage, stderr);
-            return 2;
-        }
-    if (optind != argc) {
-        fputs(usage, stderr);
-        return 2;
-    }
+    if (at < 0)
+        return cli_usage_status(at);
     checks = json_array();
     if (redis && *redis)
         check_redis(checks, redis);
-    if (server && *server)
-        check_server(checks, server, token_file);
+    if (server.url && *server.url)
+        check_server(checks, server.url, server.token_file);
     if (dir)
         check_disk(checks, dir);
     if (!no_device)

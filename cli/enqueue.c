@@ -4,36 +4,12 @@
 #include "cli/api.h"
 #include "cli/cli.h"
 #include "cli/runs_common.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define REPLICAS_WAIT_US INT64_C(10000000)
 #define LOST_TRIES 3
-
-static const char usage[] =
-    "usage: softlaunch enqueue SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json]\n"
-    "                          [--wait-replicas N] [--at TIME | --delay TIME] [--dedupe KEY]\n"
-    "                          [--server URL] [--token-file FILE]\n"
-    "       softlaunch enqueue --config FILE.yaml [--allow-unknown] [KEY=VALUE ...] ...\n\n"
-    "  --config FILE    a run configuration in NeMo's YAML in place of a spec: the base model is its\n"
-    "                   model.language_model_path, rows are model.data.train_ds, validation_ds, test_ds,\n"
-    "                   name is its name; project, queue, priority, resources, retry and outputs may stand\n"
-    "                   at its top\n"
-    "  --allow-unknown  keys of FILE that nobody knows are named and ignored; else they are errors\n"
-    "  KEY=VALUE        changes the spec: priority=high, model.optim.lr=3e-4, "
-    "datasets.train.0=...\n"
-    "  --wait           waits for the run's end; exit status 0 only when it succeeded\n"
-    "  --follow         the same, showing its progress\n"
-    "  --wait-replicas N  until N replicas of Redis have the run, so that a failover to one of them keeps it\n"
-    "  --at TIME        not before 2026-12-31T23:59:59Z (or +01:00)\n"
-    "  --delay TIME     not before 90s, 10m, 2h or 1d from now\n"
-    "  --dedupe KEY     while a run of the project with this key has not ended, gives that one\n"
-    "  --key KEY        enqueueing again with the same key and spec gives the same run\n"
-    "  --json           prints {\"run\": ...} instead of the id\n"
-    "  --server URL     default: SOFTLAUNCH_SERVER or " SL_SERVER_DEFAULT "\n"
-    "  --token-file F   default: the token in SOFTLAUNCH_TOKEN\n";
 
 /* Prints everything that is wrong with the spec of path. */
 static int refuse(const char *path, const char *what, const json_t *errors, struct sl_err *err)
@@ -165,100 +141,71 @@ static int post(struct sl_api *api, const char *key, const json_t *spec, int rep
 
 int cmd_enqueue(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"wait", no_argument, NULL, 'w'},         {"follow", no_argument, NULL, 'f'},
-        {"key", required_argument, NULL, 'k'},    {"json", no_argument, NULL, 'j'},
-        {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
-        {"wait-replicas", required_argument, NULL, 'r'},
-        {"config", required_argument, NULL, 'c'}, {"allow-unknown", no_argument, NULL, 'u'},
-        {"at", required_argument, NULL, 'a'},     {"delay", required_argument, NULL, 'd'},
-        {"dedupe", required_argument, NULL, 'D'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
-    };
-    const char *server = NULL, *token_file = NULL, *key = NULL, *config = NULL;
-    const char *at = NULL, *delay = NULL, *dedupe = NULL;
+    struct cli_server server = {NULL, NULL};
+    const char *key = NULL, *config = NULL, *not_before = NULL, *delay = NULL, *dedupe = NULL;
     bool wait = false, follow = false, json = false, allow_unknown = false;
-    long long delay_s = 0;
+    int replicas = 0;
+    const struct cli_option options[] = {
+        {"config", 0, CLI_TEXT, &config, "FILE",
+         "a run configuration in NeMo's YAML in place of a spec: the base model is its\n"
+         "model.language_model_path, rows are model.data.train_ds, validation_ds, test_ds,\n"
+         "name is its name; project, queue, priority, resources, retry and outputs may\n"
+         "stand at its top", 0, 0},
+        {"allow-unknown", 0, CLI_FLAG, &allow_unknown, NULL,
+         "keys of FILE that nobody knows are named and ignored; else they are errors", 0, 0},
+        {"wait", 0, CLI_FLAG, &wait, NULL, "waits for the run's end; exit status 0 only when it succeeded", 0, 0},
+        {"follow", 'f', CLI_FLAG, &follow, NULL, "the same, showing its progress", 0, 0},
+        {"wait-replicas", 0, CLI_INT, &replicas, "N",
+         "until N replicas of Redis have the run, so that a failover to one of them\nkeeps it", 1, 1000},
+        {"at", 0, CLI_TEXT, &not_before, "TIME", "not before 2026-12-31T23:59:59Z (or +01:00)", 0, 0},
+        {"delay", 0, CLI_TEXT, &delay, "TIME", "not before 90s, 10m, 2h or 1d from now", 0, 0},
+        {"dedupe", 0, CLI_TEXT, &dedupe, "KEY",
+         "while a run of the project with this key has not ended, gives that one", 0, 0},
+        {"key", 0, CLI_TEXT, &key, "KEY", "enqueueing again with the same key and spec gives the same run", 0, 0},
+        {"json", 0, CLI_FLAG, &json, NULL, "prints {\"run\": ...} instead of the id", 0, 0},
+        CLI_SERVER_OPTIONS(server),
+        CLI_OPTIONS_END,
+    };
+    const struct cli_usage usage = {
+        .name = "enqueue",
+        .forms = (const char *const[]){"SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json] ...",
+                                       "--config FILE.yaml [--allow-unknown] [KEY=VALUE ...] ...", NULL},
+        .options = options,
+        .more = "KEY=VALUE changes the spec: priority=high, model.optim.lr=3e-4, datasets.train.0=...",
+        .most = -1,
+    };
+    int at = cli_parse(&usage, argc, argv), rc;
     char random[SL_ID_HEX + 1], run[SL_ID_HEX + 1] = "";
     json_t *spec = NULL, *reply = NULL;
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
-    int c, rc, replicas = 0;
+    long long delay_s = 0;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case 'r':
-            replicas = atoi(optarg);
-            if (replicas < 1) {
-                fputs("softlaunch enqueue: --wait-replicas: expected a number from 1\n", stderr);
-                return 2;
-            }
-            break;
-        case 'w':
-            wait = true;
-            break;
-        case 'f':
-            follow = true;
-            break;
-        case 'k':
-            key = optarg;
-            break;
-        case 'j':
-            json = true;
-            break;
-        case 's':
-            server = optarg;
-            break;
-        case 't':
-            token_file = optarg;
-            break;
-        case 'c':
-            config = optarg;
-            break;
-        case 'a':
-            at = optarg;
-            break;
-        case 'd':
-            delay = optarg;
-            break;
-        case 'D':
-            dedupe = optarg;
-            break;
-        case 'u':
-            allow_unknown = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return 0;
-        default:
-            fputs(usage, stderr);
-            return 2;
-        }
-    if (optind >= argc && !config) {
-        fputs(usage, stderr);
-        return 2;
-    }
+    if (at < 0)
+        return cli_usage_status(at);
+    if (at == argc && !config)
+        return cli_wrong(&usage, NULL);
     if (!key) { /* so that our own tries after a lost answer make one run */
         sl_random_id(random);
         key = random;
     }
     if (config)
         rc = read_yaml(config,
-                       &(struct sl_config_yaml_options){argv + optind, argc - optind,
+                       &(struct sl_config_yaml_options){argv + at, argc - at,
                                                         allow_unknown, false},
                        &spec, &err);
     else
-        rc = read_spec(argv[optind], argc - optind - 1, argv + optind + 1, &spec, &err);
+        rc = read_spec(argv[at], argc - at - 1, argv + at + 1, &spec, &err);
     if (!rc && delay)
         rc = parse_delay(delay, &delay_s, &err);
-    if (!rc && (at || delay))
+    if (!rc && (not_before || delay))
         json_object_set_new(spec, "schedule",
-                            at ? json_pack("{s:s}", "at", at)
+                            not_before ? json_pack("{s:s}", "at", not_before)
                                : json_pack("{s:I}", "delay_s", (json_int_t)delay_s));
     if (!rc && dedupe)
         json_object_set_new(spec, "dedupe", json_string(dedupe));
     if (!rc)
-        rc = sl_api_open(server, token_file, &api, &err);
+        rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
         rc = post(api, key, spec, replicas, &reply, &err);
     if (!rc) {

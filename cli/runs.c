@@ -2,24 +2,10 @@
 #include "cli/api.h"
 #include "cli/cli.h"
 #include "cli/runs_common.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-static const char usage[] =
-    "usage: softlaunch runs [--state STATE] [--queue QUEUE] [--project PROJECT] [--limit N] [--json]\n"
-    "       softlaunch runs show RUN [--json]\n"
-    "       softlaunch runs move RUN [--priority PRIORITY] [--queue QUEUE]\n"
-    "       softlaunch runs requeue RUN [--key KEY]\n"
-    "                      [--server URL] [--token-file FILE]\n\n"
-    "  STATE    queued, delayed, running, succeeded, failed, dead, cancelled\n"
-    "  RUN      its id, the beginning of it, or the name of its newest run\n"
-    "  move     another priority (critical, high, medium, low) or queue, for a run that has not ended\n"
-    "  requeue  a run that is dead, failed or cancelled again, as a new one that goes on from its\n"
-    "           checkpoint; prints its id. With the same --key it is one run\n"
-    "A table on a terminal, JSON elsewhere or with --json (--table: a table in any case).\n";
 
 static void print_age(int64_t ms)
 {
@@ -207,79 +193,53 @@ static int requeue(struct sl_api *api, const char *text, const char *key, bool j
 
 int cmd_runs(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'},
-        {"table", no_argument, NULL, 'T'},
-        {"state", required_argument, NULL, 'S'},
-        {"queue", required_argument, NULL, 'q'},
-        {"project", required_argument, NULL, 'p'},
-        {"priority", required_argument, NULL, 'P'},
-        {"key", required_argument, NULL, 'k'},
-        {"limit", required_argument, NULL, 'l'},
-        {"server", required_argument, NULL, 's'},
-        {"token-file", required_argument, NULL, 't'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+    struct cli_server server = {NULL, NULL};
+    const char *state = "", *queue = "", *project = "", *priority = "", *key = NULL, *verb;
+    bool json_asked = false, table = false;
+    int limit = 50;
+    const struct cli_option options[] = {
+        {"state", 0, CLI_TEXT, &state, "STATE",
+         "of this state only: queued, delayed, running, succeeded, failed, dead, cancelled", 0, 0},
+        {"queue", 0, CLI_TEXT, &queue, "QUEUE", "of this queue only; for move: the new queue", 0, 0},
+        {"project", 0, CLI_TEXT, &project, "PROJECT", "of this project only", 0, 0},
+        {"limit", 0, CLI_INT, &limit, "N", "so many of the newest (50)", 1, 1000000},
+        {"priority", 0, CLI_TEXT, &priority, "PRIORITY", "for move: critical, high, medium or low", 0, 0},
+        {"key", 0, CLI_TEXT, &key, "KEY", "for requeue: with the same key it is one run", 0, 0},
+        {"json", 0, CLI_FLAG, &json_asked, NULL, "JSON on a terminal too", 0, 0},
+        {"table", 0, CLI_FLAG, &table, NULL, "a table in a file or pipe too", 0, 0},
+        CLI_SERVER_OPTIONS(server),
+        CLI_OPTIONS_END,
     };
-    const char *server = NULL, *token_file = NULL, *state = "", *queue = "";
-    const char *project = "", *priority = "", *key = NULL, *verb;
-    bool json_asked = false, json = !isatty(STDOUT_FILENO);
+    const struct cli_usage usage = {
+        .name = "runs",
+        .forms = (const char *const[]){"[--state STATE] [--queue QUEUE] [--project PROJECT] [--limit N] [--json]",
+                                       "show RUN [--json]",
+                                       "move RUN [--priority PRIORITY] [--queue QUEUE]",
+                                       "requeue RUN [--key KEY]", NULL},
+        .options = options,
+        .more = CLI_RUN_HELP "\n"
+                "move gives a run that has not ended another priority or queue. requeue enqueues one that is dead,\n"
+                "failed or cancelled again, as a new run that goes on from its checkpoint, and prints its id.\n"
+                "A table on a terminal, JSON elsewhere.",
+        .most = 2,
+    };
+    int at = cli_parse(&usage, argc, argv), left = argc - at, rc;
+    bool json = json_asked || (!table && !isatty(STDOUT_FILENO));
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
-    int c, rc, limit = 50, left;
 
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case 'j':
-            json = json_asked = true;
-            break;
-        case 'p':
-            project = optarg;
-            break;
-        case 'P':
-            priority = optarg;
-            break;
-        case 'k':
-            key = optarg;
-            break;
-        case 'T':
-            json = false;
-            break;
-        case 'S':
-            state = optarg;
-            break;
-        case 'q':
-            queue = optarg;
-            break;
-        case 'l':
-            limit = atoi(optarg);
-            break;
-        case 's':
-            server = optarg;
-            break;
-        case 't':
-            token_file = optarg;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return 0;
-        default:
-            fputs(usage, stderr);
-            return 2;
-        }
-    left = argc - optind;
-    verb = left == 2 ? argv[optind] : "";
+    if (at < 0)
+        return cli_usage_status(at);
+    verb = left == 2 ? argv[at] : "";
     if (left && (left != 2 || !(!strcmp(verb, "show") || !strcmp(verb, "requeue") ||
-                                (!strcmp(verb, "move") && (*priority || *queue))))) {
-        fputs(usage, stderr);
-        return 2;
-    }
-    rc = sl_api_open(server, token_file, &api, &err);
+                                (!strcmp(verb, "move") && (*priority || *queue)))))
+        return cli_wrong(&usage, NULL);
+    rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
         rc = !left                      ? list(api, limit, state, queue, project, json, &err)
-             : !strcmp(verb, "show")    ? show(api, argv[optind + 1], json, &err)
-             : !strcmp(verb, "requeue") ? requeue(api, argv[optind + 1], key, json_asked, &err)
-                                        : move(api, argv[optind + 1], priority, queue, &err);
+             : !strcmp(verb, "show")    ? show(api, argv[at + 1], json, &err)
+             : !strcmp(verb, "requeue") ? requeue(api, argv[at + 1], key, json_asked, &err)
+                                        : move(api, argv[at + 1], priority, queue, &err);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;
 }

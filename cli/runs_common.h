@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include <stdbool.h>
 
+#define CLI_RUN_HELP "RUN is its id, the beginning of it, or the name of its newest run."
 #define CLI_FOLLOW_AWAY_S 120 /* how long following waits for a server that does not answer, or for outputs */
 
 /* The full id for an id, the beginning of one, or a run's name (its newest); looks through the
