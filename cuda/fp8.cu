@@ -57,8 +57,8 @@ static __device__ __forceinline__ void store_fp8(const float v[EACH], float inve
 {
     sl_pack<__nv_fp8x2_storage_t, EACH / 2> out;
     for (int j = 0; j < EACH; j += 2)
-        out.v[j / 2] = __nv_cvt_float2_to_fp8x2(make_float2(v[j] * inverse, v[j + 1] * inverse), __NV_SATFINITE,
-                                                __NV_E4M3);
+        out.v[j / 2] =
+            __nv_cvt_float2_to_fp8x2(make_float2(v[j] * inverse, v[j + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
     *(sl_pack<__nv_fp8x2_storage_t, EACH / 2> *)q = out;
 }
 
@@ -70,9 +70,7 @@ struct plain_rows {
     {
         load_bf16(x + row * ld + at, v);
     }
-    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const
-    {
-    }
+    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const {}
 };
 
 struct activated_rows {
@@ -92,9 +90,7 @@ struct activated_rows {
         for (int j = 0; j < EACH; j++)
             v[j] = act<bf16>(kind, v[j]);
     }
-    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const
-    {
-    }
+    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const {}
 };
 
 /* cols counts x's columns: with SwiGLU both halves, the gates' gradients first. */
@@ -125,9 +121,7 @@ struct activation_gradient {
         for (int j = 0; j < EACH; j++)
             v[j] = d[j] * act_slope<bf16>(kind, g[j]);
     }
-    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const
-    {
-    }
+    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const {}
 };
 
 struct normed_rows {
@@ -205,11 +199,15 @@ static __global__ void __launch_bounds__(MAX_THREADS) rows_to_fp8(S source, int 
 template <typename S>
 static void launch(struct sl_backend *be, const S &source, int64_t rows, int64_t cols, const struct sl_fp8_rows *to)
 {
-    int packs = (int)(cols / EACH), each = packs <= MAX_THREADS ? 1 : packs <= 2 * MAX_THREADS ? 2 :
-                      packs <= 4 * MAX_THREADS ? 4 : MAX_PACKS;
+    int packs = (int)(cols / EACH), each = packs <= MAX_THREADS       ? 1
+                                           : packs <= 2 * MAX_THREADS ? 2
+                                           : packs <= 4 * MAX_THREADS ? 4
+                                                                      : MAX_PACKS;
     int threads = (int)sl_blocks(sl_blocks(packs, each), SL_WARP) * SL_WARP;
-    auto kernel = each == 1 ? rows_to_fp8<1, S> : each == 2 ? rows_to_fp8<2, S> : each == 4 ? rows_to_fp8<4, S>
-                                                                                 : rows_to_fp8<MAX_PACKS, S>;
+    auto kernel = each == 1   ? rows_to_fp8<1, S>
+                  : each == 2 ? rows_to_fp8<2, S>
+                  : each == 4 ? rows_to_fp8<4, S>
+                              : rows_to_fp8<MAX_PACKS, S>;
     if (rows <= 0)
         return;
     kernel<<<(unsigned)rows, threads, 0, be->stream>>>(source, (int)cols, (unsigned char *)to->q, to->scale);
@@ -266,15 +264,16 @@ static __global__ void fp8_values(const unsigned char *q, const float *scale, in
     *(sl_pack<bf16, EACH> *)(x + i) = to;
 }
 
-bool sl_fp8_values(struct sl_backend *be, const unsigned char *a, const float *scale_a, int64_t m, const unsigned char *b,
-                   const float *scale_b, int64_t n, int64_t k, const void **ret_a, const void **ret_b)
+bool sl_fp8_values(struct sl_backend *be, const unsigned char *a, const float *scale_a, int64_t m,
+                   const unsigned char *b, const float *scale_b, int64_t n, int64_t k, const void **ret_a,
+                   const void **ret_b)
 {
     bf16 *values = (bf16 *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, (size_t)((m + n) * k) * sizeof *values);
     if (!values)
         return false;
     fp8_values<<<sl_blocks(m * k, SLOW_THREADS * EACH), SLOW_THREADS, 0, be->stream>>>(a, scale_a, m * k, k, values);
     fp8_values<<<sl_blocks(n * k, SLOW_THREADS * EACH), SLOW_THREADS, 0, be->stream>>>(b, scale_b, n * k, k,
-                                                                                      values + m * k);
+                                                                                       values + m * k);
     sl_cuda_launched(be, "fp8 multiplied out");
     *ret_a = values;
     *ret_b = values + m * k;
@@ -282,10 +281,9 @@ bool sl_fp8_values(struct sl_backend *be, const unsigned char *a, const float *s
 }
 
 /* ---- two operations at once */
-void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
-                         const struct sl_weight *norm_w, const struct sl_weight *norm_b, float eps, bool rms,
-                         sl_act *tmp, float *mean, float *rstd, const struct sl_weight *w,
-                         const struct sl_weight *bias, sl_act *y, int64_t ldy)
+void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, int cols, const struct sl_weight *norm_w,
+                         const struct sl_weight *norm_b, float eps, bool rms, sl_act *tmp, float *mean, float *rstd,
+                         const struct sl_weight *w, const struct sl_weight *bias, sl_act *y, int64_t ldy)
 {
     struct sl_fp8_rows q;
     if (!w->qt || !sl_aligned(x, cols, sizeof(bf16))) {
@@ -298,9 +296,9 @@ void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, i
     }
 }
 
-void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows,
-                               int cols, sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias,
-                               const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy)
+void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows, int cols,
+                               sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias, const sl_act *add,
+                               int64_t ld_add, sl_act *y, int64_t ldy)
 {
     struct sl_fp8_rows q;
     if (!w->qt || !sl_aligned(x, cols, sizeof(bf16))) {
@@ -363,7 +361,8 @@ static bool make_fp8(struct sl_backend *be, struct sl_weight *w)
 #define INT8_MOST 127.0f
 
 template <typename T>
-static __global__ void __launch_bounds__(MAX_THREADS) rows_to_int8(const T *x, int64_t cols, signed char *q, float *scale)
+static __global__ void __launch_bounds__(MAX_THREADS)
+    rows_to_int8(const T *x, int64_t cols, signed char *q, float *scale)
 {
     __shared__ float shared[MAX_WARPS];
     const T *row = x + blockIdx.x * cols;
@@ -407,7 +406,7 @@ template <typename T> static bool make_int8(struct sl_backend *be, struct sl_wei
     if (!w->q || !w->scale)
         return false;
     rows_to_int8<T><<<(unsigned)w->rows, SLOW_THREADS, 0, be->stream>>>((const T *)w->data, w->cols,
-                                                                       (signed char *)w->q, w->scale);
+                                                                        (signed char *)w->q, w->scale);
     sl_cuda_launched(be, "a weight to int8");
     return true;
 }
@@ -420,8 +419,8 @@ template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struc
     T *values = (T *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, (size_t)n * sizeof(T));
     if (!values)
         return NULL;
-    int8_values<T><<<sl_blocks(n, SLOW_THREADS * EACH), SLOW_THREADS, 0, be->stream>>>((const signed char *)w->q, w->scale,
-                                                                                      n, w->cols, values);
+    int8_values<T><<<sl_blocks(n, SLOW_THREADS * EACH), SLOW_THREADS, 0, be->stream>>>((const signed char *)w->q,
+                                                                                       w->scale, n, w->cols, values);
     sl_cuda_launched(be, "values of an int8 weight");
     return values;
 }
@@ -446,9 +445,9 @@ template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct 
     return rc;
 }
 
-#define EACH_TYPE(T)                                                                             \
-    template bool sl_cuda_quantises<T>(const struct sl_backend *, int64_t, int64_t);             \
-    template const T *sl_cuda_values<T>(struct sl_backend *, const struct sl_weight *);          \
+#define EACH_TYPE(T)                                                                                                   \
+    template bool sl_cuda_quantises<T>(const struct sl_backend *, int64_t, int64_t);                                   \
+    template const T *sl_cuda_values<T>(struct sl_backend *, const struct sl_weight *);                                \
     template int sl_cuda_quantise_weight<T>(struct sl_backend *, struct sl_weight *, struct sl_err *);
 EACH_TYPE(float)
 EACH_TYPE(bf16)

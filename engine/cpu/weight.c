@@ -1,10 +1,12 @@
-/* Weights: fp32, or int8 with one scale a row (an output channel) that is multiplied out where it is used. */
+/* Weights: fp32, or int8 with one scale a row (an output channel) that is multiplied out where it
+ * is used. */
 #include "engine/cpu/cpu.h"
 #include <math.h>
 #include <stdlib.h>
 
 #define INT8_MOST 127
-#define PIECE_FLOATS ((int64_t)1 << 20) /* read at a time, before they become int8; at least a row */
+#define PIECE_FLOATS                                                                               \
+    ((int64_t)1 << 20) /* read at a time, before they become int8; at least a row */
 
 void sl_cpu_weight_free(struct sl_backend *be, struct sl_weight *w)
 {
@@ -69,7 +71,8 @@ static void quantise(const float *x, int64_t n, int8_t *q, float *scale)
         q[i] = most > 0 && isfinite(most) ? (int8_t)lrintf(x[i] / *scale) : 0;
 }
 
-static int fill_int8(struct sl_backend *be, struct sl_weight *w, sl_read_rows_fn *read, void *ctx, struct sl_err *err)
+static int fill_int8(struct sl_backend *be, struct sl_weight *w, sl_read_rows_fn *read, void *ctx,
+                     struct sl_err *err)
 {
     int64_t per = PIECE_FLOATS / w->cols > 0 ? PIECE_FLOATS / w->cols : 1;
     per = per < w->rows ? per : w->rows;
@@ -110,7 +113,8 @@ const float *sl_cpu_values(struct sl_backend *be, const struct sl_weight *w)
     float *values = sl_cpu_shared(be, (size_t)(w->rows * w->cols));
     if (!values)
         return NULL;
-#pragma omp parallel for num_threads(be->threads) schedule(static) if (w->rows * w->cols > SL_CPU_SMALL)
+#pragma omp parallel for num_threads(be->threads)                                                  \
+    schedule(static) if (w->rows * w->cols > SL_CPU_SMALL)
     for (int64_t i = 0; i < w->rows; i++)
         for (int64_t j = 0; j < w->cols; j++)
             values[i * w->cols + j] = (float)w->q[i * w->cols + j] * w->scale[i];

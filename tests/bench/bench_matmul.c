@@ -2,10 +2,11 @@
  *
  *   bench_matmul [DEVICE [ROWS [HIDDEN...]]]        default: auto 16384 768 2048 4096
  *
- * For each hidden size and precision the four linear layers forward and backward, each with what its place in the layer
- * asks for (bias, residual; with norm or activation where those are one operation with it). Queued many times, timed by
- * the host's clock until the last one is done. Rates count 2 m n k; fractions are of a square bf16 product of
- * SQUARE, run first. fp8 includes the rounding of its inputs. */
+ * For each hidden size and precision the four linear layers forward and backward, each with what
+ * its place in the layer asks for (bias, residual; with norm or activation where those are one
+ * operation with it). Queued many times, timed by the host's clock until the last one is done.
+ * Rates count 2 m n k; fractions are of a square bf16 product of SQUARE, run first. fp8 includes
+ * the rounding of its inputs. */
 #include "base/clock.h"
 #include "engine/backend.h"
 #include "engine/cpu/coretype.h"
@@ -109,18 +110,19 @@ static void back(const struct layer *l)
 static void norm_forward(const struct layer *l)
 {
     if (ops->norm_matmul)
-        ops->norm_matmul(be, l->x, l->rows, (int)l->in, l->norm_w, l->norm_b, 1e-5f, false, l->tmp, l->mean, l->rstd, l->w,
-                         l->bias, l->y, l->out);
+        ops->norm_matmul(be, l->x, l->rows, (int)l->in, l->norm_w, l->norm_b, 1e-5f, false, l->tmp,
+                         l->mean, l->rstd, l->w, l->bias, l->y, l->out);
     else {
-        ops->norm(be, l->x, l->rows, (int)l->in, l->norm_w, l->norm_b, 1e-5f, false, l->tmp, l->mean, l->rstd);
+        ops->norm(be, l->x, l->rows, (int)l->in, l->norm_w, l->norm_b, 1e-5f, false, l->tmp,
+                  l->mean, l->rstd);
         ops->matmul(be, l->tmp, l->in, l->rows, l->w, l->bias, NULL, 0, l->y, l->out);
     }
 }
 static void gelu_forward(const struct layer *l)
 {
     if (ops->activation_matmul)
-        ops->activation_matmul(be, SL_ACT_GELU_TANH, l->pre, l->rows, (int)l->in, l->x, l->w, l->bias, l->tmp, l->out, l->y,
-                               l->out);
+        ops->activation_matmul(be, SL_ACT_GELU_TANH, l->pre, l->rows, (int)l->in, l->x, l->w,
+                               l->bias, l->tmp, l->out, l->y, l->out);
     else {
         ops->activation(be, SL_ACT_GELU_TANH, l->pre, l->rows, (int)l->in, l->x);
         ops->matmul(be, l->x, l->in, l->rows, l->w, l->bias, l->tmp, l->out, l->y, l->out);
@@ -129,7 +131,8 @@ static void gelu_forward(const struct layer *l)
 static void gelu_back(const struct layer *l)
 {
     if (ops->activation_matmul_back)
-        ops->activation_matmul_back(be, SL_ACT_GELU_TANH, l->y, l->pre, l->rows, (int)l->out, l->w, l->x, l->in);
+        ops->activation_matmul_back(be, SL_ACT_GELU_TANH, l->y, l->pre, l->rows, (int)l->out, l->w,
+                                    l->x, l->in);
     else {
         ops->activation_back(be, SL_ACT_GELU_TANH, l->y, l->pre, l->rows, (int)l->out, l->pre);
         ops->matmul_back(be, l->pre, l->out, l->rows, l->w, false, l->x, l->in);
@@ -149,7 +152,9 @@ static double seconds_of(timed_fn *fn, const struct layer *l)
         must(ops->download(be, &one, l->y, ops->act_bytes, &err));
         double took = (double)(sl_boot_us() - begun) / 1e6 / runs;
         if (round == 1)
-            runs = took * MAX_RUNS < SECONDS ? MAX_RUNS : took > SECONDS / 3 ? 3 : (int)(SECONDS / took);
+            runs = took * MAX_RUNS < SECONDS ? MAX_RUNS
+                   : took > SECONDS / 3      ? 3
+                                             : (int)(SECONDS / took);
         s = round < 3 || took < s ? took : s;
     }
     return s;
@@ -157,9 +162,10 @@ static double seconds_of(timed_fn *fn, const struct layer *l)
 
 static double line(const char *what, timed_fn *fn, const struct layer *l, double peak)
 {
-    double s = seconds_of(fn, l), rate = 2e-12 * (double)l->rows * (double)l->out * (double)l->in / s;
-    printf("  %-22s %6lld x %5lld x %5lld %9.3f ms %7.0f TFLOP/s", what, (long long)l->rows, (long long)l->out, (long long)l->in,
-           s * 1e3, rate);
+    double s = seconds_of(fn, l),
+           rate = 2e-12 * (double)l->rows * (double)l->out * (double)l->in / s;
+    printf("  %-22s %6lld x %5lld x %5lld %9.3f ms %7.0f TFLOP/s", what, (long long)l->rows,
+           (long long)l->out, (long long)l->in, s * 1e3, rate);
     if (peak > 0)
         printf(" %5.2f", rate / peak);
     printf("\n");
@@ -170,7 +176,8 @@ static double line(const char *what, timed_fn *fn, const struct layer *l, double
 static void layers(int64_t rows, int64_t hidden, const char *precision, double peak)
 {
     int64_t ffn = LAYERS_FFN * hidden;
-    struct layer l = {.rows = rows, .norm_w = vector(hidden), .norm_b = vector(hidden), .bias = vector(ffn)};
+    struct layer l = {
+        .rows = rows, .norm_w = vector(hidden), .norm_b = vector(hidden), .bias = vector(ffn)};
     l.mean = room((size_t)rows * sizeof(float));
     l.rstd = room((size_t)rows * sizeof(float));
     l.x = filled(rows * ffn);

@@ -1,8 +1,9 @@
 /* Cases: linear layers, kept in each precision, alone and together with the operation before them.
  *
- * The reference rounds as the precision says, in fp32 where it matters, and multiplies in double precision. e4m3 has
- * 3 bits behind the point and no step finer than 2^-9; rows of activations and of gradients, rows of a weight, and for the
- * gradient its columns, have the scale largest magnitude / 448. int8: rows of a weight, largest / 127. */
+ * The reference rounds as the precision says, in fp32 where it matters, and multiplies in double
+ * precision. e4m3 has 3 bits behind the point and no step finer than 2^-9; rows of activations and
+ * of gradients, rows of a weight, and for the gradient its columns, have the scale largest
+ * magnitude / 448. int8: rows of a weight, largest / 127. */
 #ifndef TESTS_OPS_CASES_LINEAR_H
 #define TESTS_OPS_CASES_LINEAR_H
 #include "tests/ops/cases_matrix.h"
@@ -36,7 +37,8 @@ static void round_row(enum sl_precision precision, double *x, size_t n, size_t s
         if (precision == SL_PRECISION_FP8)
             x[i * stride] = round_e4m3(v * (E4M3_LARGEST / most)) * (double)(most / E4M3_LARGEST);
         else
-            x[i * stride] = (double)rintf(v / (most / INT8_LARGEST)) * (double)(most / INT8_LARGEST);
+            x[i * stride] =
+                (double)rintf(v / (most / INT8_LARGEST)) * (double)(most / INT8_LARGEST);
     }
 }
 
@@ -75,7 +77,8 @@ struct sizes {
 /* Mostly what fp8 takes. */
 static struct sizes linear_sizes(struct dev *d, int most)
 {
-    struct sizes s = {rnd(d) % 4 ? (size_t)rnd_int(d, 1, 41) : 1, SL_FP8_MULTIPLE * (size_t)rnd_int(d, 1, most),
+    struct sizes s = {rnd(d) % 4 ? (size_t)rnd_int(d, 1, 41) : 1,
+                      SL_FP8_MULTIPLE * (size_t)rnd_int(d, 1, most),
                       SL_FP8_MULTIPLE * (size_t)rnd_int(d, 1, most)};
     if (rnd(d) % 4 == 0)
         s.in++;
@@ -86,11 +89,11 @@ static void linear(struct dev *d, struct sizes s, struct vec *got, struct vec *w
 {
     size_t all = s.rows * s.out, gap = rnd(d) % 2 * 8;
     bool with_bias = rnd(d) & 1, with_add = rnd(d) & 1, fp8 = is_fp8(d, s.out, s.in);
-    double *x = host_random(d, s.rows * s.in, 3), *w = host_random(d, s.out * s.in, 1), *bias = host_random(d, s.out, 1),
-           *add = host_random(d, all, 1), *y = host_new(d, all);
+    double *x = host_random(d, s.rows * s.in, 3), *w = host_random(d, s.out * s.in, 1),
+           *bias = host_random(d, s.out, 1), *add = host_random(d, all, 1), *y = host_new(d, all);
     sl_act *dev_y = dev_act(d, host_nan(d, all), s.rows, s.out, s.out + gap);
-    d->ops->matmul(d->be, dev_act(d, x, s.rows, s.in, s.in + gap), (int64_t)(s.in + gap), (int64_t)s.rows,
-                   dev_linear(d, w, (int64_t)s.out, (int64_t)s.in),
+    d->ops->matmul(d->be, dev_act(d, x, s.rows, s.in, s.in + gap), (int64_t)(s.in + gap),
+                   (int64_t)s.rows, dev_linear(d, w, (int64_t)s.out, (int64_t)s.in),
                    with_bias ? dev_weight(d, bias, 1, (int64_t)s.out) : NULL,
                    with_add ? dev_act(d, add, s.rows, s.out, s.out) : NULL, (int64_t)s.out, dev_y,
                    (int64_t)(s.out + gap));
@@ -110,8 +113,9 @@ static void linear_back(struct dev *d, struct sizes s, struct vec *got, struct v
     double *dy = host_random(d, s.rows * s.out, 1e-6), *w = host_random(d, s.out * s.in, 1),
            *dx = accumulate ? host_random(d, all, 1e-6) : host_nan(d, all);
     sl_act *dev_dx = dev_act(d, dx, s.rows, s.in, s.in + gap);
-    d->ops->matmul_back(d->be, dev_act(d, dy, s.rows, s.out, s.out + gap), (int64_t)(s.out + gap), (int64_t)s.rows,
-                        dev_linear(d, w, (int64_t)s.out, (int64_t)s.in), accumulate, dev_dx, (int64_t)(s.in + gap));
+    d->ops->matmul_back(d->be, dev_act(d, dy, s.rows, s.out, s.out + gap), (int64_t)(s.out + gap),
+                        (int64_t)s.rows, dev_linear(d, w, (int64_t)s.out, (int64_t)s.in),
+                        accumulate, dev_dx, (int64_t)(s.in + gap));
     ref_gemm(false, false, s.rows, s.in, s.out, 1, rounded_rows(d, fp8, dy, s.rows, s.out),
              rounded_weight(d, w, s.out, s.in, true), accumulate ? 1 : 0, dx);
     segment(got, want, "dx");
@@ -146,23 +150,27 @@ static void case_norm_matmul(struct dev *d, struct vec *got, struct vec *want)
     n.w = host_random(d, n.cols, 1);
     n.b = n.rms ? NULL : host_random(d, n.cols, 1);
     size_t all = n.rows * n.cols, outs = n.rows * s.out;
-    double *normed = host_new(d, all), *mean = host_new(d, n.rows), *rstd = host_new(d, n.rows), *y = host_new(d, outs),
-           *w = host_random(d, s.out * s.in, 1);
+    double *normed = host_new(d, all), *mean = host_new(d, n.rows), *rstd = host_new(d, n.rows),
+           *y = host_new(d, outs), *w = host_random(d, s.out * s.in, 1);
     const sl_act *x = dev_act(d, n.x, n.rows, n.cols, n.cols);
-    sl_act *tmp = dev_act(d, normed, n.rows, n.cols, n.cols), *dev_y = dev_act(d, y, n.rows, s.out, s.out);
+    sl_act *tmp = dev_act(d, normed, n.rows, n.cols, n.cols),
+           *dev_y = dev_act(d, y, n.rows, s.out, s.out);
     float *dev_mean = n.rms ? NULL : dev_f32(d, mean, n.rows), *dev_rstd = dev_f32(d, rstd, n.rows);
     struct sl_weight *norm_w = dev_weight(d, n.w, 1, (int64_t)n.cols),
                      *norm_b = n.b ? dev_weight(d, n.b, 1, (int64_t)n.cols) : NULL,
                      *linear_w = dev_linear(d, w, (int64_t)s.out, (int64_t)s.in);
     if (d->ops->norm_matmul)
-        d->ops->norm_matmul(d->be, x, (int64_t)n.rows, (int)n.cols, norm_w, norm_b, (float)n.eps, n.rms, tmp, dev_mean,
-                            dev_rstd, linear_w, NULL, dev_y, (int64_t)s.out);
+        d->ops->norm_matmul(d->be, x, (int64_t)n.rows, (int)n.cols, norm_w, norm_b, (float)n.eps,
+                            n.rms, tmp, dev_mean, dev_rstd, linear_w, NULL, dev_y, (int64_t)s.out);
     else {
-        d->ops->norm(d->be, x, (int64_t)n.rows, (int)n.cols, norm_w, norm_b, (float)n.eps, n.rms, tmp, dev_mean, dev_rstd);
-        d->ops->matmul(d->be, tmp, (int64_t)n.cols, (int64_t)n.rows, linear_w, NULL, NULL, 0, dev_y, (int64_t)s.out);
+        d->ops->norm(d->be, x, (int64_t)n.rows, (int)n.cols, norm_w, norm_b, (float)n.eps, n.rms,
+                     tmp, dev_mean, dev_rstd);
+        d->ops->matmul(d->be, tmp, (int64_t)n.cols, (int64_t)n.rows, linear_w, NULL, NULL, 0, dev_y,
+                       (int64_t)s.out);
     }
     ref_norm(&n, normed, mean, rstd);
-    ref_gemm(false, true, n.rows, s.out, s.in, 1, rounded_rows(d, is_fp8(d, s.out, s.in), normed, n.rows, s.in),
+    ref_gemm(false, true, n.rows, s.out, s.in, 1,
+             rounded_rows(d, is_fp8(d, s.out, s.in), normed, n.rows, s.in),
              rounded_weight(d, w, s.out, s.in, false), 0, y);
     segment(got, want, "y");
     get_act(d, dev_y, n.rows, s.out, s.out, got);
@@ -177,24 +185,27 @@ static void case_activation_matmul(struct dev *d, struct vec *got, struct vec *w
     enum sl_act_kind kind = (enum sl_act_kind)rnd_int(d, SL_ACT_RELU, SL_ACT_SWIGLU);
     struct sizes s = linear_sizes(d, 20);
     size_t wide = kind == SL_ACT_SWIGLU ? 2 * s.in : s.in, outs = s.rows * s.out;
-    double *x = host_random(d, s.rows * wide, 6), *a = host_new(d, s.rows * s.in), *y = host_new(d, outs),
-           *add = host_random(d, outs, 1), *w = host_random(d, s.out * s.in, 1);
-    const sl_act *dev_x = dev_act(d, x, s.rows, wide, wide), *dev_add = dev_act(d, add, s.rows, s.out, s.out);
+    double *x = host_random(d, s.rows * wide, 6), *a = host_new(d, s.rows * s.in),
+           *y = host_new(d, outs), *add = host_random(d, outs, 1),
+           *w = host_random(d, s.out * s.in, 1);
+    const sl_act *dev_x = dev_act(d, x, s.rows, wide, wide),
+                 *dev_add = dev_act(d, add, s.rows, s.out, s.out);
     sl_act *tmp = dev_act(d, a, s.rows, s.in, s.in), *dev_y = dev_act(d, y, s.rows, s.out, s.out);
     struct sl_weight *linear_w = dev_linear(d, w, (int64_t)s.out, (int64_t)s.in);
     if (d->ops->activation_matmul)
-        d->ops->activation_matmul(d->be, kind, dev_x, (int64_t)s.rows, (int)s.in, tmp, linear_w, NULL, dev_add,
-                                  (int64_t)s.out, dev_y, (int64_t)s.out);
+        d->ops->activation_matmul(d->be, kind, dev_x, (int64_t)s.rows, (int)s.in, tmp, linear_w,
+                                  NULL, dev_add, (int64_t)s.out, dev_y, (int64_t)s.out);
     else {
         d->ops->activation(d->be, kind, dev_x, (int64_t)s.rows, (int)s.in, tmp);
-        d->ops->matmul(d->be, tmp, (int64_t)s.in, (int64_t)s.rows, linear_w, NULL, dev_add, (int64_t)s.out, dev_y,
-                       (int64_t)s.out);
+        d->ops->matmul(d->be, tmp, (int64_t)s.in, (int64_t)s.rows, linear_w, NULL, dev_add,
+                       (int64_t)s.out, dev_y, (int64_t)s.out);
     }
     for (size_t i = 0; i < s.rows * s.in; i++) {
         const double *at = x + i / s.in * wide + i % s.in;
         a[i] = ref_act(kind, *at) * (kind == SL_ACT_SWIGLU ? at[s.in] : 1);
     }
-    ref_gemm(false, true, s.rows, s.out, s.in, 1, rounded_rows(d, is_fp8(d, s.out, s.in), a, s.rows, s.in),
+    ref_gemm(false, true, s.rows, s.out, s.in, 1,
+             rounded_rows(d, is_fp8(d, s.out, s.in), a, s.rows, s.in),
              rounded_weight(d, w, s.out, s.in, false), 0, y);
     segment(got, want, "y");
     get_act(d, dev_y, s.rows, s.out, s.out, got);
@@ -208,25 +219,29 @@ static void case_activation_matmul_back(struct dev *d, struct vec *got, struct v
     struct sizes s = linear_sizes(d, 20);
     size_t cols = s.out, wide = kind == SL_ACT_SWIGLU ? 2 * cols : cols, all = s.rows * s.in;
     double *x = host_random(d, s.rows * wide, 6), *dy = host_random(d, s.rows * cols, 1e-6),
-           *g = host_new(d, s.rows * wide), *dx = host_new(d, all), *w = host_random(d, wide * s.in, 1);
+           *g = host_new(d, s.rows * wide), *dx = host_new(d, all),
+           *w = host_random(d, wide * s.in, 1);
     sl_act *dev_x = dev_act(d, x, s.rows, wide, wide), *dev_dy = dev_act(d, dy, s.rows, cols, cols),
            *dev_dx = dev_act(d, dx, s.rows, s.in, s.in);
     struct sl_weight *linear_w = dev_linear(d, w, (int64_t)wide, (int64_t)s.in);
     if (d->ops->activation_matmul_back)
-        d->ops->activation_matmul_back(d->be, kind, dev_dy, dev_x, (int64_t)s.rows, (int)cols, linear_w, dev_dx,
-                                       (int64_t)s.in);
+        d->ops->activation_matmul_back(d->be, kind, dev_dy, dev_x, (int64_t)s.rows, (int)cols,
+                                       linear_w, dev_dx, (int64_t)s.in);
     else {
         d->ops->activation_back(d->be, kind, dev_dy, dev_x, (int64_t)s.rows, (int)cols, dev_x);
-        d->ops->matmul_back(d->be, dev_x, (int64_t)wide, (int64_t)s.rows, linear_w, false, dev_dx, (int64_t)s.in);
+        d->ops->matmul_back(d->be, dev_x, (int64_t)wide, (int64_t)s.rows, linear_w, false, dev_dx,
+                            (int64_t)s.in);
     }
     for (size_t r = 0; r < s.rows; r++)
         for (size_t c = 0; c < cols; c++) {
             double v = x[r * wide + c], by = dy[r * cols + c];
-            g[r * wide + c] = by * ref_act_slope(kind, v) * (kind == SL_ACT_SWIGLU ? x[r * wide + cols + c] : 1);
+            g[r * wide + c] =
+                by * ref_act_slope(kind, v) * (kind == SL_ACT_SWIGLU ? x[r * wide + cols + c] : 1);
             if (kind == SL_ACT_SWIGLU)
                 g[r * wide + cols + c] = by * ref_act(kind, v);
         }
-    ref_gemm(false, false, s.rows, s.in, wide, 1, rounded_rows(d, is_fp8(d, wide, s.in), g, s.rows, wide),
+    ref_gemm(false, false, s.rows, s.in, wide, 1,
+             rounded_rows(d, is_fp8(d, wide, s.in), g, s.rows, wide),
              rounded_weight(d, w, wide, s.in, true), 0, dx);
     segment(got, want, "dx");
     get_act(d, dev_dx, s.rows, s.in, s.in, got);

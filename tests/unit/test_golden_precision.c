@@ -1,6 +1,7 @@
-/* Training in the precisions that round the frozen weights, against the recorded fp32 runs of PEFT and torch. This model of
- * tiny random matrices is their worst case: short sums, and nothing learnt that would be stable. What a trained model
- * loses is measured by tests/gpu/precision.py. SL_TEST_CUDA: bf16, int8 and fp8 on a GPU; else int8 on the CPU. */
+/* Training in the precisions that round the frozen weights, against the recorded fp32 runs of PEFT
+ * and torch. This model of tiny random matrices is their worst case: short sums, and nothing learnt
+ * that would be stable. What a trained model loses is measured by tests/gpu/precision.py.
+ * SL_TEST_CUDA: bf16, int8 and fp8 on a GPU; else int8 on the CPU. */
 #include "tests/golden/golden_train.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,10 +13,13 @@
 /* Relative: the last of 20 losses; the first gradient of the prompts (L2). */
 static const struct {
     double loss, gradient;
-} tolerance[] = {[SL_PRECISION_BF16] = {0.02, 0.06}, [SL_PRECISION_INT8] = {0.03, 0.08}, [SL_PRECISION_FP8] = {0.05, 0.3}};
+} tolerance[] = {[SL_PRECISION_BF16] = {0.02, 0.06},
+                 [SL_PRECISION_INT8] = {0.03, 0.08},
+                 [SL_PRECISION_FP8] = {0.05, 0.3}};
 
-static const char *const runs[] = {"train_mlp.safetensors", "train_lstm.safetensors", "train_tpmlp.safetensors",
-                                   "train_prompt.safetensors", "train_two_tables.safetensors"};
+static const char *const runs[] = {"train_mlp.safetensors", "train_lstm.safetensors",
+                                   "train_tpmlp.safetensors", "train_prompt.safetensors",
+                                   "train_two_tables.safetensors"};
 
 static void train(enum sl_precision precision)
 {
