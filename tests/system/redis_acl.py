@@ -10,8 +10,6 @@ PASSWORD = "CHANGE-ME"    # the files' own
 GREETING = {"exists", "role"}    # every connection of ours asks these
 CALLS = {"eval", "evalsha"}
 AGENT = "claim renew append checkpoint release fail heartbeat".split()
-AGENT_C = {"blpop", "lpush"}
-SERVER_C = {"xread", "zrange", "hgetall", "wait"}
 
 
 def users():
@@ -41,7 +39,8 @@ def used(names):
                 seen.add(name)
                 todo.append(functions[name])
     commands = {c.lower() for c in re.findall(r"redis\.call\('(\w+)'", text)} | {c.lower() for c in re.findall(r"'(ZPOP\w+)'", text)}
-    keys = {k for k in re.findall(r"(?:P|kind) \.\. ':(\w+)|lane_key\('(\w+)'|'(?::)(\w+):'", text) for k in k if k}
+    keys = {k + (":*" if more else "") for k, more in re.findall(r"(?:P|kind) \.\. ':(\w+)(:?)", text)}
+    keys |= {k + ":*" for k in re.findall(r"':(\w+):'", text)}
     commands = {"xinfo|stream" if c == "xinfo" else c for c in commands}    # the one of its forms that we call
     return commands | {"time"}, keys
 
@@ -52,16 +51,38 @@ def script_names():
     return sorted(names - set(AGENT))
 
 
+def plain(*files):
+    """The commands that C code sends without a script."""
+    text = "".join(open(f"{ROOT}/queue/{f}.c").read() for f in files)
+    return {c.lower() for c in re.findall(r'sl_cmd_init\(&?c\);\s*sl_cmd_add\(&?c, "([A-Z]+)"', text)}
+
+
+def needed():
+    """file -> (commands, keys): what the scripts of each part call, and what the C code calls itself."""
+    agent, keys = used(AGENT)
+    server, _ = used(script_names())
+    own = GREETING | CALLS
+    servers_files = sorted(f[:-2] for f in os.listdir(ROOT + "/queue") if f.endswith(".c") and not f.startswith(("redis", "commands")))
+    in_agent, in_server = plain("commands"), plain(*servers_files) | {"wait"}
+    assert {"blpop", "lpush"} <= in_agent and {"xread", "hgetall"} <= in_server
+    return {"agent": (agent | in_agent | own, {f"~{P}:{k}" for k in keys | {"bell:*", "ring:*"}} | {f"~{P}"}),
+            "server": (server | in_server | own, {f"~{P}", f"~{P}:*"})}
+
+
 def files_grant_what_is_called_and_no_more():
+    """After a change of the scripts: `redis_acl.py write` brings the files up to date; read what it changed."""
     have = users()
-    commands, keys = used(AGENT)
-    want = commands | AGENT_C | GREETING | CALLS
-    assert have["agent"][0] == want, (want - have["agent"][0], have["agent"][0] - want)
-    granted = {p.split(":")[1].rstrip("*") for p in have["agent"][1] if ":" in p}
-    assert granted == keys | {"bell", "ring"}, (keys - granted, granted - keys)
-    commands, _ = used(script_names())
-    want = commands | SERVER_C | GREETING | CALLS
-    assert have["server"][0] == want, (want - have["server"][0], have["server"][0] - want)
+    for name, (commands, keys) in needed().items():
+        assert have[name][0] == commands, (name, "missing", commands - have[name][0], "too many", have[name][0] - commands)
+        assert have[name][1] == keys, (name, "missing", keys - have[name][1], "too many", have[name][1] - keys)
+
+
+def write():
+    for name, (commands, keys) in needed().items():
+        path = f"{ROOT}/deploy/redis-acl/{name}.acl"
+        lines = [line for line in open(path) if line.startswith("#")]
+        words = ["user", "softlaunch-" + name, "on", ">" + PASSWORD, "resetchannels", *sorted(keys), "-@all", *("+" + c for c in sorted(commands))]
+        open(path, "w").write("".join(lines) + " ".join(words) + "\n")
 
 
 def start():
@@ -172,6 +193,8 @@ def keda_counts_the_ready_runs():
     w.close()
 
 
+if sys.argv[1:] == ["write"]:
+    sys.exit(write())
 start()
 tap(None, [files_grant_what_is_called_and_no_more, a_day_of_work_needs_nothing_more, redis_itself_refuses_everything_else,
            keys_of_others_are_out_of_reach, keda_counts_the_ready_runs])
