@@ -17,7 +17,10 @@ struct sl_fp8_rows {
 
 /* Room in the scratch, good until the next call. False: kept. */
 bool sl_fp8_room(struct sl_backend *be, int64_t rows, int64_t cols, struct sl_fp8_rows *ret_rows);
-/* x [rows, cols] in that room. */
+/* x [rows, cols], 16 bytes at a time, to rows that have room. */
+void sl_fp8_rows_of(struct sl_backend *be, const bf16 *x, int64_t ldx, int64_t rows, int64_t cols,
+                    const struct sl_fp8_rows *to);
+/* Any x [rows, cols] in that scratch. */
 bool sl_fp8_take(struct sl_backend *be, const bf16 *x, int64_t ldx, int64_t rows, int64_t cols,
                  struct sl_fp8_rows *ret_rows);
 /* Both factors of a product, [m, k] and [n, k], multiplied out to bf16 in scratch. False: kept. */
@@ -29,5 +32,23 @@ void sl_fp8_matmul(struct sl_backend *be, const struct sl_fp8_rows *x, int64_t r
                    const struct sl_weight *bias, const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy);
 void sl_fp8_matmul_back(struct sl_backend *be, const struct sl_fp8_rows *dy, int64_t rows, const struct sl_weight *w,
                         bool accumulate, sl_act *dx, int64_t ldx);
+
+/* ---- device code */
+/* Over all threads of a block; every one gets it. NaN wins. */
+static __device__ float block_max(float x, float *shared)
+{
+    for (int d = SL_WARP / 2; d; d /= 2) {
+        float y = __shfl_xor_sync(SL_ALL_LANES, x, d);
+        x = y > x || y != y ? y : x;
+    }
+    int warps = (int)(blockDim.x / SL_WARP);
+    __syncthreads();
+    if (threadIdx.x % SL_WARP == 0)
+        shared[threadIdx.x / SL_WARP] = x;
+    __syncthreads();
+    for (int i = 0; i < warps; i++)
+        x = shared[i] > x || shared[i] != shared[i] ? shared[i] : x;
+    return x;
+}
 
 #endif
