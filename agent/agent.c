@@ -277,17 +277,6 @@ static int find_programs(struct sl_agent *a, struct sl_err *err)
     return rc;
 }
 
-/* The driver's device files; what they can do is the worker's to find out. */
-static int count_gpus(void)
-{
-    char path[32];
-    int n = 0;
-
-    while (n < 64 && snprintf(path, sizeof path, "/dev/nvidia%d", n) > 0 && access(path, F_OK) == 0)
-        n++;
-    return n;
-}
-
 static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_err *err)
 {
     char host[64] = "agent", random[SL_ID_HEX + 1];
@@ -299,7 +288,7 @@ static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_
     sl_devices_find(getenv("CUDA_VISIBLE_DEVICES"), "/dev", &a->devices);
     rc = find_programs(a, err);
     if (!rc)
-        rc = sl_queue_class(count_gpus(), 0, NULL, a->offer, err);
+        rc = sl_queue_class(a->devices.n, 0, NULL, a->offer, err);
     if (!rc)
         rc = sl_path(a->cache, err, "%s/cache", a->config->work_dir);
     if (!rc)

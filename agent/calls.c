@@ -321,16 +321,23 @@ static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *
 
 void sl_slot_claim(struct sl_slot *s)
 {
+    struct sl_agent *a = s->agent;
+    char offer[SL_QUEUE_CLASS_MAX + 1]; /* what no run here has */
+    int gpus = a->devices.n;
     struct sl_cmd c;
 
     if (s->claiming || s->retry_timer >= 0)
         return;
+    for (int i = 0; i < a->n_slots; i++)
+        gpus -= a->slot[i].work.claim.gpus;
+    if (sl_queue_class(gpus > 0 ? gpus : 0, 0, NULL, offer, NULL))
+        return;
     if (!s->claim_sent_us)
         s->claim_sent_us = sl_boot_us();
-    sl_queue_cmd_claim(&c, s->lease, s->agent->id, s->agent->config->lease_ms,
-                       s->agent->offer, s->agent->config->queues, s->agent->config->n_queues);
+    sl_queue_cmd_claim(&c, s->lease, a->id, a->config->lease_ms, offer, a->config->queues,
+                       a->config->n_queues);
     sl_fault_point("claim.before");
-    s->claiming = !sl_redis_async_call(s->agent->redis, &c, 0, on_claimed, s, NULL);
+    s->claiming = !sl_redis_async_call(a->redis, &c, 0, on_claimed, s, NULL);
     sl_cmd_release(&c);
 }
 
