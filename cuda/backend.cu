@@ -237,7 +237,7 @@ static int open_device(const struct sl_backend_opts *opts, bool bf16_activations
     be->device = device;
     snprintf(be->info.kernel, sizeof be->info.kernel, "cuda sm_%d%d %s", prop.major, prop.minor,
              type_name(opts, bf16_activations));
-    be->fast_f32 = bf16_activations;
+    be->round_lstm = bf16_activations;
     void *ring = NULL;
     bool bad = sl_cuda_failed(be, cudaSetDevice(device), "selecting it") ||
                sl_cuda_failed(be, cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking),
@@ -329,12 +329,18 @@ void sl_cuda_free(struct sl_backend *be, void *p)
         sl_cuda_failed(be, cudaFree(p), "freeing memory");
 }
 
+/* Does not wait where the ring has room: a batch is queued behind what the device still does. */
 int sl_cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,
-                       struct sl_err *err)
+                   struct sl_err *err)
 {
-    if (bytes && !sl_cuda_failed(be, cudaMemcpyAsync(dst, host_src, bytes, cudaMemcpyHostToDevice, be->stream),
-                                 "upload"))
+    char *pinned = bytes && bytes <= SL_CUDA_RING_BYTES / 4 ? ring_take(be, bytes) : NULL;
+    if (pinned) {
+        memcpy(pinned, host_src, bytes);
+        sl_cuda_failed(be, cudaMemcpyAsync(dst, pinned, bytes, cudaMemcpyHostToDevice, be->stream), "upload");
+    } else if (bytes && !sl_cuda_failed(be, cudaMemcpyAsync(dst, host_src, bytes, cudaMemcpyHostToDevice, be->stream),
+                                        "upload")) {
         sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "upload, or work before it");
+    }
     return sl_cuda_take_kept(be, err);
 }
 

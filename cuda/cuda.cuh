@@ -16,7 +16,7 @@ extern "C" {
 #define SL_CUDA_OLDEST_MAJOR 8 /* compute capability: bf16 tensor cores, cp.async */
 #define SL_CUDA_FP8_MAJOR 9   /* the one whose cublasLt has a scale a row */
 #define SL_CUDA_STAGE_BYTES ((size_t)16 << 20) /* each of the two pinned buffers weights pass through */
-#define SL_CUDA_RING_BYTES ((size_t)1 << 20)   /* of small host tables on their way to the device */
+#define SL_CUDA_RING_BYTES ((size_t)8 << 20)   /* of batches and host tables on their way to the device */
 
 typedef __nv_bfloat16 bf16;
 
@@ -45,7 +45,7 @@ struct sl_backend {
     int device;
     struct sl_backend_info info; /* but for what block says */
     struct sl_block block;       /* of reserve */
-    bool fast_f32; /* bf16 mode: products of training may round their factors to TF32 or bf16 */
+    bool round_lstm; /* not in fp32 mode: an LSTM's recurrent weights become bf16 where that makes more fit on chip */
     cudaStream_t stream;
     struct sl_err kept;
     struct sl_cuda_blas *blas;

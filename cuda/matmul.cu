@@ -19,7 +19,7 @@
 struct kind {
     int64_t m, n, k, lda, ldb, ldc, ldd;
     int32_t ta, tb, type, beta, bias;
-    int32_t align_a, align_b, align_c, align_d, compute, fast, unused;
+    int32_t align_a, align_b, align_c, align_d, fast;
 };
 
 struct choice {
@@ -41,7 +41,6 @@ struct product {
     bool ta, tb;
     int64_t m, n, k;
     cudaDataType_t type;
-    cublasComputeType_t compute;
     float alpha, beta;
     const void *a, *b, *c, *bias;
     const float *scale_a, *scale_b;
@@ -113,7 +112,6 @@ static struct kind kind_of(const struct product *p)
     k.ta = p->ta;
     k.tb = p->tb;
     k.type = (int32_t)p->type;
-    k.compute = (int32_t)p->compute;
     k.fast = p->fast;
     k.beta = p->beta != 0;
     k.bias = p->bias != NULL;
@@ -170,7 +168,7 @@ static cublasStatus_t describe(const struct product *p, int64_t rows, struct lay
 {
     cublasOperation_t ta = p->ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb = p->tb ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    cublasStatus_t s = cublasLtMatmulDescInit(&l->desc, p->compute, CUDA_R_32F);
+    cublasStatus_t s = cublasLtMatmulDescInit(&l->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     uint64_t m = (uint64_t)p->m, n = (uint64_t)rows, k = (uint64_t)p->k;
     if (!s)
         s = cublasLtMatmulDescSetAttribute(&l->desc, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta);
@@ -336,7 +334,6 @@ void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t
     p.n = rows;
     p.k = w->cols;
     p.type = type_of<T>;
-    p.compute = CUBLAS_COMPUTE_32F;
     p.alpha = 1;
     p.beta = add ? 1.0f : 0.0f;
     p.a = values;
@@ -379,7 +376,6 @@ void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, i
     p.n = rows;
     p.k = w->rows;
     p.type = type_of<T>;
-    p.compute = CUBLAS_COMPUTE_32F;
     p.alpha = 1;
     p.beta = accumulate ? 1.0f : 0.0f;
     p.a = values;
@@ -410,7 +406,6 @@ static struct product fp8_product(const struct sl_fp8_rows *x, int64_t rows, con
     p.n = rows;
     p.k = ins;
     p.type = CUDA_R_8F_E4M3;
-    p.compute = CUBLAS_COMPUTE_32F;
     p.alpha = 1;
     p.a = weight;
     p.b = x->q;
@@ -454,7 +449,6 @@ void sl_cuda_gemm_f32(struct sl_backend *be, bool ta, bool tb, int m, int n, int
     p.n = m;
     p.k = k;
     p.type = CUDA_R_32F;
-    p.compute = be->fast_f32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     p.alpha = alpha;
     p.beta = beta;
     p.a = b;

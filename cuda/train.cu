@@ -3,6 +3,7 @@
 #include <math.h>
 
 #define THREADS 256
+#define SUM_LOADS 4
 #define SUM_BLOCKS 264 /* partial sums of sumsq; fixed, so that the order of summation is */
 
 /* splitmix64 (Steele et al. 2014) of seed and index; the top 24 bits are the uniform number. */
@@ -43,12 +44,18 @@ static __device__ double block_sum(double x)
 
 static __global__ void sumsq_parts(int64_t n, const float *x, double *part)
 {
-    double sum = 0;
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)SUM_BLOCKS * THREADS)
-        sum += (double)x[i] * (double)x[i];
-    sum = block_sum(sum);
+    constexpr int64_t stride = (int64_t)SUM_BLOCKS * THREADS;
+    double sum[SUM_LOADS] = {}; /* loads that do not wait for each other */
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += SUM_LOADS * stride)
+        for (int k = 0; k < SUM_LOADS; k++) {
+            double v = i + k * stride < n ? (double)x[i + k * stride] : 0;
+            sum[k] += v * v;
+        }
+    for (int k = 1; k < SUM_LOADS; k++)
+        sum[0] += sum[k];
+    sum[0] = block_sum(sum[0]);
     if (threadIdx.x == 0)
-        part[blockIdx.x] = sum;
+        part[blockIdx.x] = sum[0];
 }
 
 static __global__ void sumsq_end(const double *part, bool accumulate, float *out)

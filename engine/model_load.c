@@ -57,6 +57,24 @@ static int read_vector(void *ctx, int64_t row0, int64_t n, float *out, struct sl
     return 0;
 }
 
+/* The parts as they lie in the file, neighbours joined; 0: one of them does not lie there plainly. */
+static int raw_parts(const struct fused *f, struct sl_raw part[PARTS_MAX])
+{
+    int n = 0;
+    for (int i = 0; i < f->n; i++) {
+        struct sl_raw next, *last = n ? &part[n - 1] : NULL;
+        if (f->missing[i] || !sl_weights_raw(f->w, f->name[i], &next))
+            return 0;
+        if (last && last->type == next.type && last->row_bytes == next.row_bytes &&
+            last->col_bytes == next.col_bytes &&
+            (const char *)last->p + last->rows * last->row_bytes == (const char *)next.p)
+            last->rows += next.rows;
+        else
+            part[n++] = next;
+    }
+    return n;
+}
+
 static bool present(const struct sl_weights *w, const char *name)
 {
     int64_t rows, cols;
@@ -111,8 +129,11 @@ static int load(struct sl_model *m, const struct sl_weights *w, const struct par
     int64_t rows = vector ? 1 : total;
     if (vector)
         cols = total;
-    int rc = (as == LINEAR ? m->ops->linear_new : m->ops->weight_new)(
-        m->be, rows, cols, vector ? read_vector : read_matrix, &f, ret_weight, err);
+    struct sl_raw part[PARTS_MAX];
+    int n = m->ops->weight_raw && !vector ? raw_parts(&f, part) : 0;
+    int rc = n ? m->ops->weight_raw(m->be, as == LINEAR, rows, cols, part, n, ret_weight, err)
+               : (as == LINEAR ? m->ops->linear_new : m->ops->weight_new)(
+                     m->be, rows, cols, vector ? read_vector : read_matrix, &f, ret_weight, err);
     if (rc)
         return sl_err_wrap(err, rc, "loading %s", f.name[0]);
     m->weight_bytes += as == LINEAR ? sl_linear_bytes(info.precision, m->ops->act_bytes, rows, cols)

@@ -44,11 +44,11 @@ struct run {
     size_t n; /* floats of the tables */
 };
 
-static void open_run(struct run *r, const char *device, bool fp32, const struct sl_encoder_config *c)
+static void open_run(struct run *r, const char *device, enum sl_precision precision, const struct sl_encoder_config *c)
 {
     void *p;
     *r = (struct run){.n = (size_t)c->n_tasks * (size_t)c->virtual_tokens * (size_t)c->hidden};
-    must(sl_backend_open(device, fp32, 0, &r->ops, &r->be, &err));
+    must(sl_backend_open(device, precision, 0, &r->ops, &r->be, &err));
     must(sl_encoder_new(c, r->ops, r->be, &r->e, &err));
     r->optim = (struct sl_optim){.beta1 = 0.9f, .beta2 = 0.98f, .eps = 1e-8f, .weight_decay = 0.01f, .clip_norm = 1};
     must(sl_optim_init(&r->optim, r->ops, r->be, &err));
@@ -90,14 +90,13 @@ static void toward_target(struct run *r, float *host)
 static void train(struct run *r, int steps, float *host)
 {
     float norm;
-    int n;
-    struct sl_param *p = sl_encoder_params(r->e, &n);
+    struct sl_param all = sl_encoder_whole(r->e);
     for (int i = 0; i < steps; i++) {
         sl_encoder_zero_grad(r->e);
         sl_encoder_forward(r->e, true, i, r->tables);
         toward_target(r, host);
         sl_encoder_backward(r->e, r->dtables);
-        must(sl_optim_step(&r->optim, p, n, 1e-3f, i + 1, &norm, &err));
+        must(sl_optim_step(&r->optim, &all, 1, 1e-3f, i + 1, &norm, &err));
     }
     sl_encoder_forward(r->e, false, steps, r->tables);
     must(r->ops->download(r->be, host, r->tables, r->n * sizeof *host, &err));
@@ -107,8 +106,7 @@ static double time_parts(struct run *r, int steps, double median[PARTS])
 {
     static double ms[PARTS][MAX_STEPS];
     float norm = 0;
-    int n;
-    struct sl_param *p = sl_encoder_params(r->e, &n);
+    struct sl_param all = sl_encoder_whole(r->e);
     for (int i = -UNTIMED; i < steps; i++) {
         double at[PARTS];
         int64_t t = sl_boot_us();
@@ -119,13 +117,13 @@ static double time_parts(struct run *r, int steps, double median[PARTS])
         sl_encoder_backward(r->e, r->dtables);
         at[BACKWARD] = passed(r, t);
         t = sl_boot_us();
-        must(sl_optim_step(&r->optim, p, n, 0, i + UNTIMED + 1, &norm, &err));
+        must(sl_optim_step(&r->optim, &all, 1, 0, i + UNTIMED + 1, &norm, &err));
         at[UPDATE] = passed(r, t);
         t = sl_boot_us();
         sl_encoder_zero_grad(r->e);
         sl_encoder_forward(r->e, true, i + UNTIMED, r->tables);
         sl_encoder_backward(r->e, r->dtables);
-        must(sl_optim_step(&r->optim, p, n, 0, i + UNTIMED + 1, &norm, &err));
+        must(sl_optim_step(&r->optim, &all, 1, 0, i + UNTIMED + 1, &norm, &err));
         at[WHOLE] = passed(r, t);
         for (int k = 0; k < PARTS && i >= 0; k++)
             ms[k][i] = at[k];
@@ -170,12 +168,12 @@ int main(int argc, char **argv)
                                   .layers = lstm ? 2 : 3,
                                   .init_std = 0.023f,
                                   .seed = 1};
-    open_run(&r, argv[1], !strcmp(argv[2], "fp32"), &c);
+    open_run(&r, argv[1], strcmp(argv[2], "bf16") ? SL_PRECISION_FP32 : SL_PRECISION_BF16, &c);
     float *host = malloc(r.n * sizeof *host), *other = malloc(r.n * sizeof *other);
     if (!host || !other)
         return 1;
     if (cpu_steps > 0) {
-        open_run(&cpu, "cpu", true, &c);
+        open_run(&cpu, "cpu", SL_PRECISION_FP32, &c);
         train(&cpu, cpu_steps, other);
         train(&r, cpu_steps, host);
         far = distance(host, other, r.n);
