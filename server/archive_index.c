@@ -39,7 +39,7 @@ int sl_archive_index_open(struct sl_archive *a, bool *ret_fresh, struct sl_err *
         "CREATE INDEX run_seq ON run (seq); CREATE INDEX run_finished ON run (finished_ms);"
         "PRAGMA user_version = 1;";
     char path[SL_PATH_MAX], more[SL_PATH_MAX];
-    int rc = sl_path(path, err, "%s/index.db", a->dir), form;
+    int rc = sl_path(path, err, "%s/index.db", a->dir), form = 0;
 
     for (int turn = 0; !rc && turn < 2; turn++) {
         if (sqlite3_open(path, &a->index) != SQLITE_OK)
