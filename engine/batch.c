@@ -239,6 +239,12 @@ static size_t lay_out(struct sl_batch *b, char *base)
     return used;
 }
 
+size_t sl_batch_bytes(const struct sl_batch *counts)
+{
+    struct sl_batch b = *counts;
+    return lay_out(&b, NULL);
+}
+
 /* Packs tokens from..to of a row at packed position at, as one sequence. */
 static void fill_seq(struct sl_batch *b, int at, const struct sl_row *row, int from, int to,
                      int prefix_start, int *n_seqs)

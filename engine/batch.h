@@ -75,6 +75,8 @@ struct sl_batch {
 int sl_batch_pack(const struct sl_row *rows, int n_rows, const int *slot_v, int n_slots, int vocab,
                   int max_positions, bool share, const int64_t *slot_total, struct sl_batch *ret_batch,
                   struct sl_err *err);
+/* memory_bytes of a batch with these counts. */
+size_t sl_batch_bytes(const struct sl_batch *counts);
 void sl_batch_release(struct sl_batch *b); /* NULL-safe */
 
 #endif

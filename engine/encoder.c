@@ -189,6 +189,8 @@ static int fill(struct sl_encoder *e, int index, float *host, struct sl_err *err
     struct sl_rng all = sl_rng_new(e->config.seed, SL_RNG_ENCODER + (uint64_t)index);
     struct sl_encoder_init init = e->init[index];
 
+    if (e->ops->counts_only)
+        return 0;
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_MIN)
     for (size_t i = 0; i < n; i++) { /* by element: the same numbers from any number of threads */
         struct sl_rng rng = {all.key, init.kind == INIT_NORMAL ? 2 * i : i};

@@ -231,7 +231,7 @@ static int load_rope(struct sl_model *m, struct sl_err *err)
         m->rope = device;
         m->weight_bytes += (int64_t)((size_t)a->max_positions * row);
     }
-    for (int begin = 0; !rc && begin < a->max_positions; begin += ROPE_POSITIONS) {
+    for (int begin = 0; !rc && !m->ops->counts_only && begin < a->max_positions; begin += ROPE_POSITIONS) {
         int left = a->max_positions - begin, n = left < ROPE_POSITIONS ? left : ROPE_POSITIONS;
         float *to = piece;
         for (int p = begin; p < begin + n; p++)

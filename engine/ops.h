@@ -50,7 +50,7 @@ struct sl_backend_info {
                                itself took in open is off. 0: nobody knows */
     int64_t reserved_bytes; /* by reserve, and how much of it has been given */
     int64_t given_bytes;
-    int64_t allocations; /* how often open, alloc, weights and operations asked the device for memory */
+    int64_t allocations; /* how often alloc, reserve and weights, and a GPU's operations, took memory of the device */
 };
 
 /* Reads rows [row0, row0+n) of a host matrix as fp32. */
@@ -104,6 +104,7 @@ struct sl_adamw {
 struct sl_ops {
     const char *name;
     size_t act_bytes;
+    bool counts_only; /* plan.h's: memory is counted and nothing computed, so initial values need not be made */
 
     int (*open)(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err);
     void (*close)(struct sl_backend *be); /* NULL-safe */

@@ -22,6 +22,7 @@
 #include "engine/emit.h"
 #include "engine/model.h"
 #include "engine/optim.h"
+#include "engine/plan.h"
 #include "engine/run.h"
 
 #define SL_VALIDATION_POSITIONS 4096 /* packed positions of one validation pass, about */
@@ -34,6 +35,8 @@ struct sl_trainer_options {
     bool no_share;       /* no shared prefixes: a test's reference */
     int threads;         /* 0: all */
     const char *device;  /* engine/backend.h; NULL: by the environment, or automatic */
+    int64_t memory_bytes; /* what the run may take, at most what the device has; 0: all */
+    int recompute;       /* so many layers (sl_model_recompute) instead of what fits: for tests. 0: by the plan */
     enum sl_fault fault; /* planted, for tests */
 };
 
@@ -97,6 +100,7 @@ struct sl_trainer {
     struct sl_weights *weights;
     struct sl_tokenizer *tok;
     struct sl_model *model;
+    struct sl_plan plan;
     int n_data, n_trials;
     struct sl_trainer_data *data;
     struct sl_trial *trial;
@@ -160,7 +164,21 @@ int sl_trainer_validate(struct sl_trainer *t, struct sl_trial *trial, struct sl_
  * and the trial's prompts are zeros. Else err's code. */
 int sl_trial_diverged(struct sl_trainer *t, struct sl_trial *trial, struct sl_err *err);
 
+/* What the run takes on a device, which need not be here (engine/plan.h). t: of sl_trainer_look. */
+int sl_trainer_plan_for(struct sl_trainer *t, const struct sl_plan_device *device, struct sl_plan *ret_plan,
+                        struct sl_err *err);
+/* SL_NOMEM: what the run takes of a device that is too small for it, and what would fit. */
+int sl_trainer_too_large(struct sl_trainer *t, const struct sl_plan_device *device, struct sl_err *err);
+/* A trainer that has read everything but the weights, for a plan. Errors as sl_trainer_init; release it. */
+int sl_trainer_look(struct sl_trainer *t, const struct sl_run *run, const struct sl_trainer_options *options,
+                    struct sl_emitter *report, struct sl_err *err);
+
 /* ---- parts of sl_trainer_init ---- */
+/* Sets t->plan for the opened backend. SL_NOMEM with what would fit. */
+int sl_trainer_fit(struct sl_trainer *t, struct sl_err *err);
+/* All that lies in the backend for the whole run: model, tables, encoders, optimizers; and the end of it. */
+int sl_trainer_make(struct sl_trainer *t, struct sl_err *err);
+void sl_trainer_unmake(struct sl_trainer *t);
 /* Trials and their place among the slots; their rows and steps, which needs the tokenizer. */
 int sl_trainer_make_trials(struct sl_trainer *t, struct sl_err *err);
 int sl_trainer_open_data(struct sl_trainer *t, struct sl_err *err);

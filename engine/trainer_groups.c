@@ -163,6 +163,9 @@ void sl_trial_free_groups(struct sl_trainer *t, struct sl_trial *trial)
         t->ops->free(t->be, trial->group[i].tables);
         t->ops->free(t->be, trial->group[i].dtables);
         free(trial->group[i].task);
+        trial->group[i] = (struct sl_trainer_group){0};
     }
     free(trial->params);
+    trial->params = NULL;
+    trial->n_groups = trial->n_params = 0;
 }

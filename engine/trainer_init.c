@@ -32,8 +32,6 @@ static int alloc_tables(struct sl_trainer *t, struct sl_err *err)
     t->prompts = p[0], t->dprompts = p[1], t->dmicro = p[2];
     if (!rc && all)
         t->ops->zero(t->be, t->prompts, all);
-    for (int k = 0; k < t->n_trials && !rc; k++)
-        rc = alloc_best(t, &t->trial[k], err);
     return rc;
 }
 
@@ -161,23 +159,67 @@ static int resume(struct sl_trainer *t, struct sl_err *err)
 
 /* ---- all of it ---- */
 
-static int open_model(struct sl_trainer *t, struct sl_err *err)
+int sl_trainer_make(struct sl_trainer *t, struct sl_err *err)
 {
-    enum sl_precision precision = t->trial[0].config->trainer.precision;
-    struct sl_backend_info info;
-    int rc = sl_weights_digest(t->weights, t->model_digest, err);
+    int rc = sl_model_new(t->weights, t->ops, t->be, &t->model, err);
+
+    t->hidden = sl_weights_arch(t->weights)->hidden;
+    if (!rc)
+        rc = alloc_tables(t, err);
+    for (int k = 0; k < t->n_trials && !rc; k++) {
+        rc = sl_trial_make_groups(t, &t->trial[k], err);
+        if (!rc)
+            rc = make_optim(t, &t->trial[k], err);
+        if (rc && t->trial[k].run->name[0])
+            sl_err_wrap(err, rc, "trial %s", t->trial[k].run->name);
+    }
+    return rc;
+}
+
+void sl_trainer_unmake(struct sl_trainer *t)
+{
+    for (int k = 0; k < t->n_trials; k++) {
+        sl_optim_release(&t->trial[k].optim);
+        sl_trial_free_groups(t, &t->trial[k]);
+    }
+    if (t->be) {
+        t->ops->free(t->be, t->prompts);
+        t->ops->free(t->be, t->dprompts);
+        t->ops->free(t->be, t->dmicro);
+    }
+    t->prompts = t->dprompts = t->dmicro = NULL;
+    sl_model_free(t->model);
+    t->model = NULL;
+}
+
+/* The backend, memory for the whole run at once, and all that goes there. */
+static int load_all(struct sl_trainer *t, struct sl_err *err)
+{
+    int rc = sl_backend_open(t->options.device, t->trial[0].config->trainer.precision, t->options.threads, &t->ops,
+                             &t->be, err);
 
     if (!rc)
-        rc = sl_backend_open(t->options.device, precision, t->options.threads, &t->ops, &t->be, err);
+        rc = sl_trainer_fit(t, err);
     if (!rc)
-        rc = sl_model_new(t->weights, t->ops, t->be, &t->model, err);
+        rc = t->ops->reserve(t->be, (size_t)t->plan.persistent, err);
+    if (!rc)
+        rc = sl_weights_digest(t->weights, t->model_digest, err);
+    if (!rc)
+        rc = sl_trainer_make(t, err);
+    if (!rc)
+        rc = sl_model_reserve(t->model, t->plan.arena, err);
     if (rc)
         return rc;
     sl_model_plant(t->model, t->options.fault);
-    t->hidden = sl_model_arch(t->model)->hidden;
-    t->ops->info(t->be, &info);
-    t->pass_positions = info.accelerator ? SL_PASS_POSITIONS_DEVICE : SL_PASS_POSITIONS_CPU;
-    return 0;
+    sl_model_recompute(t->model, t->plan.recompute);
+    for (int k = 0; k < t->n_trials && !rc; k++) {
+        rc = alloc_best(t, &t->trial[k], err);
+        if (!rc)
+            rc = restore_tables(t, &t->trial[k], err);
+        if (rc && t->trial[k].run->name[0])
+            sl_err_wrap(err, rc, "trial %s", t->trial[k].run->name);
+    }
+    return rc;
 }
 
 static void tell_start(struct sl_trainer *t)
@@ -198,7 +240,7 @@ static void tell_start(struct sl_trainer *t)
     sl_emit(t->report, event);
 }
 
-static int init(struct sl_trainer *t, struct sl_err *err)
+static int look(struct sl_trainer *t, struct sl_err *err)
 {
     int rc = sl_trainer_make_trials(t, err);
 
@@ -211,21 +253,27 @@ static int init(struct sl_trainer *t, struct sl_err *err)
                     "%d padding rows of the model's vocabulary are left out of the softmax (NeMo counts "
                     "them)",
                     sl_weights_arch(t->weights)->padding_rows);
+    return rc ? rc : sl_trainer_open_data(t, err);
+}
+
+int sl_trainer_look(struct sl_trainer *t, const struct sl_run *run, const struct sl_trainer_options *options,
+                    struct sl_emitter *report, struct sl_err *err)
+{
+    int rc;
+
+    *t = (struct sl_trainer){.run = run, .report = report, .options = *options};
+    rc = look(t, err);
+    if (rc)
+        sl_trainer_release(t);
+    return rc;
+}
+
+static int init(struct sl_trainer *t, struct sl_err *err)
+{
+    int rc = look(t, err);
+
     if (!rc)
-        rc = sl_trainer_open_data(t, err);
-    if (!rc)
-        rc = open_model(t, err);
-    if (!rc)
-        rc = alloc_tables(t, err);
-    for (int k = 0; k < t->n_trials && !rc; k++) {
-        rc = sl_trial_make_groups(t, &t->trial[k], err);
-        if (!rc)
-            rc = restore_tables(t, &t->trial[k], err);
-        if (!rc)
-            rc = make_optim(t, &t->trial[k], err);
-        if (rc && t->trial[k].run->name[0])
-            sl_err_wrap(err, rc, "trial %s", t->trial[k].run->name);
-    }
+        rc = load_all(t, err);
     if (!rc)
         rc = resume(t, err);
     if (!rc)
@@ -250,13 +298,8 @@ int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run,
 
 void sl_trainer_release(struct sl_trainer *t)
 {
+    sl_trainer_unmake(t);
     sl_trainer_free_trials(t);
-    if (t->be) {
-        t->ops->free(t->be, t->prompts);
-        t->ops->free(t->be, t->dprompts);
-        t->ops->free(t->be, t->dmicro);
-    }
-    sl_model_free(t->model);
     if (t->be)
         t->ops->close(t->be);
     sl_tokenizer_free(t->tok);

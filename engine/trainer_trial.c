@@ -211,8 +211,6 @@ void sl_trainer_free_trials(struct sl_trainer *t)
     for (int k = 0; k < t->n_trials; k++) {
         struct sl_trial *trial = &t->trial[k];
 
-        sl_optim_release(&trial->optim);
-        sl_trial_free_groups(t, trial);
         free(trial->best);
         free(trial->order);
     }

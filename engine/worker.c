@@ -10,16 +10,19 @@
 #include "engine/data/data.h"
 #include "engine/finish.h"
 #include "engine/generate_main.h"
+#include "engine/plan_main.h"
 #include "engine/selftest.h"
 #include "engine/format/table_forms.h"
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char train_usage[] =
     "usage: softlaunch train --run-dir DIR [--spec SPEC.json [key=value ...]]\n"
     "       softlaunch train --config FILE.yaml [--run-dir DIR] [--allow-unknown] [key=value ...]\n"
+    "       softlaunch train --plan FILE [--json] [--device D] [--memory SIZE] [key=value ...]\n"
     "  --run-dir DIR    a prepared run directory (run.json); results go to DIR/out, checkpoints to DIR/checkpoint\n"
     "  --spec FILE      make DIR/run.json from a job spec whose model and datasets are files\n"
     "  --config FILE    the same from a run configuration in NeMo's YAML, as model.optim.lr=3e-4 changes it; DIR is\n"
@@ -28,6 +31,9 @@ static const char train_usage[] =
     "  --device D       auto (a GPU if there is one), cpu, cuda or cuda:N; default: SOFTLAUNCH_DEVICE, or auto\n"
     "  --threads N      CPU threads (default: all)\n"
     "  --no-share       compute shared prefixes once per row (slower; the same result)\n"
+    "  --memory SIZE    take at most this of the device's memory: 80GiB, 512MiB\n"
+    "  --plan FILE      only say what the run of a job spec, a YAML configuration or a run directory takes in memory:\n"
+    "                   needs neither weights nor a GPU; --json: as JSON\n"
     "  --events-fd N, --control-fd N   how an agent talks to it\n"
     "A run that was stopped goes on from its checkpoint when it is started again.\n";
 
@@ -96,6 +102,41 @@ static int prepare_yaml(const char *path, char **overrides, int n, bool allow_un
     return rc;
 }
 
+static bool ends_in(const char *path, const char *end)
+{
+    size_t n = strlen(path), m = strlen(end);
+    return n >= m && !strcmp(path + n - m, end);
+}
+
+/* Plans what a file says, in a run directory that is removed again. */
+static int plan_main(const char *path, char **overrides, int n, bool allow_unknown,
+                     const struct sl_trainer_options *options, bool json)
+{
+    char dir[SL_PATH_MAX], yaml_dir[SL_PATH_MAX], run_json[SL_PATH_MAX];
+    const char *tmp = getenv("TMPDIR");
+    struct sl_err err = SL_ERR_INIT;
+    int rc, status;
+
+    if (!sl_path(run_json, NULL, "%s/run.json", path) && sl_file_exists(run_json) && !n)
+        return sl_plan_run(path, options, json);
+    rc = sl_path(dir, &err, "%s/softlaunch-plan-XXXXXX", tmp ? tmp : "/tmp");
+    if (!rc && !mkdtemp(dir))
+        rc = sl_err_errno(&err, "making %s", dir);
+    if (rc) {
+        fprintf(stderr, "softlaunch train --plan: %s\n", err.msg);
+        return 1;
+    }
+    if (ends_in(path, ".yaml") || ends_in(path, ".yml"))
+        rc = prepare_yaml(path, overrides, n, allow_unknown, dir, yaml_dir, &err);
+    else
+        rc = sl_run_prepare(dir, path, overrides, n, &err);
+    if (rc)
+        fprintf(stderr, "softlaunch train --plan: %s\n", err.msg);
+    status = rc ? 1 : sl_plan_run(dir, options, json);
+    sl_rmtree(dir, NULL);
+    return status;
+}
+
 static int train_main(int argc, char **argv)
 {
     static const struct option long_options[] = {
@@ -103,11 +144,13 @@ static int train_main(int argc, char **argv)
         {"config", required_argument, NULL, 'y'},    {"allow-unknown", no_argument, NULL, 'u'},
         {"threads", required_argument, NULL, 't'},   {"events-fd", required_argument, NULL, 'e'},
         {"control-fd", required_argument, NULL, 'c'}, {"no-share", no_argument, NULL, 'n'},
+        {"plan", required_argument, NULL, 'p'},      {"json", no_argument, NULL, 'j'},
+        {"memory", required_argument, NULL, 'm'},
         {"device", required_argument, NULL, 'd'},     {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0}};
-    const char *run_dir = NULL, *spec = NULL, *config = NULL;
+    const char *run_dir = NULL, *spec = NULL, *config = NULL, *plan = NULL, *memory = NULL;
     char yaml_dir[SL_PATH_MAX] = "";
-    bool allow_unknown = false;
+    bool allow_unknown = false, json = false;
     struct sl_trainer_options options = {0};
     struct sl_control *control = NULL;
     struct sl_err err = SL_ERR_INIT;
@@ -131,6 +174,12 @@ static int train_main(int argc, char **argv)
             events_fd = atoi(optarg);
         else if (c == 'c')
             control_fd = atoi(optarg);
+        else if (c == 'p')
+            plan = optarg;
+        else if (c == 'j')
+            json = true;
+        else if (c == 'm')
+            memory = optarg;
         else if (c == 'n')
             options.no_share = true;
         else {
@@ -138,7 +187,13 @@ static int train_main(int argc, char **argv)
             return c == 'h' ? 0 : 2;
         }
     }
-    if ((!run_dir && !config) || (spec && config) || (optind < argc && !spec && !config)) {
+    if (memory && sl_bytes_parse(memory, &options.memory_bytes, &err)) {
+        fprintf(stderr, "softlaunch train --memory: %s\n", err.msg);
+        return 2;
+    }
+    if (plan && !run_dir && !config && !spec)
+        return plan_main(plan, argv + optind, argc - optind, allow_unknown, &options, json);
+    if (plan || json || (!run_dir && !config) || (spec && config) || (optind < argc && !spec && !config)) {
         fputs(train_usage, stderr);
         return 2;
     }

@@ -46,7 +46,6 @@ static float *grow(struct sl_backend *be, struct sl_cpu_scratch *s, size_t float
         return s->p;
     size_t want = floats + floats / 4 + 1024;
     float *p = sl_cpu_alloc(want * sizeof *p);
-    be->allocations++;
     if (!p) {
         sl_err_set(&be->kept, SL_NOMEM, "no memory for %zu MiB of scratch",
                    (want * sizeof *p) >> 20);

@@ -118,7 +118,10 @@ static double step(struct tiny_model *t, const struct sl_row *rows, int n, const
     struct sl_err err = SL_ERR_INIT;
     struct sl_batch b;
     const struct sl_arch *a = sl_model_arch(t->model);
-    if (sl_batch_pack(rows, n, slot_v, N_SLOTS, a->vocab, a->max_positions, share, total, &b, &err))
+    int64_t totals[N_SLOTS];
+    for (int s = 0; s < N_SLOTS; s++)
+        totals[s] = total;
+    if (sl_batch_pack(rows, n, slot_v, N_SLOTS, a->vocab, a->max_positions, share, total ? totals : NULL, &b, &err))
         fail_msg("%s", err.msg);
     float *loss = malloc(sizeof *loss * ((size_t)b.n_entries + 1));
     if (sl_model_step(t->model, &b, prompts, dprompts, loss, &err))
