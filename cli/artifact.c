@@ -11,7 +11,6 @@
 #include "cli/cli.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,24 +21,8 @@
 #define PART_FOLDER                                                                                \
     ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
 
-static const char usage[] =
-    "usage: softlaunch artifact put NAME FILE|DIR ... [--alias A ...]\n"
-    "       softlaunch artifact get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]\n"
-    "       softlaunch artifact ls [NAME]\n"
-    "       softlaunch artifact alias NAME:VERSION ALIAS\n"
-    "       softlaunch artifact convert FROM TO    (prompt tables between tools; files, not names)\n\n"
-    "  put    uploads files (a folder's with their paths in it) as a new version; equal content "
-    "makes none\n"
-    "  get    downloads a version's files into DIR (default: here), each checked by its sha256;\n"
-    "         with --unpack a tarball x.tar.zst also becomes the folder x\n"
-    "  alias  points a name such as `production` at a version\n\n"
-    "  --server URL       default: SOFTLAUNCH_SERVER, else " SL_SERVER_DEFAULT "\n"
-    "  --token-file FILE  default: the token in SOFTLAUNCH_TOKEN\n"
-    "  --json             the server's answer instead of text\n";
-
 struct options {
-    const char *server, *token_file;
-    json_t *aliases;
+    struct cli_list aliases;
     bool json, unpack;
 };
 
@@ -242,7 +225,10 @@ static int put(struct sl_api *api, const struct options *o, int argc, char **arg
     if (rc == 0)
         rc = put_manifest(&t, manifest, sha256, err);
     bar_end(&bar);
-    json_t *body = json_pack("{s:s, s:O}", "manifest", sha256, "aliases", o->aliases);
+    json_t *aliases = json_array();
+    for (int i = 0; i < o->aliases.n; i++)
+        json_array_append_new(aliases, json_string(o->aliases.items[i]));
+    json_t *body = json_pack("{s:s, s:o}", "manifest", sha256, "aliases", aliases);
     snprintf(path, sizeof path, "/api/v1/artifacts/%s/versions", argv[0]);
     /* Equal content makes no second version, so this may be repeated: the digest is its key. */
     if (rc == 0)
@@ -421,53 +407,41 @@ static const struct {
 
 int cmd_artifact(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
-        {"alias", required_argument, NULL, 'a'},  {"json", no_argument, NULL, 'j'},           {"unpack", no_argument, NULL, 'u'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+    struct cli_server server = {NULL, NULL};
+    struct options o = {.json = false};
+    const struct cli_option options[] = {
+        {"alias", 0, CLI_LIST, &o.aliases, "A", "for put: a name that points at the new version from now on", 0, 0},
+        {"unpack", 0, CLI_FLAG, &o.unpack, NULL, "for get: a tarball x.tar.zst also becomes the folder x", 0, 0},
+        {"json", 0, CLI_FLAG, &o.json, NULL, "the server's answer instead of text", 0, 0},
+        CLI_SERVER_OPTIONS(server),
+        CLI_OPTIONS_END,
     };
-    struct options o = {.aliases = json_array()};
+    const struct cli_usage usage = {
+        .name = "artifact",
+        .forms = (const char *const[]){"put NAME FILE|DIR ... [--alias A ...]",
+                                       "get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]", "ls [NAME]",
+                                       "alias NAME:VERSION ALIAS", "convert FROM TO", NULL},
+        .options = options,
+        .more = "put uploads files (a folder's with their paths in it) as a new version; equal content makes none.\n"
+                "get downloads a version's files into DIR (here), each checked by its sha256. alias points a name\n"
+                "such as `production` at a version. convert turns a prompt table's file into another tool's form.",
+        .most = -1,
+    };
+    int at = cli_parse(&usage, argc, argv), status = 2;
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
-    int c, status = 2;
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-        switch (c) {
-        case 's':
-            o.server = optarg;
-            break;
-        case 't':
-            o.token_file = optarg;
-            break;
-        case 'a':
-            json_array_append_new(o.aliases, json_string(optarg));
-            break;
-        case 'j':
-            o.json = true;
-            break;
-        case 'u':
-            o.unpack = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            json_decref(o.aliases);
-            return 0;
-        default:
-            fputs(usage, stderr);
-            json_decref(o.aliases);
-            return 2;
-        }
-    for (size_t i = 0; optind < argc && i < sizeof verbs / sizeof *verbs; i++) {
-        int n = argc - optind - 1;
-        if (strcmp(argv[optind], verbs[i].name) != 0 || n < verbs[i].least || n > verbs[i].most)
+
+    if (at < 0)
+        return cli_usage_status(at);
+    for (size_t i = 0; at < argc && i < sizeof verbs / sizeof *verbs; i++) {
+        int n = argc - at - 1;
+        if (strcmp(argv[at], verbs[i].name) != 0 || n < verbs[i].least || n > verbs[i].most)
             continue;
-        int rc = sl_api_open(o.server, o.token_file, &api, &err);
+        int rc = sl_api_open(server.url, server.token_file, &api, &err);
         if (rc == 0)
-            rc = verbs[i].run(api, &o, n, argv + optind + 1, &err);
+            rc = verbs[i].run(api, &o, n, argv + at + 1, &err);
         status = rc ? cli_fail(argv[0], &err) : 0;
     }
-    if (status == 2)
-        fputs(usage, stderr);
     sl_api_free(api);
-    json_decref(o.aliases);
-    return status;
+    return status == 2 ? cli_wrong(&usage, NULL) : status;
 }

@@ -36,6 +36,12 @@ struct cli_option {
 };
 #define CLI_OPTIONS_END {NULL, 0, CLI_FLAG, NULL, NULL, NULL, 0, 0}
 
+#define CLI_REDIS_HELP "Redis (SOFTLAUNCH_REDIS, which no list of processes shows)"
+#define CLI_REDIS_URLS                                                                             \
+    "URL is redis://[USER:PASSWORD@]HOST[:PORT][/DB] (several hosts with commas: they are tried in turn, and\n" \
+    "a Cluster's nodes), redis+sentinel://HOST[:PORT],.../NAME, unix:///PATH; over TLS rediss:// and\n"   \
+    "rediss+sentinel://, with ?cacert=FILE&cert=FILE&key=FILE&sni=NAME behind."
+
 struct cli_usage {
     const char *name;          /* of the command */
     const char *const *forms;  /* what stands behind the name, a line each; NULL-terminated */
