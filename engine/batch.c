@@ -232,6 +232,7 @@ static size_t lay_out(struct sl_batch *b, char *base)
     TAKE(grad_list, b->n_virtual);
     TAKE(slot_prompts, b->n_slots + 1);
     TAKE(row_seq, b->n_rows);
+    TAKE(row_n, b->n_rows);
     TAKE(row_entry_ptr, b->n_rows + 1);
     TAKE(row_entry, b->n_counted);
     TAKE(row_out, b->n_rows);
@@ -274,6 +275,7 @@ static void fill_sequences(struct sl_batch *b, const struct sl_row *rows, const 
         for (int k = p->slot_begin[s]; k < p->slot_begin[s + 1]; k++) {
             int r = p->order[k];
             b->row_seq[r] = n_seqs;
+            b->row_n[r] = rows[r].n;
             fill_seq(b, p->row_start[r], &rows[r], len, rows[r].n, len > 0 ? p->prefix_start[s] : 0,
                      &n_seqs);
         }

@@ -33,6 +33,7 @@ struct sl_batch {
     struct sl_seq *seq; /* [n_seqs], queries = keys = packed positions */
     int32_t *visible;   /* [n_tokens] */
     int *row_seq;       /* [n_rows] sequence of the row's own part, which names its prefix */
+    int *row_n;         /* [n_rows] its length, unpacked */
 
     /* Rows with loss: packed positions (ascending, distinct) whose logits are needed, and what they
      * should say. Several entries may name one position (a shared position that predicts each row's

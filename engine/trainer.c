@@ -93,13 +93,13 @@ static int checkpoint(struct sl_trainer *t, struct sl_err *err)
 
 /* ---- one optimizer step ---- */
 
-/* Rows of this step in each trial's own order: all that fill whole steps; the last partial global batch
- * of an epoch is dropped. */
-static int choose_rows(struct sl_trainer *t, int *rows, struct sl_err *err)
+/* Rows of a step in each trial's own order: all that fill whole steps; the last partial global batch of an
+ * epoch is dropped. */
+static int choose_rows(struct sl_trainer *t, int64_t step, int *rows, struct sl_err *err)
 {
     for (int k = 0; k < t->n_trials; k++) {
         struct sl_trial *trial = &t->trial[k];
-        int n = sl_dataset_rows(trial->data->train), epoch = (int)(t->step / trial->steps_per_epoch);
+        int n = sl_dataset_rows(trial->data->train), epoch = (int)(step / trial->steps_per_epoch);
 
         if (!trial->order)
             trial->order = malloc((size_t)n * sizeof *trial->order);
@@ -110,10 +110,27 @@ static int choose_rows(struct sl_trainer *t, int *rows, struct sl_err *err)
                              trial->config->data.shuffle, trial->order);
         trial->order_epoch = epoch;
         memcpy(rows + (size_t)k * (size_t)t->rows_per_step,
-               trial->order + t->step % trial->steps_per_epoch * t->rows_per_step,
+               trial->order + step % trial->steps_per_epoch * t->rows_per_step,
                (size_t)t->rows_per_step * sizeof *rows);
     }
     return 0;
+}
+
+/* t->next becomes the batches of a step. */
+static int pack_step(struct sl_trainer *t, int64_t step, struct sl_err *err)
+{
+    int *rows, rc;
+
+    if (t->next_step == step)
+        return 0;
+    rows = malloc((size_t)t->n_trials * (size_t)t->rows_per_step * sizeof *rows);
+    rc = rows ? choose_rows(t, step, rows, err)
+              : sl_err_set(err, SL_NOMEM, "no memory for a step of %d rows", t->rows_per_step);
+    if (!rc)
+        rc = sl_trainer_pack(t, rows, t->rows_per_step, &t->next, err);
+    t->next_step = rc ? -1 : step;
+    free(rows);
+    return rc;
 }
 
 /* Queues the update of a trial whose gradients are there. */
@@ -155,22 +172,23 @@ static void count_step(struct sl_trainer *t, struct sl_trial *trial, const struc
                             "tokens_per_s", (double)sum->useful / (seconds > 0 ? seconds : 1)));
 }
 
-static int step_with(struct sl_trainer *t, int *rows, struct sl_trial_sum *sum, float *norm,
-                     struct sl_err *err)
+static int step_with(struct sl_trainer *t, struct sl_trial_sum *sum, float *norm, struct sl_err *err)
 {
     int64_t begun = sl_boot_us();
     double seconds;
-    int rc = choose_rows(t, rows, err);
+    int rc = pack_step(t, t->step, err);
 
     if (rc)
         return rc;
     sl_trainer_zero_grad(t);
-    rc = sl_trainer_loss(t, rows, t->rows_per_step, true, sum, err);
+    rc = sl_trainer_run_passes(t, &t->next, true, sum, err);
     if (rc)
         return sl_err_wrap(err, rc, "step %lld", (long long)t->step + 1);
     for (int k = 0; k < t->n_trials && !rc; k++)
         if (sl_trial_live(&t->trial[k]))
             rc = update(t, &t->trial[k], mean_loss(&sum[k]), err);
+    if (!rc && t->step + 1 < t->steps)
+        rc = pack_step(t, t->step + 1, err);
     for (int k = 0; k < t->n_trials && !rc; k++) {
         if (!sl_trial_live(&t->trial[k]))
             continue;
@@ -192,14 +210,11 @@ static int step_with(struct sl_trainer *t, int *rows, struct sl_trial_sum *sum, 
 
 static int step(struct sl_trainer *t, struct sl_err *err)
 {
-    size_t n = (size_t)t->n_trials;
-    int *rows = malloc(n * (size_t)t->rows_per_step * sizeof *rows), rc;
-    struct sl_trial_sum *sum = calloc(n, sizeof *sum);
-    float *norm = calloc(n, sizeof *norm);
+    struct sl_trial_sum *sum = calloc((size_t)t->n_trials, sizeof *sum);
+    float *norm = calloc((size_t)t->n_trials, sizeof *norm);
+    int rc = sum && norm ? step_with(t, sum, norm, err)
+                         : sl_err_set(err, SL_NOMEM, "no memory for %d trials", t->n_trials);
 
-    rc = rows && sum && norm ? step_with(t, rows, sum, norm, err)
-                             : sl_err_set(err, SL_NOMEM, "no memory for a step of %d rows", t->rows_per_step);
-    free(rows);
     free(sum);
     free(norm);
     return rc;

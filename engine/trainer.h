@@ -29,7 +29,7 @@
 /* Positions of the rows of a training pass that joins micro-batches of several trials: on a CPU what its
  * caches and memory like, on an accelerator what keeps it busy. */
 #define SL_PASS_POSITIONS_CPU 4096
-#define SL_PASS_POSITIONS_DEVICE 16384
+#define SL_PASS_POSITIONS_DEVICE 32768
 
 struct sl_trainer_options {
     bool no_share;       /* no shared prefixes: a test's reference */
@@ -89,6 +89,12 @@ struct sl_trial_sum {
     int64_t counted, useful;
 };
 
+/* The packed batches of one step, of all trials; replaced by the next call that packs. */
+struct sl_passes {
+    int n;
+    struct sl_pass *pass;
+};
+
 struct sl_trainer {
     const struct sl_run *run;
     struct sl_emitter *report;
@@ -111,6 +117,8 @@ struct sl_trainer {
     float *dmicro;             /* the same of one pass */
     int64_t pass_positions;    /* micro-batches of several trials make a pass up to this length */
 
+    struct sl_passes next; /* of step next_step, packed while the device was busy with the one before */
+    int64_t next_step;     /* -1: none is there */
     int rows_per_step;   /* of each trial */
     int64_t step, steps; /* of the trials that are not over; the longest trial's */
     char model_digest[SL_SHA256_HEX + 1];
@@ -149,10 +157,16 @@ void sl_trainer_zero_grad(struct sl_trainer *t);
 void sl_trainer_place_tables(struct sl_trainer *t, bool training);
 void sl_trial_place_tables(struct sl_trainer *t, struct sl_trial *trial, bool training);
 
-/* Packs and runs rows, whose slots are the trainer's: adds to the sums [n_trials] of their trials; dprompts
- * (may be NULL) is set, with each slot's gradient divided by its slot_total (NULL: by all that counts). */
-int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, const int64_t *slot_total,
-                    float *dprompts, struct sl_trial_sum *sum, struct sl_err *err);
+/* The same in two halves: packing is the host's work and does not wait for the device. */
+int sl_trainer_pack(struct sl_trainer *t, const int *rows, int n_rows, struct sl_passes *p,
+                    struct sl_err *err);
+int sl_trainer_run_passes(struct sl_trainer *t, const struct sl_passes *p, bool gradient,
+                          struct sl_trial_sum *ret_sum, struct sl_err *err);
+void sl_passes_release(struct sl_passes *p);
+/* Packs and runs rows, whose slots are the trainer's, without gradient: adds to the sums [n_trials] of their
+ * trials. */
+int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, struct sl_trial_sum *sum,
+                    struct sl_err *err);
 
 /* True when the trial's step asks for a validation that has not been done. */
 bool sl_trainer_validation_due(const struct sl_trial *trial);

@@ -287,7 +287,8 @@ int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run,
 {
     int rc;
 
-    *t = (struct sl_trainer){.run = run, .report = report, .control = control};
+    *t = (struct sl_trainer){
+        .run = run, .report = report, .control = control, .next_step = -1};
     if (options)
         t->options = *options;
     rc = init(t, err);
@@ -299,6 +300,7 @@ int sl_trainer_init(struct sl_trainer *t, const struct sl_run *run,
 void sl_trainer_release(struct sl_trainer *t)
 {
     sl_trainer_unmake(t);
+    sl_passes_release(&t->next);
     sl_trainer_free_trials(t);
     if (t->be)
         t->ops->close(t->be);

@@ -1,6 +1,7 @@
 /* Passes of the frozen model: rows in, losses and the encoders' gradients out. */
 #include "engine/trainer.h"
 #include <stdlib.h>
+#include <string.h>
 
 #define ADD_FLOATS_MAX (1 << 30) /* of one call */
 
@@ -14,34 +15,70 @@ static void add_floats(struct sl_trainer *t, int64_t n, float *x, float *y)
     }
 }
 
-int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, const int64_t *slot_total,
-                    float *dprompts, struct sl_trial_sum *sum, struct sl_err *err)
+/* A packed batch and whose rows it holds. */
+struct sl_pass {
+    struct sl_batch batch;
+    int *trial; /* [batch.n_rows] */
+};
+
+static void pass_release(struct sl_pass *p)
+{
+    sl_batch_release(&p->batch);
+    free(p->trial);
+    *p = (struct sl_pass){0};
+}
+
+static int pack(struct sl_trainer *t, const struct sl_row *rows, int n, const int64_t *slot_total,
+                struct sl_pass *ret, struct sl_err *err)
 {
     const struct sl_arch *arch = sl_model_arch(t->model);
-    struct sl_batch batch;
-    float *loss;
-    int rc = sl_batch_pack(rows, n, t->slot_v, t->n_slots, arch->vocab, arch->max_positions,
-                           !t->options.no_share, slot_total, &batch, err);
+    struct sl_pass p = {.trial = malloc((size_t)n * sizeof *p.trial)};
+    int rc = p.trial ? 0 : sl_err_set(err, SL_NOMEM, "no memory for a batch of %d rows", n);
+
+    if (!rc)
+        rc = sl_batch_pack(rows, n, t->slot_v, t->n_slots, arch->vocab, arch->max_positions,
+                           !t->options.no_share, slot_total, &p.batch, err);
+    if (rc) {
+        free(p.trial);
+        return rc;
+    }
+    for (int r = 0; r < n; r++)
+        p.trial[r] = t->slot_trial[rows[r].slot];
+    *ret = p;
+    return 0;
+}
+
+/* The model on a packed batch: adds to the sums of its trials; dprompts (may be NULL) is set. */
+static int run_pass(struct sl_trainer *t, const struct sl_pass *p, float *dprompts,
+                    struct sl_trial_sum *sum, struct sl_err *err)
+{
+    const struct sl_batch *b = &p->batch;
+    float *loss = malloc(((size_t)b->n_entries + 1) * sizeof *loss);
+    int rc = loss ? sl_model_step(t->model, b, t->prompts, dprompts, loss, err)
+                  : sl_err_set(err, SL_NOMEM, "no memory for %d losses", b->n_entries);
+
+    for (int r = 0; r < b->n_rows && !rc; r++) {
+        struct sl_trial_sum *s = &sum[p->trial[r]];
+
+        for (int i = b->row_entry_ptr[r]; i < b->row_entry_ptr[r + 1]; i++)
+            s->loss += loss[b->row_entry[i]];
+        s->counted += b->row_entry_ptr[r + 1] - b->row_entry_ptr[r];
+        s->useful += b->row_n[r];
+    }
+    free(loss);
+    return rc;
+}
+
+int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, struct sl_trial_sum *sum,
+                    struct sl_err *err)
+{
+    struct sl_pass p;
+    int rc = pack(t, rows, n, NULL, &p, err);
 
     if (rc)
         return rc;
-    loss = malloc(((size_t)batch.n_entries + 1) * sizeof *loss);
-    if (!loss) {
-        rc = sl_err_set(err, SL_NOMEM, "no memory for %d losses", batch.n_entries);
-        sl_batch_release(&batch);
-        return rc;
-    }
-    rc = sl_model_step(t->model, &batch, t->prompts, dprompts, loss, err);
-    for (int r = 0; r < n && !rc; r++) {
-        struct sl_trial_sum *s = &sum[t->slot_trial[rows[r].slot]];
-
-        for (int i = batch.row_entry_ptr[r]; i < batch.row_entry_ptr[r + 1]; i++)
-            s->loss += loss[batch.row_entry[i]];
-        s->counted += batch.row_entry_ptr[r + 1] - batch.row_entry_ptr[r];
-        s->useful += rows[r].n;
-    }
-    free(loss);
-    sl_batch_release(&batch);
+    rc = run_pass(t, &p, NULL, sum, err);
+    pass_release(&p);
     return rc;
 }
 
@@ -74,51 +111,53 @@ static int64_t take_rows(const struct sl_trial *trial, const int *rows, int n, s
     return positions;
 }
 
-/* The passes of one micro-batch of every trial. A pass takes the micro-batches of as many trials as its
- * length allows, and at least one. */
-static int micro_batch(struct sl_trainer *t, const int *rows, int n_rows, int at, int n,
-                       const int64_t *slot_total, bool gradient, struct sl_row *part,
-                       struct sl_trial_sum *sum, struct sl_err *err)
+static int add_pass(struct sl_trainer *t, struct sl_passes *p, const struct sl_row *rows, int n,
+                    const int64_t *slot_total, struct sl_err *err)
 {
-    int64_t all = (int64_t)t->n_prompts * t->hidden, positions = 0;
-    int used = 0, rc = 0;
-    bool first = at == 0;
+    struct sl_pass *all = realloc(p->pass, (size_t)(p->n + 1) * sizeof *all);
+    int rc;
 
-    for (int k = 0; k <= t->n_trials && !rc; k++) {
-        bool more = k < t->n_trials;
-        int64_t longer = more ? take_rows(&t->trial[k], rows + (size_t)k * (size_t)n_rows + at, n,
-                                          part + used)
-                              : 0;
-
-        if (used && (!more || positions + longer > t->pass_positions)) {
-            rc = sl_trainer_pass(t, part, used, slot_total,
-                                 !gradient ? NULL
-                                 : first   ? t->dprompts
-                                           : t->dmicro,
-                                 sum, err);
-            if (!rc && gradient && !first)
-                add_floats(t, all, t->dmicro, t->dprompts);
-            first = false;
-            for (int i = 0; i < n && more; i++)
-                part[i] = part[used + i];
-            used = 0;
-            positions = 0;
-        }
-        used += more ? n : 0;
-        positions += longer;
-    }
+    if (!all)
+        return sl_err_set(err, SL_NOMEM, "no memory for %d passes", p->n + 1);
+    p->pass = all;
+    rc = pack(t, rows, n, slot_total, &all[p->n], err);
+    p->n += !rc;
     return rc;
 }
 
-int sl_trainer_loss(struct sl_trainer *t, const int *rows, int n_rows, bool gradient,
-                    struct sl_trial_sum *ret_sum, struct sl_err *err)
+/* The passes of one micro-batch of every trial: rows at..at+n of each. A pass takes the micro-batches of as
+ * many trials as its length allows, and at least one. */
+static int pack_micro(struct sl_trainer *t, const int *rows, int n_rows, int at, int n,
+                      const int64_t *slot_total, struct sl_row *part, struct sl_passes *p,
+                      struct sl_err *err)
+{
+    int64_t positions = 0;
+    int used = 0, rc = 0;
+
+    for (int k = 0; k < t->n_trials && !rc; k++) {
+        int64_t longer = take_rows(&t->trial[k], rows + (size_t)k * (size_t)n_rows + at, n, part + used);
+
+        if (used && positions + longer > t->pass_positions) {
+            rc = add_pass(t, p, part, used, slot_total, err);
+            memmove(part, part + used, (size_t)n * sizeof *part);
+            used = 0;
+            positions = 0;
+        }
+        used += n;
+        positions += longer;
+    }
+    return rc ? rc : add_pass(t, p, part, used, slot_total, err);
+}
+
+int sl_trainer_pack(struct sl_trainer *t, const int *rows, int n_rows, struct sl_passes *p,
+                    struct sl_err *err)
 {
     int micro = t->trial[0].config->micro_batch, rc = 0;
     struct sl_row *part = malloc((size_t)micro * (size_t)t->n_trials * sizeof *part);
     int64_t *slot_total = calloc((size_t)t->n_slots, sizeof *slot_total);
-    struct sl_trial_sum *sum = calloc((size_t)t->n_trials, sizeof *sum);
 
-    if (!part || !slot_total || !sum)
+    sl_passes_release(p);
+    if (!part || !slot_total)
         rc = sl_err_set(err, SL_NOMEM, "no memory for a batch of %d rows", micro);
     for (int s = 0; s < t->n_slots && !rc; s++) {
         int k = t->slot_trial[s];
@@ -127,19 +166,55 @@ int sl_trainer_loss(struct sl_trainer *t, const int *rows, int n_rows, bool grad
             slot_total[s] += sl_dataset_row_targets(t->trial[k].data->train,
                                                     rows[(size_t)k * (size_t)n_rows + (size_t)i]);
     }
+    for (int i = 0; i < n_rows && !rc; i += micro)
+        rc = pack_micro(t, rows, n_rows, i, n_rows - i < micro ? n_rows - i : micro, slot_total, part,
+                        p, err);
+    free(part);
+    free(slot_total);
+    if (rc)
+        sl_passes_release(p);
+    return rc;
+}
+
+void sl_passes_release(struct sl_passes *p)
+{
+    for (int i = 0; i < p->n; i++)
+        pass_release(&p->pass[i]);
+    free(p->pass);
+    *p = (struct sl_passes){0};
+}
+
+int sl_trainer_run_passes(struct sl_trainer *t, const struct sl_passes *p, bool gradient,
+                          struct sl_trial_sum *ret_sum, struct sl_err *err)
+{
+    struct sl_trial_sum *sum = calloc((size_t)t->n_trials, sizeof *sum);
+    int rc = sum ? 0 : sl_err_set(err, SL_NOMEM, "no memory for %d sums", t->n_trials);
+
     if (!rc)
         sl_trainer_place_tables(t, gradient);
-    for (int i = 0; i < n_rows && !rc; i += micro)
-        rc = micro_batch(t, rows, n_rows, i, n_rows - i < micro ? n_rows - i : micro, slot_total,
-                         gradient, part, sum, err);
+    for (int i = 0; i < p->n && !rc; i++) {
+        rc = run_pass(t, &p->pass[i], !gradient ? NULL : i ? t->dmicro : t->dprompts, sum, err);
+        if (!rc && gradient && i)
+            add_floats(t, (int64_t)t->n_prompts * t->hidden, t->dmicro, t->dprompts);
+    }
     for (int k = 0; k < t->n_trials && !rc && gradient; k++)
         if (sl_trial_live(&t->trial[k]))
             back_to_encoders(t, &t->trial[k]);
-    for (int k = 0; k < t->n_trials && !rc; k++)
-        ret_sum[k] = sum[k];
-    free(part);
-    free(slot_total);
+    if (!rc)
+        memcpy(ret_sum, sum, (size_t)t->n_trials * sizeof *sum);
     free(sum);
+    return rc;
+}
+
+int sl_trainer_loss(struct sl_trainer *t, const int *rows, int n_rows, bool gradient,
+                    struct sl_trial_sum *ret_sum, struct sl_err *err)
+{
+    struct sl_passes p = {0};
+    int rc = sl_trainer_pack(t, rows, n_rows, &p, err);
+
+    if (!rc)
+        rc = sl_trainer_run_passes(t, &p, gradient, ret_sum, err);
+    sl_passes_release(&p);
     return rc;
 }
 

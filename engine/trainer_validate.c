@@ -36,7 +36,7 @@ static int loss_of_rows(struct sl_trainer *t, const struct sl_trial *trial, doub
             (i == n || used == SL_BATCH_MAX_ROWS || positions + row.n > SL_VALIDATION_POSITIONS)) {
             rc = asked_to_stop(t)
                      ? sl_err_set(err, SL_CANCELLED, "asked to stop")
-                     : sl_trainer_pass(t, part, used, NULL, NULL, sum, err);
+                     : sl_trainer_pass(t, part, used, sum, err);
             used = 0;
             positions = 0;
         }
