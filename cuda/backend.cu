@@ -388,7 +388,7 @@ template <typename T, typename F> static constexpr F *for_bf16(F *entry)
 
 #define TABLE(T, NAME, OPEN)                                                                         \
     {                                                                                                \
-        .name = NAME, .act_bytes = sizeof(T), .open = OPEN, .close = cuda_close, .info = cuda_info,  \
+        .name = NAME, .act_bytes = sizeof(T), .counts_only = false, .open = OPEN, .close = cuda_close, .info = cuda_info,  \
         .reserve = cuda_reserve, .alloc = sl_cuda_alloc, .free = sl_cuda_free, .upload = sl_cuda_upload, .download = cuda_download,    \
         .zero = cuda_zero, .copy = cuda_copy, .to_f32 = sl_cuda_to_f32<T>,                           \
         .from_f32 = sl_cuda_from_f32<T>, .weight_new = sl_cuda_weight_new<T>,                           \
