@@ -44,7 +44,8 @@ PEFT_ROWS = {  # batch sizes that were best for PEFT on an H200
 PRECISIONS = ("bf16", "fp8", "int8")
 CHECK_ROWS = 4  # of the gradient comparison
 UNTIMED = 3
-ALL = ",".join(f"{m}:{p}" for m in ("gpt-125m", "gpt-1.3b", "gpt-5b") for p in ("short", "squad", "long"))
+ALL = ",".join([f"{m}:{p}:{k}" for m, kinds in (("gpt-125m", ["bf16"]), ("gpt-1.3b", ["bf16", "fp8"]), ("gpt-5b", ["bf16", "fp8"]))
+                for k in kinds for p in VIRTUAL] + ["gpt-125m:short:bf16:lstm", "smollm2-135m:short"])
 
 
 def padded(b, to):
@@ -157,7 +158,7 @@ class Ours:
         return out, np.fromfile(path("gradient.f32"), np.float32)
 
 
-def measure(row, config, base, grads, ours, args, rate, context):
+def measure(row, config, base, grads, peft, ours, args, rate, context):
     name, profile, precision, encoder = row
     hidden, vocab, v = config.hidden_size, config.vocab_size, VIRTUAL[profile]
     g = torch.Generator().manual_seed(1)
@@ -177,7 +178,9 @@ def measure(row, config, base, grads, ours, args, rate, context):
             far = lambda x: float(np.linalg.norm(x - exact) / np.linalg.norm(exact))
             r["gradient_error"], r["gradient_error_torch_bf16"] = far(gradient), far(theirs)
             r["gradient_cosine"] = float(gradient @ exact / np.linalg.norm(gradient) / np.linalg.norm(exact))
-    for rows in [] if args.no_peft else PEFT_ROWS[name][profile]:
+    if (profile, encoder) in peft:    # the same whatever we compute in
+        r["peft"] = peft[profile, encoder]
+    for rows in [] if args.no_peft or r["peft"] else PEFT_ROWS[name][profile]:
         try:
             with Memory() as memory:
                 p = peft_speed(base, profile, rows, args.steps, hidden, vocab, encoder)
@@ -189,6 +192,7 @@ def measure(row, config, base, grads, ours, args, rate, context):
             p = {"rows": rows, "error": "out of memory"}
         r["peft"].append(p)
         clean()
+    peft[profile, encoder] = r["peft"]
     best = max((p for p in r["peft"] if "gib" in p), key=lambda p: p["useful_tok_s"], default=None)
     if best:    # the same rows a step, for memory
         g = torch.Generator().manual_seed(0)
@@ -267,10 +271,11 @@ def main():
         start = time.time()
         grads = gradients(base, config, dict.fromkeys(r[1] for r in mine))
         spent.append((name + " gradients", time.time() - start))
+        peft = {}
         for row in mine:
             start = time.time()
             try:
-                r = measure(row, config, base, grads, Ours(args.bench, work, config.hidden_size, 2 * args.steps), args, rate,
+                r = measure(row, config, base, grads, peft, Ours(args.bench, work, config.hidden_size, 2 * args.steps), args, rate,
                             context)
             except Exception as e:    # one row's failure leaves the others
                 r = {"model": name, "profile": row[1], "precision": row[2], "encoder": row[3], "ours": [{"error": repr(e)[:300]}],

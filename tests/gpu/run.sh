@@ -8,11 +8,12 @@
 #   precision  what fp8 and int8 cost the real model: final losses over three seeds
 #   sanitize   memcheck and racecheck over operations and training steps  faults     the device fails under an agent
 #   demo       make demo DEVICE=cuda                                      generate   tokens/s beside transformers
-#   speed      steps and memory beside PEFT and the device's limit, seconds to the first step, trials
+#   speed      steps and memory beside PEFT and the device's limit        first_step  seconds from the start to the first step
+#   trials     sixteen trials at once beside sixteen runs of PEFT
 #   model      only keeps a part of the model's file for later calls on this machine
 # Without STEP: all of them. Environment:
 #   GPU_PREBUILT=DIR   programs packed elsewhere (tests/gpu/pack.sh), for a machine without our libraries; else it builds here
-#   GPU_ROWS, GPU_MODELS, GPU_TOKENS    what `speed` measures: see tests/bench/gpu_peft.py
+#   GPU_ROWS, GPU_TOKENS    what `speed` measures: see tests/bench/gpu_peft.py    GPU_MODELS, GPU_TRIALS: the other two
 #   SL_MODEL           the real model's file; else its parts that `model` has kept, all of GPU_PREBUILT/model.part-*
 #   SL_PEER_PYTHON     a Python with torch, transformers and peft (default python3)
 set -u
@@ -23,7 +24,7 @@ mkdir -p "$out"
 out=$(realpath "$out")
 python=${SL_PEER_PYTHON:-python3}
 kept=/var/tmp/softlaunch-gpu # what later calls find
-steps=${*:-ops train parity precision sanitize faults demo generate speed}
+steps=${*:-ops train parity precision sanitize faults demo generate speed first_step trials}
 failed=0 lines=()
 note() { lines+=("$*"); echo "$*"; }
 
@@ -114,6 +115,8 @@ keep_parts() {
     true
 }
 
+models=$(mktemp -d)
+trap 'rm -rf "$models"' EXIT
 for step in $steps; do
     begun=$SECONDS
     case $step in
@@ -158,12 +161,16 @@ for step in $steps; do
             --data "${WORDNET_ROWS:-$build/demo/wordnet}" --json "$out/generate.json"
         ;;
     speed)
-        models=$(mktemp -d)
-        check speed 420 "$python" tests/bench/gpu_peft.py --bench "$tests/bench_gpu" --keep "$models" --json "$out/speed.json" \
+        check speed 500 "$python" tests/bench/gpu_peft.py --bench "$tests/bench_gpu" --keep "$models" --json "$out/speed.json" \
             --tokens "${GPU_TOKENS:-16384}" ${GPU_ROWS:+--rows "$GPU_ROWS"}
-        check first_step 60 "$python" tests/bench/gpu_first_step.py --worker "$bin/softlaunch-worker" --keep "$models" \
+        ;;
+    first_step)
+        check first_step 90 "$python" tests/bench/gpu_first_step.py --worker "$bin/softlaunch-worker" --keep "$models" \
             --models "${GPU_MODELS:-gpt-125m,gpt-1.3b,gpt-5b}" --json "$out/first_step.json"
-        rm -rf "$models"
+        ;;
+    trials)
+        check trials 400 "$python" tests/bench/gpu_trials.py --worker "$bin/softlaunch-worker" --keep "$models" \
+            --models "${GPU_TRIALS:-gpt-125m:500,gpt-1.3b:60,gpt-5b:20}" --json "$out/trials.json" --check 2
         ;;
     *) echo "what is $step?" >&2; exit 2 ;;
     esac
