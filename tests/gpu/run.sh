@@ -54,8 +54,11 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | 
 check() { # name seconds command...: one line for its end
     local name=$1 limit=$2 start=$SECONDS status ok
     shift 2
-    timeout -k 5 "$limit" bash -c '"$@"' _ "$@" >"$out/$name.log" 2>&1 </dev/null
+    timeout -k 5 "$limit" bash -c '"$@"' _ "$@" >"$out/$name.log" 2>&1 </dev/null &
+    running=$!
+    wait $running
     status=$?
+    running=
     ok=$(grep -cE '^(\[       OK|ok )' "$out/$name.log")
     if [ $status = 0 ]; then
         note "ok      $name ($ok tests, $((SECONDS - start)) s)"
@@ -116,7 +119,9 @@ keep_parts() {
 }
 
 models=$(mktemp -d)
+running=
 trap 'rm -rf "$models"' EXIT
+trap '[ -z "$running" ] || kill $running; wait; exit 143' TERM INT # who ends us ends what we measure
 for step in $steps; do
     begun=$SECONDS
     case $step in
