@@ -28,6 +28,7 @@ struct sl_fingerprint {
     int threads;
     char libraries[128]; /* softlaunch's own version and the C library's (its libm) */
     int pack_layout;
+    int64_t pass_positions; /* of several trials: how long their common passes may be */
 };
 void sl_fingerprint_take(const struct sl_ops *ops, const struct sl_backend *be,
                          struct sl_fingerprint *ret_print);

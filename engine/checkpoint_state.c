@@ -48,6 +48,7 @@ static const struct field print_fields[] = {
     PRINT(TEXT, backend),
     PRINT(TEXT, kernel),
     PRINT(TEXT, libraries),
+    PRINT(INT, pass_positions),
 };
 #define N_STATE (sizeof state_fields / sizeof *state_fields)
 #define N_PRINT (sizeof print_fields / sizeof *print_fields)
@@ -207,6 +208,7 @@ void sl_fingerprint_compare(const struct sl_fingerprint *then, const struct sl_f
     compare_int(d, sizeof d, "threads", then->threads, now->threads);
     compare_text(d, sizeof d, "libraries", then->libraries, now->libraries);
     compare_int(d, sizeof d, "pack layout", then->pack_layout, now->pack_layout);
+    compare_int(d, sizeof d, "longest pass", (int)then->pass_positions, (int)now->pass_positions);
     ret_warning[0] = '\0';
     if (d[0])
         snprintf(ret_warning, SL_CHECKPOINT_WARNING_MAX,

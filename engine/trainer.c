@@ -79,7 +79,7 @@ static int checkpoint(struct sl_trainer *t, struct sl_err *err)
         return sl_err_set(err, SL_NOMEM, "no memory for a checkpoint of %d trials", t->n_trials);
     for (int k = 0; k < t->n_trials; k++) {
         parts[k] = sl_trial_checkpoint(t, &t->trial[k]);
-        sl_fingerprint_take(t->ops, t->be, &t->trial[k].state.print);
+        sl_trainer_fingerprint(t, &t->trial[k].state.print);
         best |= t->trial[k].state.best_step == t->step;
     }
     rc = sl_checkpoint_save(t->run->dir, parts, t->n_trials, err);

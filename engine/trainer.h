@@ -27,7 +27,7 @@
 
 #define SL_VALIDATION_POSITIONS 4096 /* packed positions of one validation pass, about */
 /* Positions of the rows of a training pass that joins micro-batches of several trials: on a CPU what its
- * caches and memory like, on an accelerator what keeps it busy. */
+ * caches and memory like, on an accelerator what keeps it busy; less where memory is short. */
 #define SL_PASS_POSITIONS_CPU 4096
 #define SL_PASS_POSITIONS_DEVICE 32768
 
@@ -200,6 +200,7 @@ void sl_trainer_free_trials(struct sl_trainer *t);
 /* A trial's groups, their encoders and initial values; params. Needs the model. */
 int sl_trial_make_groups(struct sl_trainer *t, struct sl_trial *trial, struct sl_err *err);
 void sl_trial_free_groups(struct sl_trainer *t, struct sl_trial *trial);
+void sl_trainer_fingerprint(const struct sl_trainer *t, struct sl_fingerprint *ret_print);
 /* A trial's part of the run's checkpoint. */
 struct sl_checkpoint sl_trial_checkpoint(struct sl_trainer *t, struct sl_trial *trial);
 

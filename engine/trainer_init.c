@@ -112,6 +112,12 @@ struct sl_checkpoint sl_trial_checkpoint(struct sl_trainer *t, struct sl_trial *
                                   .hidden = t->hidden};
 }
 
+void sl_trainer_fingerprint(const struct sl_trainer *t, struct sl_fingerprint *ret_print)
+{
+    sl_fingerprint_take(t->ops, t->be, ret_print);
+    ret_print->pass_positions = t->n_trials > 1 ? t->pass_positions : 0;
+}
+
 static int load(struct sl_trainer *t, struct sl_checkpoint *parts, struct sl_err *err)
 {
     char warning[SL_CHECKPOINT_WARNING_MAX];
@@ -120,7 +126,7 @@ static int load(struct sl_trainer *t, struct sl_checkpoint *parts, struct sl_err
 
     for (int k = 0; k < t->n_trials; k++)
         parts[k] = sl_trial_checkpoint(t, &t->trial[k]);
-    sl_fingerprint_take(t->ops, t->be, &now);
+    sl_trainer_fingerprint(t, &now);
     rc = sl_checkpoint_load(t->run->dir, parts, t->n_trials, t->model_digest, &now, warning, err);
     if (rc)
         return sl_err_wrap(err, rc, "resuming");

@@ -358,6 +358,14 @@ static int plan_with(struct sl_trainer *t, struct costs *costs, struct sl_plan *
         sl_plan_set(p, t->model, &forward, t->options.recompute);
     else
         sl_plan_choose(p, t->model, &forward);
+    /* shorter passes cost less than computing layers again */
+    while (!t->options.recompute && t->n_trials > 1 && p->recompute && t->pass_positions > 1) {
+        t->pass_positions /= 2;
+        rc = largest(t, costs, micro, &p->most, err);
+        if (rc)
+            return rc;
+        sl_plan_choose(p, t->model, &forward);
+    }
     return explain && !sl_plan_fits(p) ? too_large(t, costs, p, &forward, err) : 0;
 }
 

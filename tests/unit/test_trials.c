@@ -351,10 +351,13 @@ static void test_a_checkpoint_of_other_trials_is_refused(void **state)
 
 /* ---- in this process ---- */
 
-/* Losses and gradients of the first step when a pass is at most so long. */
-static void first_step(int64_t pass_positions, double *loss, float **ret_grad, size_t *ret_n)
+/* Losses and gradients of the first step when a pass is at most so long, or memory so short; returns what the plan
+ * says that the run takes. */
+static int64_t first_step(int64_t pass_positions, int64_t memory_bytes, double *loss, float **ret_grad,
+                          size_t *ret_n)
 {
-    struct sl_trainer_options options = {.threads = 1};
+    struct sl_trainer_options options = {.threads = 1, .memory_bytes = memory_bytes};
+    int64_t total;
     struct sl_trial_sum sum[MAX_TRIALS];
     struct sl_err err = SL_ERR_INIT;
     struct sl_emitter report;
@@ -369,6 +372,11 @@ static void first_step(int64_t pass_positions, double *loss, float **ret_grad, s
         fail_msg("%s", err.msg);
     if (pass_positions)
         t.pass_positions = pass_positions;
+    total = t.plan.total;
+    if (memory_bytes) { /* short of it: shorter passes, no layer computed again */
+        assert_true(total <= memory_bytes && t.pass_positions < SL_PASS_POSITIONS_CPU);
+        assert_int_equal(t.plan.recompute, 0);
+    }
     for (int i = 0; i < N_VARIOUS * 8; i++)
         rows[i] = i % 8;
     assert_int_equal(sl_trainer_loss(&t, rows, 8, true, sum, &err), 0);
@@ -391,19 +399,21 @@ static void first_step(int64_t pass_positions, double *loss, float **ret_grad, s
     sl_run_release(&run);
     close(report.events_fd);
     sl_rmtree(dir, NULL);
+    return total;
 }
 
 static void test_the_length_of_a_pass_does_not_matter(void **state)
 {
-    static const int64_t lengths[] = {1, 300, 700};
+    static const int64_t lengths[] = {1, 300, 700, 0}; /* 0: as memory allows */
+    int64_t total;
     double whole[MAX_TRIALS], parts[MAX_TRIALS];
     float *want, *grad;
     size_t n, k;
 
     (void)state;
-    first_step(0, whole, &want, &n);
+    total = first_step(0, 0, whole, &want, &n);
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-        first_step(lengths[i], parts, &grad, &k);
+        first_step(lengths[i], lengths[i] ? 0 : total - 10000, parts, &grad, &k);
         assert_int_equal(k, n);
         for (int t = 0; t < N_VARIOUS; t++)
             assert_true(fabs(parts[t] / whole[t] - 1) < 1e-6);
