@@ -157,6 +157,10 @@ faults: deps
 	$(MAKE) --no-print-directory -j2 all test-programs
 	SL_BUILD=$(BUILD) tests/faults/matrix.py
 
+# Manual pages, of what the commands say of themselves, in $(BUILD)/man/man1.
+man: command worker
+	deploy/man.sh $(BUILD)/bin $(BUILD)/man
+
 lint:
 	tests/lint.sh
 
