@@ -122,7 +122,7 @@ $(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(CUDA_BASE_O)
 	@mkdir -p $(@D)
 	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -lgomp -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
 
-.PHONY: all worker command deps test test-long faults test-programs demo asan bench lint format clean unit
+.PHONY: all worker command deps test test-long faults test-programs demo asan bench lint format clean unit man
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker $(CUDA_SO)

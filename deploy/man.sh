@@ -78,6 +78,7 @@ page() { # name, its line for NAME; the help text comes in
     /^   / && term != "" { sub(/^ +/, ""); rest = rest " " $0; next }
     { flush_item(); sub(/^ +/, ""); para = para == "" ? $0 : para " " $0 }
     END {
+        if (!body) synopsis()
         flush_all()
         if (list) print ".El"
         print ".Sh EXIT STATUS\n0: done.\n1: failed; one line on standard error says what, where and what to do.\n2: wrong usage."

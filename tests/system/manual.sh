@@ -17,10 +17,10 @@ check "help lists commands" [ "$(echo "$commands" | wc -l)" -ge 12 ]
 check "pages are made" env PATH="$PATH" deploy/man.sh "$bin" "$dir/man"
 for c in $commands; do
     page=$dir/man/man1/softlaunch-$c.1
-    check "$c: a page with each of its options" bash -c "
+    check "$c: a page with its usage and each of its options" bash -c "
         for o in \$('$bin/softlaunch' $c --help 2>&1 </dev/null | sed -nE 's/^  (-., )?(--[a-z-]+).*/\\2/p'); do
             grep -qF -- \"\$o\" '$page' || { echo \"no \$o\"; exit 1; }
-        done"
+        done; sed -n '/^.Sh SYNOPSIS/,/^.Sh [^S]/p' '$page' | grep -q '^softlaunch $c'"
 done
 if command -v mandoc >/dev/null; then
     # Pages of the same set are not installed here: their absence is the one thing it may say.
