@@ -63,10 +63,9 @@ static void describe(struct place *p)
     t->dim[1] = p->param ? p->param->cols : p->c->hidden;
 }
 
-/* All tensors that states [n] ask for, in the file's order. Caller frees. */
-static struct place *list_places(const struct sl_checkpoint *c, int n,
-                                 const struct sl_train_state *const *states, int *ret_n,
-                                 struct sl_err *err)
+/* All tensors of the parts in the file's order, with states [n] or (NULL) their own. Caller frees. */
+static struct place *list_places(const struct sl_checkpoint *c, int n, const struct sl_train_state *states,
+                                 int *ret_n, struct sl_err *err)
 {
     int most = 0, used = 0;
     struct place *p;
@@ -81,7 +80,7 @@ static struct place *list_places(const struct sl_checkpoint *c, int n,
     for (int k = 0; k < n; k++) {
         for (int i = 0; i < 3 * c[k].n_params; i++)
             p[used++] = (struct place){.c = &c[k], .param = &c[k].params[i / 3], .part = i % 3};
-        if (states[k]->best_step >= 0 && c[k].best_tables)
+        if ((states ? &states[k] : c[k].state)->best_step >= 0 && c[k].best_tables)
             p[used++] = (struct place){.c = &c[k]};
     }
     for (int i = 0; i < used; i++)
@@ -122,17 +121,10 @@ static int write_places(const char *path, struct place *p, int n, const char *te
 static int write_checkpoint(const char *path, const struct sl_checkpoint *c, int n, const char *text,
                             struct sl_err *err)
 {
-    const struct sl_train_state **states = calloc((size_t)n, sizeof *states);
-    struct place *places = NULL;
-    int n_places = 0, rc = states ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    int n_places = 0, rc;
+    struct place *places = list_places(c, n, NULL, &n_places, err);
 
-    for (int k = 0; k < n && !rc; k++)
-        states[k] = c[k].state;
-    if (!rc && !(places = list_places(c, n, states, &n_places, err)))
-        rc = err ? err->code : SL_NOMEM;
-    if (!rc)
-        rc = write_places(path, places, n_places, text, err);
-    free(states);
+    rc = places ? write_places(path, places, n_places, text, err) : SL_NOMEM;
     free(places);
     return rc;
 }
@@ -260,7 +252,7 @@ static int read_states(const struct sl_safetensors *st, const struct sl_checkpoi
         const char *name = c[k].name ? c[k].name : "";
 
         rc = sl_state_from_json(one, &states[k], err);
-        if (!rc && strcmp(sl_json_str(one, "trial", ""), name))
+        if (!rc && strcmp(sl_json_str(one, "trial", ""), name) != 0)
             rc = sl_err_set(err, SL_CONFLICT,
                             "made with trial \"%.64s\" in place of \"%s\": move the checkpoint away "
                             "to start afresh",
@@ -303,21 +295,15 @@ static int upload_all(const struct sl_safetensors *st, const struct place *p, in
 static int load(const struct sl_safetensors *st, const struct sl_checkpoint *c, int n,
                 const char *model_digest, struct sl_train_state *states, struct sl_err *err)
 {
-    const struct sl_train_state **pointers = calloc((size_t)n, sizeof *pointers);
     struct place *places = NULL;
-    int n_places = 0, rc = pointers ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    int n_places = 0, rc = read_states(st, c, n, model_digest, states, err);
 
-    if (!rc)
-        rc = read_states(st, c, n, model_digest, states, err);
-    for (int k = 0; k < n && !rc; k++)
-        pointers[k] = &states[k];
-    if (!rc && !(places = list_places(c, n, pointers, &n_places, err)))
-        rc = err ? err->code : SL_NOMEM;
+    if (!rc && !(places = list_places(c, n, states, &n_places, err)))
+        rc = SL_NOMEM;
     if (!rc)
         rc = check_tensors(st, places, n_places, err);
     if (!rc)
         rc = upload_all(st, places, n_places, err);
-    free(pointers);
     free(places);
     return rc;
 }

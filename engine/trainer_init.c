@@ -51,7 +51,7 @@ static int restore_tables(struct sl_trainer *t, const struct sl_trial *trial, st
     rc = sl_tables_import(c->restore_path, NULL, 0, &tables, err);
     if (rc)
         return rc;
-    if (tables.model_digest[0] && strcmp(tables.model_digest, t->model_digest))
+    if (tables.model_digest[0] && strcmp(tables.model_digest, t->model_digest) != 0)
         sl_trial_log(
             t, trial, SL_WARN,
             "the existing tasks' tables were trained on another model (or another quantisation of "

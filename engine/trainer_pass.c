@@ -32,7 +32,7 @@ static int pack(struct sl_trainer *t, const struct sl_row *rows, int n, const in
                 struct sl_pass *ret, struct sl_err *err)
 {
     const struct sl_arch *arch = sl_model_arch(t->model);
-    struct sl_pass p = {.trial = malloc((size_t)n * sizeof *p.trial)};
+    struct sl_pass p = {.trial = calloc((size_t)n + 1, sizeof *p.trial)};
     int rc = p.trial ? 0 : sl_err_set(err, SL_NOMEM, "no memory for a batch of %d rows", n);
 
     if (!rc)
@@ -153,7 +153,7 @@ int sl_trainer_pack(struct sl_trainer *t, const int *rows, int n_rows, struct sl
                     struct sl_err *err)
 {
     int micro = t->trial[0].config->micro_batch, rc = 0;
-    struct sl_row *part = malloc((size_t)micro * (size_t)t->n_trials * sizeof *part);
+    struct sl_row *part = calloc((size_t)micro * (size_t)t->n_trials, sizeof *part);
     int64_t *slot_total = calloc((size_t)t->n_slots, sizeof *slot_total);
 
     sl_passes_release(p);
