@@ -106,6 +106,7 @@ static int answer_all(struct sl_trainer *t, const struct sl_trial *trial, struct
                              .prompts = trial->prompts,
                              .control = t->control,
                              .report = t->report,
+                             .cache_bytes = sl_plan_cache_bytes(&t->plan, SL_GENERATE_CACHE_BYTES),
                              .phase = "answering the test rows"};
     struct sl_dataset_options how = {.answer = SL_ANSWER_NONE, .others = &t->run->tasks};
     int64_t left_out;

@@ -53,10 +53,22 @@ void sl_plan_set(struct sl_plan *p, const struct sl_model *model, const struct s
     p->total = p->persistent + p->arena + p->workspace + p->outside;
 }
 
-bool sl_plan_fits(const struct sl_plan *p)
+/* INT64_MAX where nobody knows. */
+static int64_t left_bytes(const struct sl_plan *p)
 {
     int64_t need = p->total - (p->device.open ? p->outside : 0);
-    return !p->device.memory_bytes || need <= p->device.memory_bytes;
+    return p->device.memory_bytes ? p->device.memory_bytes - need : INT64_MAX;
+}
+
+bool sl_plan_fits(const struct sl_plan *p)
+{
+    return left_bytes(p) >= 0;
+}
+
+int64_t sl_plan_cache_bytes(const struct sl_plan *p, int64_t most)
+{
+    int64_t left = left_bytes(p) / 2; /* the other half for the pass that fills it */
+    return left > most ? most : left > 1 ? left : 1;
 }
 
 void sl_plan_choose(struct sl_plan *p, const struct sl_model *model, const struct sl_batch *forward)

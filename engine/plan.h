@@ -52,6 +52,8 @@ void sl_plan_choose(struct sl_plan *p, const struct sl_model *model, const struc
 /* The same with so many layers computed again. */
 void sl_plan_set(struct sl_plan *p, const struct sl_model *model, const struct sl_batch *forward, int recompute);
 bool sl_plan_fits(const struct sl_plan *p);
+/* What a key/value cache may take of the memory that the run leaves: at most `most`, at least 1. */
+int64_t sl_plan_cache_bytes(const struct sl_plan *p, int64_t most);
 
 /* A table for people, lines ended; and the same numbers as JSON (new reference). */
 void sl_plan_table(const struct sl_plan *p, struct sl_buf *text);

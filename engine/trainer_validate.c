@@ -64,6 +64,7 @@ static int metric_of_rows(struct sl_trainer *t, const struct sl_trial *trial, do
                                    .tuned = trial->n_prompts > 0,
                                    .prompts = trial->prompts,
                                    .control = t->control,
+                                   .cache_bytes = sl_plan_cache_bytes(&t->plan, SL_GENERATE_CACHE_BYTES),
                                    .phase = "answering the validation rows"};
     int n = sl_dataset_rows(data->asked), rc;
     char **texts = NULL;

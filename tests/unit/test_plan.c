@@ -74,6 +74,11 @@ static const char *const configs[][6] = {
      " \"new_prompt_init_text\": [\"is it so\", null]}",
      NULL},
     {"trainer.precision=bf16", "model.micro_batch_size=3", NULL},
+    {"trials=[{\"name\":\"a\",\"overrides\":{}},{\"name\":\"b\",\"overrides\":{\"model.seed\":7,"
+     "\"model.p_tuning.encoder_hidden\":8}},{\"name\":\"c\",\"overrides\":{\"model.p_tuning.encoder_type\":\"lstm\","
+     "\"model.task_templates.0.total_virtual_tokens\":9,\"model.task_templates.1.total_virtual_tokens\":9,"
+     "\"model.task_templates.1.virtual_token_splits\":[4,5]}}]",
+     NULL},
     {"trainer.precision=int8", "model.p_tuning.encoder_type=embedding", NULL},
 };
 
