@@ -1,6 +1,7 @@
 #include "base/clock.h"
 #include "queue/redis.h"
 #include "queue/redis_link.h"
+#include "queue/redis_watch.h"
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@ struct pending {
 struct sl_redis_async {
     struct sl_loop *loop;
     struct sl_link *link;
+    struct sl_redis_watch *watch; /* with Sentinels; else NULL */
     sl_redis_state_fn *state_fn;
     void *arg;
     enum state state;
@@ -271,6 +273,15 @@ static void dial(struct sl_redis_async *r)
         arm_watch(r);
 }
 
+/* While nobody is connected, the next dial asks anyway. */
+static void primary_switched(void *arg)
+{
+    struct sl_redis_async *r = arg;
+
+    if (r->state == UP)
+        go_down(r, SL_LINK_REDIAL, NULL);
+}
+
 int sl_redis_async_new(struct sl_loop *loop, const struct sl_redis_url *url, sl_redis_state_fn *fn,
                        void *arg, struct sl_redis_async **ret_redis, struct sl_err *err)
 {
@@ -286,9 +297,12 @@ int sl_redis_async_new(struct sl_loop *loop, const struct sl_redis_url *url, sl_
     r->backoff_us = SL_REDIS_BACKOFF_MIN_US;
     srandom((unsigned)sl_boot_us() ^ (unsigned)getpid());
     rc = sl_link_new(url, &r->link, err);
+    if (!rc && url->primary[0])
+        rc = sl_redis_watch_new(loop, url, primary_switched, r, &r->watch, err);
     if (!rc)
         rc = r->retry_timer = sl_loop_timer(loop, 0, retry_due, r, err);
     if (rc < 0) {
+        sl_redis_watch_free(r->watch);
         sl_link_free(r->link);
         free(r);
         return rc;
@@ -301,6 +315,7 @@ void sl_redis_async_free(struct sl_redis_async *r)
 {
     if (!r)
         return;
+    sl_redis_watch_free(r->watch);
     hang_up(r);
     sl_loop_timer_cancel(r->loop, r->retry_timer);
     r->state = WAITING;

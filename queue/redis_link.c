@@ -18,13 +18,14 @@
 #define GREETINGS_MAX 4
 
 enum stage { CLOSED, CONNECTING, HANDSHAKE, GREETING, UP };
-enum greeting { AUTH, SELECT, PROBE, ROLE, SENTINEL };
+enum greeting { AUTH, SELECT, PROBE, ROLE, SENTINEL, SUBSCRIBE };
 
 struct sl_link {
     struct sl_redis_url url;
     enum stage stage;
     struct sl_redis_host at;   /* where this connection goes */
-    bool at_sentinel;          /* it is one, to be asked for the primary */
+    bool at_sentinel;          /* it is one, to be asked for the primary, or to be listened to */
+    bool watching;
     struct sl_redis_host sent; /* where we were sent; port 0: nowhere */
     unsigned turn;             /* counts dials of the URL's own hosts */
     int redials;               /* since the last proper reply */
@@ -49,6 +50,15 @@ int sl_link_new(const struct sl_redis_url *url, struct sl_link **ret_link, struc
     sl_buf_init(&l->plain, SL_REDIS_OUT_MAX);
     *ret_link = l;
     return 0;
+}
+
+int sl_link_new_watch(const struct sl_redis_url *url, struct sl_link **ret_link, struct sl_err *err)
+{
+    int rc = sl_link_new(url, ret_link, err);
+
+    if (!rc)
+        (*ret_link)->watching = true;
+    return rc;
 }
 
 void sl_link_hang_up(struct sl_link *l)
@@ -347,6 +357,11 @@ static int greet(struct sl_link *l, struct sl_err *err)
     }
     if (rc)
         return rc;
+    if (l->watching) {
+        sl_cmd_add(&c, "SUBSCRIBE");
+        sl_cmd_add(&c, "+switch-master");
+        return ask(l, SUBSCRIBE, &c, err);
+    }
     if (l->at_sentinel) {
         sl_cmd_add(&c, "SENTINEL");
         sl_cmd_add(&c, "get-master-addr-by-name");
@@ -401,6 +416,18 @@ static int take_address(struct sl_link *l, const redisReply *reply, struct sl_er
                  atoi(reply->element[1]->str), err);
 }
 
+/* {"message", "+switch-master", "NAME OLD-IP OLD-PORT NEW-IP NEW-PORT"} */
+bool sl_link_switched(const struct sl_link *l, const redisReply *message)
+{
+    size_t n = strlen(l->url.primary);
+
+    return message->type == REDIS_REPLY_ARRAY && message->elements == 3 &&
+           is_word(message->element[0], "message") &&
+           message->element[2]->type == REDIS_REPLY_STRING &&
+           !strncmp(message->element[2]->str, l->url.primary, n) &&
+           message->element[2]->str[n] == ' ';
+}
+
 static int greeted(struct sl_link *l, const redisReply *reply, struct sl_err *err)
 {
     enum greeting what;
@@ -419,6 +446,8 @@ static int greeted(struct sl_link *l, const redisReply *reply, struct sl_err *er
         return rc;
     if (what == SENTINEL)
         return take_address(l, reply, err);
+    if (what == SUBSCRIBE)
+        l->stage = UP;
     if (what != ROLE)
         return 0;
     rc = check_role(l, reply, err);

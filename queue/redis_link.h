@@ -17,6 +17,11 @@
 
 struct sl_link;
 int sl_link_new(const struct sl_redis_url *url, struct sl_link **ret_link, struct sl_err *err);
+/* A link that stays with a Sentinel, up when it is subscribed to +switch-master: sl_link_reply gives its messages.
+ * For a URL of Sentinels only. */
+int sl_link_new_watch(const struct sl_redis_url *url, struct sl_link **ret_link, struct sl_err *err);
+/* A message of a watching link, that says that the primary which url means is another one now. */
+bool sl_link_switched(const struct sl_link *l, const redisReply *message);
 void sl_link_free(struct sl_link *l); /* NULL-safe */
 /* Hangs up, and begins to connect: to where we were sent, else to the next host of the URL. */
 int sl_link_dial(struct sl_link *l, struct sl_err *err);

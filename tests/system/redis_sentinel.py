@@ -84,4 +84,26 @@ def the_old_primary_comes_back_as_a_replica():
     wait(lambda: "master_link_status:up" in cli(first.port, "info", "replication"), 30, "it is in step")
 
 
-tap(None, [the_primary_is_found, what_is_wrong_is_said, too_few_replicas_are_told, runs_survive_a_failover, the_old_primary_comes_back_as_a_replica])
+def a_primary_that_hangs_is_left_when_the_sentinels_say_so():
+    """It closes no connection: without the Sentinels' word an idle agent would wait for its answer for seconds more."""
+    old, new = second, first    # as the last test left them
+    w = Over(URL)
+    a = w.agent()
+    peers = lambda node: cli(node.port, "client", "list").count("cmd=blpop")
+    wait(lambda: peers(old) == 1, 10, "the agent waits at the primary")
+    wait(lambda: cli(new.port, "info", "replication").count("role:slave"), 10, "there is a replica")
+    old.send_signal(signal.SIGSTOP)
+    wait(lambda: "role:master" in cli(new.port, "info", "replication"), 30, "the replica is promoted")
+    promoted = time.monotonic()
+    wait(lambda: peers(new) == 1, 10, "the agent has gone to the new primary")
+    took = time.monotonic() - promoted
+    print(f"# the agent waits at the new primary {took:.2f} s after its promotion")
+    assert took < 3, took
+    assert w.ended(w.enqueue("fake.2.5.ok.hung"), 30)["state"] == "succeeded"
+    old.send_signal(signal.SIGCONT)
+    w.end(a)
+    w.close()
+
+
+tap(None, [the_primary_is_found, what_is_wrong_is_said, too_few_replicas_are_told, runs_survive_a_failover, the_old_primary_comes_back_as_a_replica,
+           a_primary_that_hangs_is_left_when_the_sentinels_say_so])
