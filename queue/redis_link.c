@@ -3,15 +3,10 @@
 #include "queue/inner.h"
 #include "queue/redis_tls.h"
 #include <errno.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #define READS_PER_STEP 16 /* of 16 kB, then others have their turn */
@@ -123,53 +118,7 @@ int sl_link_late(const struct sl_link *l, struct sl_err *err)
                                          l->stage == HANDSHAKE ? " (does the port speak TLS?)" : ""));
 }
 
-/* ---- sockets -------------------------------------------------------------------------------------------- */
-
-static int open_unix(const char *path, struct sl_err *err)
-{
-    struct sockaddr_un a = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    if (fd < 0)
-        return sl_err_errno(err, "socket");
-    memcpy(a.sun_path, path, strlen(path) + 1);
-    if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0) {
-        int e = errno;
-        close(fd);
-        return sl_err_set(err, SL_RETRY, "%s", strerror(e));
-    }
-    return fd;
-}
-
-/* One address per call, the next one each turn, so that the caller's retries go through all of them. */
-static int open_tcp(const struct sl_redis_host *h, unsigned turn, struct sl_err *err)
-{
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list = NULL, *a;
-    char port[16];
-    unsigned n = 1;
-    int one = 1, rc, fd;
-
-    snprintf(port, sizeof port, "%d", h->port);
-    rc = getaddrinfo(h->name, port, &hints, &list);
-    if (rc || !list)
-        return sl_err_set(err, SL_RETRY, "%s", gai_strerror(rc));
-    for (a = list->ai_next; a; a = a->ai_next)
-        n++;
-    for (a = list, turn %= n; turn; turn--)
-        a = a->ai_next;
-    fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol);
-    rc = fd < 0 ? -1 : connect(fd, a->ai_addr, a->ai_addrlen);
-    int e = errno;
-    freeaddrinfo(list);
-    if (rc < 0 && e != EINPROGRESS) {
-        if (fd >= 0)
-            close(fd);
-        return sl_err_set(err, SL_RETRY, "%s", strerror(e));
-    }
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
-    return fd;
-}
+/* ---- dialling ------------------------------------------------------------------------------------------- */
 
 int sl_link_dial(struct sl_link *l, struct sl_err *err)
 {
@@ -186,7 +135,7 @@ int sl_link_dial(struct sl_link *l, struct sl_err *err)
         l->at = l->url.hosts[l->turn++ % (unsigned)l->url.n_hosts];
         l->at_sentinel = l->url.primary[0] != 0;
     }
-    l->fd = l->at.name[0] ? open_tcp(&l->at, turn, err) : open_unix(l->url.path, err);
+    l->fd = l->at.name[0] ? sl_redis_open_tcp(&l->at, turn, err) : sl_redis_open_unix(l->url.path, err);
     if (l->fd < 0) {
         int rc = l->fd;
         l->fd = -1;

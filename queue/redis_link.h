@@ -41,6 +41,11 @@ int sl_link_reply(struct sl_link *l, redisReply **ret_reply, struct sl_err *err)
 /* SL_RETRY: no answer in time. */
 int sl_link_late(const struct sl_link *l, struct sl_err *err);
 
+/* Non-blocking sockets, connected or on their way. Of a host's addresses one per call, the next one each turn, so that
+ * retries go through all of them. The descriptor or a negative code. */
+int sl_redis_open_unix(const char *path, struct sl_err *err);
+int sl_redis_open_tcp(const struct sl_redis_host *h, unsigned turn, struct sl_err *err);
+
 /* c on the wire, with the script's text in place of its digest when whole_script. Free with
  * redisFreeCommand. */
 int sl_redis_format(const struct sl_cmd *c, bool whole_script, char **ret_bytes, size_t *ret_len,
