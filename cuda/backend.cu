@@ -71,6 +71,7 @@ void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t 
         return be->scratch[which].p;
     size_t want = bytes + bytes / 4 + ALIGN;
     void *p = NULL;
+    sl_cuda_moved(be);
     cudaFree(be->scratch[which].p); /* waits for whoever uses it */
     be->scratch[which].p = NULL;
     be->scratch[which].bytes = 0;
@@ -154,6 +155,7 @@ static void cuda_close(struct sl_backend *be)
     cudaSetDevice(be->device);
     if (be->stream)
         cudaStreamSynchronize(be->stream);
+    sl_cuda_graphs_free(be->graphs);
     sl_cuda_blas_free(be->blas);
     for (int i = 0; i < SL_SCRATCHES; i++)
         cudaFree(be->scratch[i].p);
@@ -366,20 +368,6 @@ static void cuda_copy(struct sl_backend *be, void *dst, const void *src, size_t 
         sl_cuda_failed(be, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, be->stream), "copy");
 }
 
-/* ---- a step */
-static void cuda_step_begin(struct sl_backend *be, uint64_t bucket)
-{
-    (void)be;
-    (void)bucket;
-}
-
-/* Does not wait: what only shows while the step runs is reported by the download that follows. */
-static int cuda_step_end(struct sl_backend *be, struct sl_err *err)
-{
-    sl_cuda_failed(be, cudaPeekAtLastError(), "a step");
-    return sl_cuda_take_kept(be, err);
-}
-
 /* ---- the tables */
 template <typename T, typename F> static constexpr F *for_bf16(F *entry)
 {
@@ -394,7 +382,8 @@ template <typename T, typename F> static constexpr F *for_bf16(F *entry)
         .from_f32 = sl_cuda_from_f32<T>, .weight_new = sl_cuda_weight_new<T>,                           \
         .linear_new = sl_cuda_linear_new<T>,                                                            \
         .weight_raw = sl_cuda_weight_raw<T>,                                                            \
-        .weight_free = sl_cuda_weight_free, .step_begin = cuda_step_begin, .step_end = cuda_step_end,   \
+        .weight_free = sl_cuda_weight_free, .step_replay = sl_cuda_step_replay,              \
+        .step_begin = sl_cuda_step_begin, .step_end = sl_cuda_step_end,   \
         .matmul = sl_cuda_matmul<T>, .matmul_back = sl_cuda_matmul_back<T>,                          \
         .norm_matmul = for_bf16<T>(sl_cuda_norm_matmul),                                             \
         .activation_matmul = for_bf16<T>(sl_cuda_activation_matmul),                                 \

@@ -39,7 +39,8 @@ enum sl_cuda_scratch {
 };
 enum sl_cuda_table { SL_TABLE_TILES, SL_TABLE_KEYS, SL_TABLE_CHUNKS, SL_TABLE_PREFIXES, SL_TABLES };
 
-struct sl_cuda_blas; /* matmul.cu */
+struct sl_cuda_blas;   /* matmul.cu */
+struct sl_cuda_graphs; /* graph.cu */
 
 struct sl_backend {
     int device;
@@ -49,6 +50,8 @@ struct sl_backend {
     cudaStream_t stream;
     struct sl_err kept;
     struct sl_cuda_blas *blas;
+    struct sl_cuda_graphs *graphs;
+    uint64_t step; /* counts steps */
     struct {
         void *p;
         size_t bytes;
@@ -74,6 +77,9 @@ static inline void sl_cuda_launched(struct sl_backend *be, const char *what)
     sl_cuda_failed(be, cudaGetLastError(), what);
 }
 
+/* To be called when memory that operations keep from step to step gets another address: captured steps know the old one. */
+void sl_cuda_moved(struct sl_backend *be);
+void sl_cuda_graphs_free(struct sl_cuda_graphs *graphs);
 /* Device memory that one operation uses inside; content undefined; grows and stays. NULL: kept. */
 void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t bytes);
 /* Memory that stays, of what is reserved while there is some. NULL: kept. */
@@ -159,6 +165,9 @@ int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_e
 void sl_cuda_free(struct sl_backend *be, void *p);
 int sl_cuda_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes, struct sl_err *err);
 void sl_cuda_weight_free(struct sl_backend *be, struct sl_weight *w);
+bool sl_cuda_step_replay(struct sl_backend *be, uint64_t bucket);
+void sl_cuda_step_begin(struct sl_backend *be, uint64_t bucket);
+int sl_cuda_step_end(struct sl_backend *be, struct sl_err *err);
 template <typename T>
 int sl_cuda_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read, void *ctx,
                        struct sl_weight **ret_w, struct sl_err *err);

@@ -80,4 +80,12 @@ int sl_batch_pack(const struct sl_row *rows, int n_rows, const int *slot_v, int 
 size_t sl_batch_bytes(const struct sl_batch *counts);
 void sl_batch_release(struct sl_batch *b); /* NULL-safe */
 
+/* A copy whose numbers of positions, out rows and entries are rounded up, so that batches of like rows have equal
+ * numbers and a captured step serves them all: one row more behind the others, of token 0, without prefix, with out rows
+ * but only entries of weight 0. The first entries, out rows and positions are from's. It has what a pass needs: no
+ * entry_slot, slot_prompts and nothing by row. from has out rows. */
+#define SL_PAD_TOKEN_PARTS 8 /* positions grow by an eighth at most */
+#define SL_PAD_OUT_PARTS 4
+int sl_batch_pad(const struct sl_batch *from, struct sl_batch *ret_batch, struct sl_err *err);
+
 #endif

@@ -122,37 +122,76 @@ int sl_model_head(struct sl_model *m, const sl_act *x, int64_t rows, sl_act *log
     return 0;
 }
 
+/* What must be equal for a captured pass to serve another batch: numbers and addresses. Never 0. */
+static uint64_t bucket_of(const struct sl_model *m, const struct sl_batch *b, const float *prompts, const float *dprompts,
+                          bool loss)
+{
+    uint64_t h = 1469598103934665603u;
+#define MIX(x) h = (h ^ (uint64_t)(x)) * 1099511628211u, h ^= h >> 29
+    MIX(b->n_tokens), MIX(b->n_out), MIX(b->n_entries), MIX(b->n_virtual), MIX(b->n_prompts);
+    MIX(b->n_seqs), MIX(b->n_out_seqs), MIX(loss), MIX(m->recompute);
+    MIX((uintptr_t)m), MIX((uintptr_t)m->arena), MIX((uintptr_t)prompts), MIX((uintptr_t)dprompts);
+    for (int s = 0; s < b->n_seqs; s++) /* launches of attention follow from these too */
+        if (s == 0 || b->seq[s].prefix_start != b->seq[s - 1].prefix_start ||
+            b->seq[s].prefix_len != b->seq[s - 1].prefix_len)
+            MIX(b->seq[s].prefix_len);
+#undef MIX
+    return h ? h : 1;
+}
+
+/* A pass over few positions is launches more than work: it is captured and run again where the backend can. */
+static bool worth_capture(const struct sl_model *m, const struct sl_batch *b)
+{
+    return m->ops->step_replay && b->n_out > 0 && b->n_tokens <= SL_CAPTURE_TOKENS_MAX &&
+           b->n_out <= m->logit_rows / 2;
+}
+
+static int run_pass(struct sl_model *m, const struct sl_batch *batch, bool capture, const float *prompts,
+                    const struct sl_kv_sink *sink, float *dprompts, bool loss, bool logits, struct sl_work *w,
+                    struct sl_err *err)
+{
+    size_t prompt_bytes = sizeof(float) * (size_t)batch->n_prompts * (size_t)m->arch.hidden;
+    bool gradient = dprompts && batch->n_virtual > 0 && batch->n_entries > 0;
+    void *block;
+    int rc = sl_model_place(m, batch, gradient, logits, w, &block, err);
+    if (!rc)
+        rc = upload(m, batch, block, w, err);
+    if (rc)
+        return rc;
+    uint64_t bucket = capture ? bucket_of(m, batch, prompts, dprompts, loss) : 0;
+    if (bucket && m->ops->step_replay(m->be, bucket))
+        return m->ops->step_end(m->be, err);
+    m->ops->step_begin(m->be, bucket);
+    if (dprompts && prompt_bytes > 0)
+        m->ops->zero(m->be, dprompts, prompt_bytes);
+    if (batch->n_out > 0) {
+        sl_forward(m, w, prompts, sink);
+        if (gradient || (loss && batch->n_entries > 0))
+            sl_loss(m, w, gradient);
+        if (gradient)
+            sl_backward(m, w, dprompts);
+    }
+    return m->ops->step_end(m->be, err);
+}
+
 int sl_model_pass(struct sl_model *m, const struct sl_batch *batch, const float *prompts,
                   const struct sl_kv_sink *sink, float *dprompts, float *host_loss,
                   float *host_logits, struct sl_err *err)
 {
-    size_t prompt_bytes = sizeof(float) * (size_t)batch->n_prompts * (size_t)m->arch.hidden;
-    bool gradient = dprompts && batch->n_virtual > 0 && batch->n_entries > 0;
+    bool capture = !sink && !host_logits && worth_capture(m, batch);
+    struct sl_batch padded = {0};
     struct sl_work w = {0};
-    void *block;
-    int rc = sl_model_place(m, batch, gradient, host_logits != NULL, &w, &block, err);
+    int rc = capture ? sl_batch_pad(batch, &padded, err) : 0;
     if (rc)
         return rc;
-    rc = upload(m, batch, block, &w, err);
-    if (rc)
-        return rc;
-
-    m->ops->step_begin(m->be, 0);
-    if (dprompts && prompt_bytes > 0)
-        m->ops->zero(m->be, dprompts, prompt_bytes);
-    if (batch->n_out > 0) {
-        sl_forward(m, &w, prompts, sink);
-        if (gradient || (host_loss && batch->n_entries > 0))
-            sl_loss(m, &w, gradient);
-        if (gradient)
-            sl_backward(m, &w, dprompts);
-    }
-    rc = m->ops->step_end(m->be, err);
+    rc = run_pass(m, capture ? &padded : batch, capture, prompts, sink, dprompts, host_loss != NULL, host_logits != NULL, &w,
+                  err);
     if (!rc && host_loss && batch->n_entries > 0)
         rc = m->ops->download(m->be, host_loss, w.loss, sizeof(float) * (size_t)batch->n_entries,
                               err);
     if (!rc && host_logits)
         rc = sl_model_head(m, w.out_tmp, batch->n_out, w.logits, w.logits_f32, host_logits, err);
+    sl_batch_release(&padded);
     return rc;
 }
 

@@ -138,7 +138,11 @@ struct sl_ops {
                       int n, struct sl_weight **ret_w, struct sl_err *err);
     void (*weight_free)(struct sl_backend *be, struct sl_weight *w);
 
-    /* ---- a step. Equal buckets have equal shapes (0: do not capture). */
+    /* ---- a step. Equal buckets have equal shapes, addresses and constants, and may differ in what lies on the device
+     * alone (0: do not capture). */
+    /* Optional: runs a step of this bucket again as it was captured, instead of step_begin and what would follow;
+     * step_end comes after it too. False: not captured yet, nothing was done. */
+    bool (*step_replay)(struct sl_backend *be, uint64_t bucket);
     void (*step_begin)(struct sl_backend *be, uint64_t bucket);
     int (*step_end)(struct sl_backend *be, struct sl_err *err);
 
