@@ -71,10 +71,13 @@ static double mean_loss(const struct sl_trial_sum *sum)
 
 static int checkpoint(struct sl_trainer *t, struct sl_err *err)
 {
-    struct sl_checkpoint *parts = calloc((size_t)t->n_trials, sizeof *parts);
+    struct sl_checkpoint *parts;
     bool best = false;
-    int rc;
+    int rc = sl_trainer_model_digest(t, err);
 
+    if (rc)
+        return rc;
+    parts = calloc((size_t)t->n_trials, sizeof *parts);
     if (!parts)
         return sl_err_set(err, SL_NOMEM, "no memory for a checkpoint of %d trials", t->n_trials);
     for (int k = 0; k < t->n_trials; k++) {
@@ -324,5 +327,5 @@ int sl_trainer_run(struct sl_trainer *t, enum sl_wire_want *ret_want, struct sl_
     }
     for (int k = 0; k < t->n_trials && !rc; k++)
         rc = keep_tables(t, &t->trial[k], err);
-    return rc;
+    return rc ? rc : sl_trainer_model_digest(t, err);
 }

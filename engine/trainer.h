@@ -121,7 +121,7 @@ struct sl_trainer {
     int64_t next_step;     /* -1: none is there */
     int rows_per_step;   /* of each trial */
     int64_t step, steps; /* of the trials that are not over; the longest trial's */
-    char model_digest[SL_SHA256_HEX + 1];
+    char model_digest[SL_SHA256_HEX + 1]; /* "" until sl_trainer_model_digest */
 };
 
 /* Loads everything that run names; resumes from its checkpoint if there is one. On failure releases
@@ -138,6 +138,9 @@ void sl_trainer_release(struct sl_trainer *t);
  * the passes of a validation, which a resumed run then begins anew. SL_DATA when every trial has
  * diverged; of a single one the checkpoint of before stays. */
 int sl_trainer_run(struct sl_trainer *t, enum sl_wire_want *ret_want, struct sl_err *err);
+
+/* Sets the trainer's and its trials' model_digest, waiting for the thread that computes it. */
+int sl_trainer_model_digest(struct sl_trainer *t, struct sl_err *err);
 
 /* Of the trial's last step: not over yet. */
 bool sl_trial_live(const struct sl_trial *trial);

@@ -48,7 +48,9 @@ static int restore_tables(struct sl_trainer *t, const struct sl_trial *trial, st
         return sl_err_set(
             err, SL_SPEC,
             "model.existing_tasks needs model.restore_path: the prompt table they are in");
-    rc = sl_tables_import(c->restore_path, NULL, 0, &tables, err);
+    rc = sl_trainer_model_digest(t, err);
+    if (!rc)
+        rc = sl_tables_import(c->restore_path, NULL, 0, &tables, err);
     if (rc)
         return rc;
     if (tables.model_digest[0] && strcmp(tables.model_digest, t->model_digest) != 0)
@@ -98,6 +100,15 @@ static int make_optim(struct sl_trainer *t, struct sl_trial *trial, struct sl_er
 
 /* ---- resuming ---- */
 
+int sl_trainer_model_digest(struct sl_trainer *t, struct sl_err *err)
+{
+    int rc = t->model_digest[0] ? 0 : sl_weights_digest(t->weights, t->model_digest, err);
+
+    for (int k = 0; k < t->n_trials && !rc; k++)
+        memcpy(t->trial[k].state.model_digest, t->model_digest, sizeof t->model_digest);
+    return rc;
+}
+
 struct sl_checkpoint sl_trial_checkpoint(struct sl_trainer *t, struct sl_trial *trial)
 {
     return (struct sl_checkpoint){.name = trial->run->name,
@@ -127,7 +138,9 @@ static int load(struct sl_trainer *t, struct sl_checkpoint *parts, struct sl_err
     for (int k = 0; k < t->n_trials; k++)
         parts[k] = sl_trial_checkpoint(t, &t->trial[k]);
     sl_trainer_fingerprint(t, &now);
-    rc = sl_checkpoint_load(t->run->dir, parts, t->n_trials, t->model_digest, &now, warning, err);
+    rc = sl_trainer_model_digest(t, err);
+    if (!rc)
+        rc = sl_checkpoint_load(t->run->dir, parts, t->n_trials, t->model_digest, &now, warning, err);
     if (rc)
         return sl_err_wrap(err, rc, "resuming");
     for (int k = 0; k < t->n_trials; k++)
@@ -150,7 +163,6 @@ static int resume(struct sl_trainer *t, struct sl_err *err)
         *s = (struct sl_train_state){
             .best_step = -1, .validated_step = -1, .seed = t->trial[k].config->seed};
         memcpy(s->config_digest, t->trial[k].run->config_digest, sizeof s->config_digest);
-        memcpy(s->model_digest, t->model_digest, sizeof s->model_digest);
     }
     if (!t->trial[0].n_groups || !t->trial[0].config->exp.resume_if_exists ||
         !sl_checkpoint_exists(t->run->dir))
@@ -209,7 +221,7 @@ static int load_all(struct sl_trainer *t, struct sl_err *err)
     if (!rc)
         rc = t->ops->reserve(t->be, (size_t)t->plan.persistent, err);
     if (!rc)
-        rc = sl_weights_digest(t->weights, t->model_digest, err);
+        sl_weights_digest_begin(t->weights);
     if (!rc)
         rc = sl_trainer_make(t, err);
     if (!rc)

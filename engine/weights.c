@@ -281,6 +281,9 @@ void sl_weights_close(struct sl_weights *w)
 {
     if (!w)
         return;
+    atomic_store(&w->give_up, true);
+    if (w->hashing)
+        pthread_join(w->hasher, NULL);
     if (w->format)
         w->format->close(w->impl);
     free(w->tensors);

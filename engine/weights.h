@@ -70,6 +70,9 @@ const struct sl_arch *sl_weights_arch(const struct sl_weights *w); /* valid unti
  * above: names the base model in prompt tables. Computed at the first call (reads everything) and
  * kept. */
 int sl_weights_digest(struct sl_weights *w, char ret_hex[SL_SHA256_HEX + 1], struct sl_err *err);
+/* Begins with it on a thread of its own, for which sl_weights_digest then waits: hashing a large model takes longer than
+ * loading it. Everything here may be called meanwhile; close gives it up. */
+void sl_weights_digest_begin(struct sl_weights *w);
 
 /* Shape of a tensor by canonical name: 1-D tensors have rows = 1. SL_NOTFOUND if the model has
  * none. */

@@ -7,6 +7,8 @@
 #define SL_ENGINE_WEIGHTS_FORMAT_H
 #include "engine/format/dequant.h"
 #include "engine/weights.h"
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stddef.h>
 
 #define SL_TENSOR_NAME_MAX 64
@@ -61,6 +63,9 @@ struct sl_weights {
     struct sl_tensor *tensors; /* sorted by name once open */
     int n_tensors, cap_tensors;
     char digest[SL_SHA256_HEX + 1]; /* "" until computed */
+    pthread_t hasher;               /* computes it, when hashing is set */
+    bool hashing;
+    atomic_bool give_up;
 };
 
 /* Copies the tensor into w. */

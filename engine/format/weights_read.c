@@ -236,23 +236,43 @@ static int digest_tensor(struct sl_sha256 *d, const struct sl_tensor *t, struct 
     return 0;
 }
 
+static int compute_digest(struct sl_weights *w, struct sl_err *err)
+{
+    struct sl_sha256 d;
+    int rc = sl_sha256_init(&d, err);
+    if (rc < 0)
+        return rc;
+    for (int i = 0; rc == 0 && i < w->n_tensors && !atomic_load(&w->give_up); i++) {
+        const struct sl_tensor *t = &w->tensors[i];
+        rc = digest_tensor(&d, t, err);
+        if ((size_t)t->rows * sl_tensor_row_bytes(t) > FORGET_BYTES)
+            sl_weights_forget(w);
+    }
+    if (rc < 0)
+        sl_sha256_release(&d);
+    else
+        sl_sha256_hex(&d, w->digest);
+    return rc;
+}
+
+static void *hash(void *weights)
+{
+    (void)compute_digest(weights, NULL); /* what failed is tried again by who asks, and reported */
+    return NULL;
+}
+
+void sl_weights_digest_begin(struct sl_weights *w)
+{
+    w->hashing = w->hashing || (!w->digest[0] && pthread_create(&w->hasher, NULL, hash, w) == 0);
+}
+
 int sl_weights_digest(struct sl_weights *w, char ret_hex[SL_SHA256_HEX + 1], struct sl_err *err)
 {
-    if (!w->digest[0]) {
-        struct sl_sha256 d;
-        int rc = sl_sha256_init(&d, err);
-        for (int i = 0; rc == 0 && i < w->n_tensors; i++) {
-            const struct sl_tensor *t = &w->tensors[i];
-            rc = digest_tensor(&d, t, err);
-            if ((size_t)t->rows * sl_tensor_row_bytes(t) > FORGET_BYTES)
-                sl_weights_forget(w);
-            if (rc < 0)
-                sl_sha256_release(&d);
-        }
-        if (rc < 0)
-            return rc;
-        sl_sha256_hex(&d, w->digest);
-    }
-    memcpy(ret_hex, w->digest, sizeof w->digest);
-    return 0;
+    if (w->hashing)
+        pthread_join(w->hasher, NULL);
+    w->hashing = false;
+    int rc = w->digest[0] ? 0 : compute_digest(w, err);
+    if (rc == 0)
+        memcpy(ret_hex, w->digest, sizeof w->digest);
+    return rc;
 }

@@ -402,6 +402,48 @@ static void test_nothing_to_learn_from(void **state)
     tiny_close(&t);
 }
 
+static uint64_t buckets[2];
+static int n_buckets;
+
+static bool note_bucket(struct sl_backend *be, uint64_t bucket)
+{
+    (void)be;
+    assert_in_range(n_buckets, 0, 1);
+    buckets[n_buckets++] = bucket;
+    return false;
+}
+
+/* A backend that captures steps gets rounded shapes: the same losses and gradients come out, and rows that differ in
+ * their text alone share a bucket. */
+static void test_padding_changes_nothing(void **state)
+{
+    static const struct tiny *const all[] = {&llama, &llama_untied, &llama_one_layer, &gpt2, &gpt2_one_layer};
+    static struct data d;
+    (void)state;
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+        struct sl_ops ops = sl_cpu_ops;
+        struct tiny_model t;
+        float plain[N_ROWS * MAX_N], padded[N_ROWS * MAX_N], g[N_PROMPTS * 32], h[N_PROMPTS * 32];
+        tiny_open(all[k], &t);
+        make_data(&d);
+        int n = count(&d);
+        step(&t, d.row, N_ROWS, d.prompts_f32, true, 0, g, plain);
+        ops.step_replay = note_bucket;
+        t.model->ops = &ops;
+        n_buckets = 0;
+        step(&t, d.row, N_ROWS, d.prompts_f32, true, 0, h, padded);
+        for (int i = 0; i < n; i++)
+            assert_float_equal(padded[i], plain[i], 1e-5);
+        assert_true(distance(g, h, N_PROMPTS * 32) < 1e-5 * norm(g, N_PROMPTS * 32));
+        d.id[3][9] = (d.id[3][9] + 1) % 37; /* behind what rows share, and not counted */
+        step(&t, d.row, N_ROWS, d.prompts_f32, true, 0, h, NULL);
+        assert_int_equal(n_buckets, 2);
+        assert_true(buckets[0] && buckets[0] == buckets[1]);
+        t.model->ops = &sl_cpu_ops;
+        tiny_close(&t);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -413,6 +455,7 @@ int main(void)
         cmocka_unit_test(test_sharing_changes_nothing),
         cmocka_unit_test(test_micro_batches_add_up),
         cmocka_unit_test(test_logit_chunks_and_repetition_give_the_same),
+        cmocka_unit_test(test_padding_changes_nothing),
         cmocka_unit_test(test_logits),
         cmocka_unit_test(test_nothing_to_learn_from),
     };
