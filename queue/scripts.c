@@ -37,29 +37,126 @@ static void sha1_hex(const char *text, size_t len, char ret_hex[41])
         snprintf(ret_hex + 2 * i, 3, "%02x", digest[i]);
 }
 
-/* A first line "#!lua ..." must stay first, so the two heads go behind it. */
+/* ---- heads
+ * -------------------------------------------------------------------------------------------------
+ * Each call of a script runs its head, and making functions that are not called took a good part of a
+ * short script's time: a script gets only the parts of the heads that it uses. A part begins with
+ * "local" at a line's beginning and is known by the names that it declares; it uses what stands before it. */
+
+static bool is_word(char c)
+{
+    return c == '_' || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
+static bool has_word(const char *text, const char *word, size_t len)
+{
+    for (const char *p = text; (p = memmem(p, strlen(p), word, len)); p++)
+        if ((p == text || !is_word(p[-1])) && !is_word(p[len]))
+            return true;
+    return false;
+}
+
+/* Whether text uses a name that part declares: "local function f", "local a, b = ". */
+static bool uses(const char *text, const char *part)
+{
+    const char *p = part + strlen("local ");
+
+    if (!strncmp(p, "function ", 9))
+        p += 9;
+    for (;;) {
+        size_t len = 0;
+        while (is_word(p[len]))
+            len++;
+        if (len && has_word(text, p, len))
+            return true;
+        if (p[len] != ',')
+            return false;
+        p += len + 1 + strspn(p + len + 1, " ");
+    }
+}
+
+/* Where the part before end begins; NULL: there is none. */
+static const char *part_before(const char *head, const char *end)
+{
+    for (const char *p = end - 1; p >= head; p--)
+        if (!strncmp(p, "local ", 6) && (p == head || p[-1] == '\n'))
+            return p;
+    return NULL;
+}
+
+/* Comments name things that they do not use. No string of ours holds "--". */
+static char *without_comments(const unsigned char *text, size_t len)
+{
+    char *s = strndup((const char *)text, len), *to = s;
+
+    for (const char *p = s; p && *p;) {
+        if (p[0] == '-' && p[1] == '-')
+            p += strcspn(p, "\n");
+        else
+            *to++ = *p++;
+    }
+    if (s)
+        *to = 0;
+    return s;
+}
+
+/* Puts what text uses of head before it. Takes text; NULL when out of memory. */
+static char *with_head(char *text, const unsigned char *head_data, size_t head_len)
+{
+    char *head = without_comments(head_data, head_len);
+
+    for (char *end = head ? head + strlen(head) : NULL, *part; text && end; end = part) {
+        part = (char *)(uintptr_t)part_before(head, end);
+        if (!part)
+            break;
+        *end = 0;
+        if (uses(text, part)) {
+            size_t part_len = (size_t)(end - part), len = strlen(text);
+            char *longer = realloc(text, part_len + len + 1);
+            if (!longer) {
+                free(text);
+                free(head);
+                return NULL;
+            }
+            text = longer;
+            memmove(text + part_len, text, len + 1);
+            memcpy(text, part, part_len);
+        }
+    }
+    if (!head) {
+        free(text);
+        return NULL;
+    }
+    free(head);
+    return text;
+}
+
+/* A first line "#!lua ..." must stay first, so the heads go behind it. */
 static void make(struct sl_script *s, const char *name, const unsigned char *text, size_t len)
 {
-    const size_t common_len = sl_embed_queue_scripts_common_lua_len;
-    const size_t head_len = common_len + sl_embed_queue_scripts_line_lua_len;
     size_t first = 0;
-    char *whole = malloc(head_len + len + 1);
+    char *body, *whole;
 
-    if (!whole)
-        return;
     if (len > 2 && text[0] == '#' && text[1] == '!') {
         const unsigned char *end = memchr(text, '\n', len);
         first = end ? (size_t)(end - text) + 1 : len;
     }
-    memcpy(whole, text, first);
-    memcpy(whole + first, sl_embed_queue_scripts_common_lua, common_len);
-    memcpy(whole + first + common_len, sl_embed_queue_scripts_line_lua, head_len - common_len);
-    memcpy(whole + first + head_len, text + first, len - first);
-    whole[head_len + len] = 0;
-    s->name = name;
-    s->len = head_len + len;
-    sha1_hex(whole, s->len, s->sha1);
-    s->text = whole;
+    body = without_comments(text + first, len - first);
+    body = with_head(body, sl_embed_queue_scripts_line_lua, sl_embed_queue_scripts_line_lua_len);
+    body = with_head(body, sl_embed_queue_scripts_common_lua,
+                     sl_embed_queue_scripts_common_lua_len);
+    if (!body)
+        return;
+    whole = malloc(first + strlen(body) + 1);
+    if (whole) {
+        memcpy(whole, text, first);
+        memcpy(whole + first, body, strlen(body) + 1);
+        s->name = name;
+        s->len = first + strlen(body);
+        sha1_hex(whole, s->len, s->sha1);
+        s->text = whole;
+    }
+    free(body);
 }
 
 static void make_all(void)

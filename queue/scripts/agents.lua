@@ -7,7 +7,7 @@ local reply = {int(NOW)}
 for i = 1, #seen, 2 do
   local json = redis.call('HGET', P .. ':agents', seen[i])
   if json then
-    set(reply, seen[i], int(tonumber(seen[i + 1])), json, redis.call('HGET', P .. ':wanted', seen[i]) or 'active')
+    set(reply, seen[i], int(tonumber(seen[i + 1])), json, redis.call('GET', P .. ':wanted:' .. seen[i]) or 'active')
   end
 end
 return reply

@@ -19,8 +19,8 @@ if h.state ~= 'queued' and h.state ~= 'delayed' then
   return err('CONFLICT run ' .. id .. ' has ended: ' .. h.state)
 end
 
-if h.state == 'queued' then take(id, h) else redis.call('ZREM', P .. ':delayed', id) end
-local list = {'cancel', '1', 'last_lease', ''}
+if h.state == 'queued' then gates().take(id, h) else redis.call('ZREM', P .. ':delayed', id) end
+local list = {'cancel', '1', 'last_lease', '', 'due_ms', ''}
 end_run(id, h, list, 'cancelled', 'cancelled', '')
 save(id, list)
 return 'cancelled'

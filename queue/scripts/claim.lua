@@ -7,20 +7,25 @@
 local lease, agent, ttl, offer = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local TRIES = 20 -- runs looked at whose project has just come to its limit
 
-local names = {'attempt', 'name', 'spec', 'ckpt_manifest', 'ckpt_step', 'limit_ms', 'run_ms', 'gpus', 'lease', 'state',
-               'started_ms', unpack(IN_LINE)}
+local function run_of(id)
+  local v = redis.call('HMGET', run_key(id), 'state', 'lease', 'attempt', 'name', 'spec', 'ckpt_manifest', 'ckpt_step',
+                       'limit_ms', 'run_ms', 'gpus', 'started_ms', 'cause', 'project', 'rank', 'seq')
+  return {state = v[1], lease = v[2], attempt = v[3], name = v[4], spec = v[5], manifest = v[6] or '', step = v[7] or '',
+          limit_ms = v[8], run_ms = v[9], gpus = v[10] or '0', started_ms = v[11], cause = v[12], project = v[13],
+          rank = v[14], seq = v[15]}
+end
 local function reply(id, h)
-  local left = tonumber(h.limit_ms) and int(math.max(0, tonumber(h.limit_ms) - number(h.run_ms))) or ''
-  return {id, h.attempt, h.name, h.spec, h.ckpt_manifest, h.ckpt_step, left, h.gpus}
+  local left = h.limit_ms and int(math.max(0, h.limit_ms - number(h.run_ms))) or ''
+  return {id, h.attempt, h.name, h.spec, h.manifest, h.step, left, h.gpus}
 end
 
-local had = redis.call('GET', P .. ':lease:' .. lease)
-if had then
-  local h = fields(had, unpack(names))
+local had = redis.call('MGET', P .. ':lease:' .. lease, P .. ':wanted:' .. agent)
+if had[1] then
+  local h = run_of(had[1])
   if h.lease ~= lease then return err(LOST) end
-  return reply(had, h)
+  return reply(had[1], h)
 end
-if redis.call('HEXISTS', P .. ':wanted', agent) == 1 then return false end
+if had[2] then return false end
 
 -- The first run of a queue that the offer serves.
 local function first_of(q)
@@ -43,48 +48,59 @@ local function first_of(q)
   return best, best_class, best_score
 end
 
-local function start(id, h, q, class, score)
-  local attempt = int(number(h.attempt) + 1)
-  local fair, rank = P .. ':fair:' .. q.name .. ':' .. class, math.floor(score / RANK)
-  local place, mine = math.floor(score % RANK / PLACE), int(rank) .. '/' .. h.project
-  local v = redis.call('HMGET', fair, int(rank), mine)
-  redis.call('HSET', fair, 'at', clock[1] .. ('%06d'):format(clock[2]), int(rank), int(math.max(number(v[1]), place)))
-  if number(v[2]) <= place then redis.call('HDEL', fair, mine) end -- none of the project is behind it
-  redis.call('ZREM', P .. ':ready:' .. q.name .. ':' .. class, id)
-  save(id, {'state', 'running', 'lease', lease, 'last_lease', '', 'agent', agent, 'lease_until_ms', int(NOW + ttl),
-            'attempt', attempt, 'batch', '0', 'phase', 'claimed', 'cause', '', 'msg', '', 'due_ms', '',
-            'score', int(score), 'since_ms', int(NOW), 'started_ms', h.started_ms ~= '' and h.started_ms or int(NOW)})
-  redis.call('ZADD', P .. ':leases', int(NOW + ttl), id)
-  redis.call('SET', P .. ':lease:' .. lease, id, 'PX', int(math.max(LEASE_KEY_MS, 2 * ttl)))
-  state_event(id, attempt, 'running', nil, nil, agent)
-  if project_of(h.project).lanes ~= '' then
-    redis.call('ZREM', let_key(project_of(h.project), q.name .. ':' .. class), id)
+local function start(id, h, q, class, score, gated)
+  local attempt, ready = int(number(h.attempt) + 1), P .. ':ready:' .. q.name .. ':' .. class
+  local fair, rank = P .. ':fair:' .. q.name .. ':' .. class, int(math.floor(score / RANK))
+  local place, mine = math.floor(score % RANK / PLACE), rank .. '/' .. h.project
+  local v = redis.call('HMGET', fair, rank, mine)
+  if place > number(v[1]) then redis.call('HSET', fair, rank, place) end
+  if v[2] and tonumber(v[2]) <= place then redis.call('HDEL', fair, mine) end -- none of the project is behind it
+  if q.classes ~= class then redis.call('HSET', fair, 'at', clock[1] .. ('%06d'):format(clock[2])) end
+  redis.call('ZREM', ready, id)
+  local list = {'state', 'running', 'lease', lease, 'agent', agent, 'attempt', attempt, 'phase', 'claimed',
+                'score', score, 'since_ms', NOW}
+  if not h.started_ms then set(list, 'started_ms', NOW) end
+  if h.attempt ~= '0' or h.cause then set(list, 'last_lease', '', 'batch', '0', 'cause', '', 'msg', '') end
+  save(id, list)
+  redis.call('ZADD', P .. ':leases', NOW + ttl, id)
+  redis.call('SET', P .. ':lease:' .. lease, id, 'PX', math.max(LEASE_KEY_MS, 2 * ttl))
+  state_event(id, attempt, 'running', '', '', agent)
+  if gated then
+    redis.call('ZREM', P .. ':let:' .. h.project .. ':' .. q.name .. ':' .. class, id)
+    count({queue = q.name, project = h.project}, 1)
+  else
+    redis.call('HINCRBY', q.key, 'running', '1')
+    redis.call('HINCRBY', P .. ':project:' .. h.project, 'running', '1')
   end
-  count(h, 1)
-  if redis.call('EXISTS', P .. ':ready:' .. q.name .. ':' .. class) == 1 then ring_class(q, class) end
+  ring_class(q, class, ready)
   h.attempt = attempt
   return reply(id, h)
+end
+
+-- Behind its project's gate, which has closed since it went into ready.
+local function put_back(id, h, q, class)
+  local g = gates()
+  local p, lane = g.project_of(h.project), q.name .. ':' .. class
+  if not has(p.lanes, lane) then g.set_lanes(p, with(p.lanes, lane)) end
+  redis.call('ZREM', g.let_key(p, lane), id)
+  redis.call('ZADD', g.line_key(p, lane), g.line_score(h), id)
 end
 
 local tries = 0
 for i = 5, #ARGV do
   local q = queue_of(ARGV[i])
   if not has(q.offers, offer) then note_offer(q, offer) end
-  if q.rate > 0 then settle_queue(q) end
+  if q.rate > 0 then gates().settle_queue(q) end
   local id, class, score = first_of(q)
   while id and tries < TRIES do
-    local h = fields(id, unpack(names))
-    local p = project_of(h.project)
-    if h.state == 'queued' and project_room(p) ~= 0 then return start(id, h, q, class, score) end
+    local h = run_of(id)
+    local own_gate = h.state and redis.call('SISMEMBER', P .. ':gated', 'p:' .. h.project) == 1
+    local open = not own_gate or gates().project_room(gates().project_of(h.project)) ~= 0
+    if h.state == 'queued' and open then return start(id, h, q, class, score, own_gate or has_gate(q)) end
     tries = tries + 1
     redis.call('ZREM', P .. ':ready:' .. q.name .. ':' .. class, id)
-    if h.state == 'queued' then -- its project got its limit, or used up its quota, when this stood in line already
-      local lane = q.name .. ':' .. class
-      if not has(p.lanes, lane) then set_lanes(p, with(p.lanes, lane)) end
-      redis.call('ZREM', let_key(p, lane), id)
-      redis.call('ZADD', line_key(p, lane), line_score(h), id)
-    end
-    if has_gate(q) then settle_class(q, class) end
+    if h.state == 'queued' then put_back(id, h, q, class) end
+    if has_gate(q) then gates().settle_class(q, class) end
     id, class, score = first_of(q)
   end
   if id then ring_class(q, class) end

@@ -1,4 +1,5 @@
--- Head of every script: put before it when it is loaded. Scripts that move runs in line have line.lua behind it.
+-- Head of every script, and line.lua behind it: of both each script gets the parts that it uses (scripts.c), so every
+-- part begins with "local" at the beginning of a line.
 --
 -- KEYS[1] is the namespace's hash tag, "{name}"; every key of the namespace begins with it and so lives in
 -- one slot. No key is just this tag: so a Cluster that is moving the slot answers every script with ASK, and runs none
@@ -29,7 +30,9 @@
 --   P:project:NAME     hash: max_running running gpu_ms_max gpu_ms bytes_max bytes lanes ("Q:C" words with runs in
 --                      line: or let:)
 --   P:offers:Q         sorted set: offers by when an agent had them last (ms)
---   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms); P:wanted: hash agent -> state
+--   P:gated            set: "q:Q" and "p:PROJECT" of those with limits, or with runs still in a line
+--   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms); P:wanted:AGENT: string, paused or
+--                      draining
 -- Streams and bells:
 --   P:events:ID        stream: type t, JSON d, attempt a
 --   P:bell:Q:OFFER, P:ring:AGENT  lists of at most one entry: what waiting agents block on
@@ -38,7 +41,7 @@
 -- Fields of a run: schema queue class gpus name project rank seq score spec digest client dedupe requeued_from
 --   state cause msg created_ms started_ms finished_ms due_ms since_ms (running, and charged up to here) run_ms
 --   limit_ms attempt failures ooms timeouts lost preemptions max_attempts max_ooms max_timeouts max_lost
---   max_preemptions backoff_ms exit_code exit_signal lease last_lease agent lease_until_ms last_agent batch cancel
+--   max_preemptions backoff_ms exit_code exit_signal lease last_lease agent last_agent batch cancel
 --   phase step steps metrics ckpt_manifest ckpt_step outputs log_tail done_lease done_op done_reply synced_ms
 -- States: queued (in line), delayed (in delayed), running (in leases); succeeded, failed, dead, cancelled (in ended).
 --
@@ -52,6 +55,7 @@ local LEASE_KEY_MS = 3600000  -- how long a claim can be repeated
 local RING_MS = 60000         -- how long a ring waits for an agent that is not there
 local CLIENT_MS = 7 * 86400000
 
+-- For what becomes part of a text. As arguments Redis writes numbers with %.17g itself, which is exact up to 2^53.
 local function int(x) return string.format('%.0f', x) end
 
 local clock = redis.call('TIME')
@@ -70,16 +74,16 @@ end
 local function number(text) return tonumber(text) or 0 end
 
 local function event(id, kind, json, attempt)
-  return redis.call('XADD', P .. ':events:' .. id, 'MAXLEN', '~', int(EVENTS_MAX), '*',
+  return redis.call('XADD', P .. ':events:' .. id, 'MAXLEN', '~', EVENTS_MAX, '*',
                     't', kind, 'd', json, 'a', attempt)
 end
 
 local function state_event(id, attempt, state, cause, msg, agent)
-  local d = {state = state}
-  if cause and cause ~= '' then d.cause = cause end
-  if msg and msg ~= '' then d.msg = msg end
-  if agent and agent ~= '' then d.agent = agent end
-  return event(id, 'state', cjson.encode(d), attempt)
+  local json = '{"state":"' .. state .. '"'
+  if agent and agent ~= '' then json = json .. ',"agent":' .. cjson.encode(agent) end
+  if cause and cause ~= '' then json = json .. ',"cause":' .. cjson.encode(cause) end
+  if msg and msg ~= '' then json = json .. ',"msg":' .. cjson.encode(msg) end
+  return event(id, 'state', json .. '}', attempt)
 end
 
 local function ring_agent(agent)
@@ -90,15 +94,18 @@ local function ring_agent(agent)
 end
 
 -- Changes of a run's fields are gathered in a list and written at once.
-local function set(list, ...)
-  for _, v in ipairs({...}) do list[#list + 1] = v end
+local function set(list, field, value, ...)
+  local n = #list
+  list[n + 1], list[n + 2] = field, value
+  if ... then return set(list, ...) end
 end
 local function save(id, list) redis.call('HSET', run_key(id), unpack(list)) end
 
--- A terminal state. h needs project, dedupe.
+-- A terminal state. h needs project, dedupe, attempt, agent. A claim has cleared cause and msg.
 local function end_run(id, h, list, state, cause, msg)
-  set(list, 'state', state, 'cause', cause, 'msg', msg, 'phase', '', 'finished_ms', int(NOW), 'due_ms', '')
-  redis.call('ZADD', P .. ':ended', int(NOW), id)
+  set(list, 'state', state, 'phase', '', 'finished_ms', NOW)
+  if cause ~= '' then set(list, 'cause', cause, 'msg', msg) end
+  redis.call('ZADD', P .. ':ended', NOW, id)
   if h.dedupe ~= '' then
     local key = P .. ':dedupe:' .. h.project .. ':' .. h.dedupe
     if redis.call('GET', key) == id then redis.call('DEL', key) end

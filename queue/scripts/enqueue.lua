@@ -25,9 +25,9 @@ if dedupe ~= '' then
   local other = redis.call('GET', key)
   if other then return {other, 'duplicate'} end
 end
-local q, p = queue_of(queue), project_of(project)
+local q, p = queue_of(queue), gates().project_of(project)
 if q.state == 'draining' then return err('CONFLICT queue ' .. queue .. ' is drained: it takes no runs') end
-if used_up(p) then return err('CONFLICT ' .. used_up(p)) end
+if gates().used_up(p) then return err('CONFLICT ' .. gates().used_up(p)) end
 if not has(q.classes, class) then
   local n = 0
   for _ in q.classes:gmatch('%S+') do n = n + 1 end
@@ -65,6 +65,6 @@ else
   set(list, 'state', 'queued')
   save(id, list)
   state_event(id, '0', 'queued')
-  put(id, h)
+  gates().put(id, h)
 end
 return {id, 'new'}

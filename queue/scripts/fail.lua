@@ -36,7 +36,7 @@ else
   else -- doubles, and lies anywhere in the upper half, so that runs that failed together do not come together
     local wait = math.min(tonumber(ARGV[8]), number(h.backoff_ms) * 2 ^ math.min(n - 1, 30))
     local due = NOW + wait * (1 - (tonumber(clock[2]) % 1000) / 2000)
-    set(list, 'state', state, 'due_ms', int(due), 'cause', cause, 'msg', msg)
+    set(list, 'state', state, 'due_ms', int(due), 'cause', cause, 'msg', msg, 'agent', '')
     redis.call('ZADD', P .. ':delayed', int(due), id)
     state_event(id, h.attempt, state, cause, msg, h.agent)
   end

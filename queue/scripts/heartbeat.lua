@@ -4,7 +4,7 @@
 local agent, json, offer = ARGV[1], ARGV[2], ARGV[3]
 if json == '' then
   redis.call('HDEL', P .. ':agents', agent)
-  redis.call('HDEL', P .. ':wanted', agent)
+  redis.call('DEL', P .. ':wanted:' .. agent)
   redis.call('ZREM', P .. ':agents_seen', agent)
   redis.call('DEL', P .. ':ring:' .. agent)
   return 'active'
@@ -12,4 +12,4 @@ end
 redis.call('HSET', P .. ':agents', agent, json)
 redis.call('ZADD', P .. ':agents_seen', int(NOW), agent)
 for i = 4, #ARGV do note_offer(queue_of(ARGV[i]), offer) end
-return redis.call('HGET', P .. ':wanted', agent) or 'active'
+return redis.call('GET', P .. ':wanted:' .. agent) or 'active'

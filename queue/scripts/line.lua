@@ -9,9 +9,9 @@
 -- from the place that was claimed last: the first of a project is at most one slot behind the first of any other,
 -- however many the other has (start-time fair queueing: Goyal, Vin, Cheng 1996). In line and let: rank, then seq.
 local RANK, PLACE = 2 ^ 51, 2 ^ 20
-local STEP = 500            -- entries moved at once, and the most that lie behind a limit
 local OFFER_MS = 86400000   -- how long an offer counts after its last agent: an autoscaler may bring it again
 local OFFERS_MAX = 32
+
 
 local function has(words, word) return (' ' .. words .. ' '):find(' ' .. word .. ' ', 1, true) ~= nil end
 local function with(words, word) return words == '' and word or words .. ' ' .. word end
@@ -21,18 +21,19 @@ local function without(words, word)
   return kept
 end
 
-local function parts(class)
-  local c = {gpus = 0, mem = 0, labels = {}}
-  for word in class:gmatch('[^+]+') do
-    local gpus, mem = word:match('^gpu(%d+)$'), word:match('^mem(%d+)$')
-    if gpus then c.gpus = tonumber(gpus)
-    elseif mem then c.mem = tonumber(mem)
-    elseif word ~= 'cpu' then c.labels[word] = true end
-  end
-  return c
-end
+
 local function serves(offer, class)
   if offer == class or class == 'cpu' then return true end
+  local function parts(words)
+    local c = {gpus = 0, mem = 0, labels = {}}
+    for word in words:gmatch('[^+]+') do
+      local gpus, mem = word:match('^gpu(%d+)$'), word:match('^mem(%d+)$')
+      if gpus then c.gpus = tonumber(gpus)
+      elseif mem then c.mem = tonumber(mem)
+      elseif word ~= 'cpu' then c.labels[word] = true end
+    end
+    return c
+  end
   local o, c = parts(offer), parts(class)
   if o.gpus < c.gpus or o.mem < c.mem then return false end
   for label in pairs(c.labels) do if not o.labels[label] then return false end end
@@ -58,235 +59,285 @@ local function queue_of(name)
 end
 local function has_gate(q) return q.max > 0 or q.rate > 0 end
 
--- How many runs of a class may lie in ready; nil: all.
-local function room(q, class)
-  if q.state == 'paused' or has(q.closed, class) then return 0 end
-  if not has_gate(q) then return nil end
-  local n = STEP
-  if q.max > 0 then n = math.min(n, q.max - q.running) end
-  if q.rate > 0 then n = math.min(n, math.floor(q.tokens)) end
-  return math.max(0, n)
-end
-
--- Wakes an agent of every kind that can serve the class. One entry is enough: whoever claims rings again while
--- there is more.
-local function ring_class(q, class)
+-- Wakes an agent of every kind that can serve the class, if there is one in ready (when that is named). One entry is
+-- enough: whoever claims rings again while there is more.
+local function ring_class(q, class, ready)
   for offer in q.offers:gmatch('%S+') do
     if serves(offer, class) then
       local bell = P .. ':bell:' .. q.name .. ':' .. offer
-      if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end
+      if redis.call('LLEN', bell) == 0 and (not ready or redis.call('EXISTS', ready) == 1) then
+        redis.call('LPUSH', bell, '1')
+      end
     end
   end
-end
-
-local function shift(from, to, n, pop)
-  local moved = redis.call(pop, from, int(math.min(n, STEP)))
-  for k = 1, #moved, 2 do redis.call('ZADD', to, moved[k + 1], moved[k]) end
-  return #moved > 0
-end
-
--- Brings ready of one class to what may lie there.
-local function settle_class(q, class)
-  local ready, held = P .. ':ready:' .. q.name .. ':' .. class, P .. ':held:' .. q.name .. ':' .. class
-  local n, most, more = redis.call('ZCARD', ready), room(q, class), false
-  if not most then
-    if redis.call('EXISTS', held) == 0 then return end
-    if n > STEP then
-      more = shift(held, ready, STEP, 'ZPOPMIN')
-    else
-      if n > 0 then shift(ready, held, n, 'ZPOPMAX') end
-      redis.call('RENAME', held, ready)
-      more = true
-    end
-  elseif n > most then
-    if n - most > STEP and redis.call('EXISTS', held) == 0 then
-      redis.call('RENAME', ready, held)
-      if most > 0 then shift(held, ready, most, 'ZPOPMIN') end
-    else
-      shift(ready, held, n - most, 'ZPOPMAX')
-    end
-  elseif n < most then
-    more = shift(held, ready, most - n, 'ZPOPMIN')
-  end
-  if more then ring_class(q, class) end
-end
-local function settle_queue(q)
-  for class in q.classes:gmatch('%S+') do settle_class(q, class) end
-end
-
--- A new place at the end of its project's runs.
-local function new_score(q, class, h, seq)
-  local fair, mine = P .. ':fair:' .. q.name .. ':' .. class, h.rank .. '/' .. h.project
-  local v = redis.call('HMGET', fair, h.rank, mine)
-  local place = math.max(number(v[1]), number(v[2])) + 1
-  redis.call('HSET', fair, mine, int(place))
-  return int(tonumber(h.rank) * RANK + place * PLACE + seq % PLACE)
-end
--- The place that it had, in front.
-local function old_score(q, class, h, seq)
-  local score = number(h.score)
-  if score == 0 or math.floor(score / RANK) ~= tonumber(h.rank) then return new_score(q, class, h, seq) end
-  local now = number(redis.call('HGET', P .. ':fair:' .. q.name .. ':' .. class, h.rank))
-  local place = math.min(math.floor(score % RANK / PLACE), now)
-  return int(tonumber(h.rank) * RANK + place * PLACE + seq % PLACE)
-end
-
-local function lane_add(q, class, id, h, keep)
-  local seq = tonumber(h.seq)
-  local score = keep and old_score(q, class, h, seq) or new_score(q, class, h, seq)
-  local ready, held = P .. ':ready:' .. q.name .. ':' .. class, P .. ':held:' .. q.name .. ':' .. class
-  if not has(q.classes, class) then
-    q.classes = with(q.classes, class)
-    redis.call('HSET', q.key, 'classes', q.classes)
-    redis.call('ZADD', P .. ':queues', 'NX', '0', q.name)
-  end
-  local most = room(q, class)
-  if most == 0 then
-    redis.call('ZADD', held, score, id)
-    return
-  end
-  redis.call('ZADD', ready, score, id)
-  if most then
-    local over = redis.call('ZCARD', ready) - most
-    if over > 0 then shift(ready, held, over, 'ZPOPMAX') end
-  end
-  ring_class(q, class)
-end
-
--- Out of ready or held; gives its place back when it was the project's last. False: it lay in neither.
-local function lane_take(q, class, id, h)
-  for _, kind in ipairs({':ready:', ':held:'}) do
-    local key = P .. kind .. q.name .. ':' .. class
-    local score = redis.call('ZSCORE', key, id)
-    if score then
-      redis.call('ZREM', key, id)
-      local fair, mine = P .. ':fair:' .. q.name .. ':' .. class, h.rank .. '/' .. h.project
-      local place = math.floor(tonumber(score) % RANK / PLACE)
-      if number(redis.call('HGET', fair, mine)) == place then redis.call('HSET', fair, mine, int(place - 1)) end
-      if kind == ':ready:' and room(q, class) then settle_class(q, class) end
-      return true
-    end
-  end
-  return false
-end
-
--- ---- projects
-
-local known_projects = {}
-local function project_of(name)
-  local p = known_projects[name]
-  if p then return p end
-  local v = redis.call('HMGET', P .. ':project:' .. name, 'max_running', 'running', 'gpu_ms_max', 'gpu_ms',
-                       'bytes_max', 'bytes', 'lanes')
-  p = {name = name, key = P .. ':project:' .. name, max = number(v[1]), running = number(v[2]),
-       gpu_ms_max = number(v[3]), gpu_ms = number(v[4]), bytes_max = number(v[5]), bytes = number(v[6]),
-       lanes = v[7] or ''}
-  known_projects[name] = p
-  return p
-end
-
--- What it has used up, in words, or nil.
-local function used_up(p)
-  if p.gpu_ms_max > 0 and p.gpu_ms >= p.gpu_ms_max then
-    return string.format('project %s has used its %.6g GPU hours', p.name, p.gpu_ms_max / 3600000)
-  elseif p.bytes_max > 0 and p.bytes >= p.bytes_max then
-    return string.format('project %s has used its %.6g GiB of storage', p.name, p.bytes_max / 2 ^ 30)
-  end
-end
-local function project_room(p)
-  if used_up(p) then return 0 end
-  return p.max > 0 and math.min(STEP, math.max(0, p.max - p.running)) or nil
-end
-local function line_key(p, lane) return P .. ':line:' .. p.name .. ':' .. lane end
-local function let_key(p, lane) return P .. ':let:' .. p.name .. ':' .. lane end
-local function line_score(h) return int(tonumber(h.rank) * RANK + tonumber(h.seq)) end
-local function set_lanes(p, lanes)
-  if lanes == p.lanes then return end
-  p.lanes = lanes
-  redis.call('HSET', p.key, 'lanes', lanes)
 end
 
 local IN_LINE = {'project', 'queue', 'class', 'rank', 'seq', 'score'} -- what a run's place follows from
 
--- Puts a queued run in line. h needs IN_LINE. keep: back to its old place.
-local function put(id, h, keep)
-  local p, q, lane = project_of(h.project), queue_of(h.queue), h.queue .. ':' .. h.class
-  local most = project_room(p)
-  if most then
-    if not has(p.lanes, lane) then set_lanes(p, with(p.lanes, lane)) end
+-- ---- the gates: made only when a script comes to one, since most runs pass none
+
+local made_gates
+local function gates()
+  if made_gates then return made_gates end
+  local STEP = 500 -- entries moved at once, and the most that lie in ready behind a limit
+
+  -- How many runs of a class may lie in ready; nil: all.
+  local function room(q, class)
+    if q.state == 'paused' or has(q.closed, class) then return 0 end
+    if not has_gate(q) then return nil end
+    local n = STEP
+    if q.max > 0 then n = math.min(n, q.max - q.running) end
+    if q.rate > 0 then n = math.min(n, math.floor(q.tokens)) end
+    return math.max(0, n)
+  end
+
+  local function shift(from, to, n, pop)
+    local moved = redis.call(pop, from, int(math.min(n, STEP)))
+    for k = 1, #moved, 2 do redis.call('ZADD', to, moved[k + 1], moved[k]) end
+    return #moved > 0
+  end
+
+  -- Brings ready of one class to what may lie there.
+  local function settle_class(q, class)
+    local ready, held = P .. ':ready:' .. q.name .. ':' .. class, P .. ':held:' .. q.name .. ':' .. class
+    local n, most, more = redis.call('ZCARD', ready), room(q, class), false
+    if not most then
+      if redis.call('EXISTS', held) == 0 then return end
+      if n > STEP then
+        more = shift(held, ready, STEP, 'ZPOPMIN')
+      else
+        if n > 0 then shift(ready, held, n, 'ZPOPMAX') end
+        redis.call('RENAME', held, ready)
+        more = true
+      end
+    elseif n > most then
+      if n - most > STEP and redis.call('EXISTS', held) == 0 then
+        redis.call('RENAME', ready, held)
+        if most > 0 then shift(held, ready, most, 'ZPOPMIN') end
+      else
+        shift(ready, held, n - most, 'ZPOPMAX')
+      end
+    elseif n < most then
+      more = shift(held, ready, most - n, 'ZPOPMIN')
+    end
+    if more then ring_class(q, class) end
+  end
+  local function settle_queue(q)
+    for class in q.classes:gmatch('%S+') do settle_class(q, class) end
+  end
+
+  -- A new place at the end of its project's runs.
+  local function new_score(q, class, h, seq)
+    local fair, mine = P .. ':fair:' .. q.name .. ':' .. class, h.rank .. '/' .. h.project
+    local v = redis.call('HMGET', fair, h.rank, mine)
+    local place = math.max(number(v[1]), number(v[2])) + 1
+    redis.call('HSET', fair, mine, int(place))
+    return int(tonumber(h.rank) * RANK + place * PLACE + seq % PLACE)
+  end
+  -- The place that it had, in front.
+  local function old_score(q, class, h, seq)
+    local score = number(h.score)
+    if score == 0 or math.floor(score / RANK) ~= tonumber(h.rank) then return new_score(q, class, h, seq) end
+    local now = number(redis.call('HGET', P .. ':fair:' .. q.name .. ':' .. class, h.rank))
+    local place = math.min(math.floor(score % RANK / PLACE), now)
+    return int(tonumber(h.rank) * RANK + place * PLACE + seq % PLACE)
+  end
+
+  local function lane_add(q, class, id, h, keep)
+    local seq = tonumber(h.seq)
+    local score = keep and old_score(q, class, h, seq) or new_score(q, class, h, seq)
+    local ready, held = P .. ':ready:' .. q.name .. ':' .. class, P .. ':held:' .. q.name .. ':' .. class
+    if not has(q.classes, class) then
+      q.classes = with(q.classes, class)
+      redis.call('HSET', q.key, 'classes', q.classes)
+      redis.call('ZADD', P .. ':queues', 'NX', '0', q.name)
+    end
+    local most = room(q, class)
     if most == 0 then
-      redis.call('ZADD', line_key(p, lane), line_score(h), id)
+      redis.call('ZADD', held, score, id)
       return
     end
-    redis.call('ZADD', let_key(p, lane), line_score(h), id)
-    if redis.call('ZCARD', let_key(p, lane)) > most then
-      local last = redis.call('ZPOPMAX', let_key(p, lane))
-      redis.call('ZADD', line_key(p, lane), last[2], last[1])
-      if last[1] == id then return end
-      lane_take(q, h.class, last[1], fields(last[1], unpack(IN_LINE)))
+    redis.call('ZADD', ready, score, id)
+    if most then
+      local over = redis.call('ZCARD', ready) - most
+      if over > 0 then shift(ready, held, over, 'ZPOPMAX') end
+    end
+    ring_class(q, class)
+  end
+
+  -- Out of ready or held; gives its place back when it was the project's last. False: it lay in neither.
+  local function lane_take(q, class, id, h)
+    for _, kind in ipairs({':ready:', ':held:'}) do
+      local key = P .. kind .. q.name .. ':' .. class
+      local score = redis.call('ZSCORE', key, id)
+      if score then
+        redis.call('ZREM', key, id)
+        local fair, mine = P .. ':fair:' .. q.name .. ':' .. class, h.rank .. '/' .. h.project
+        local place = math.floor(tonumber(score) % RANK / PLACE)
+        if number(redis.call('HGET', fair, mine)) == place then redis.call('HSET', fair, mine, int(place - 1)) end
+        if kind == ':ready:' and room(q, class) then settle_class(q, class) end
+        return true
+      end
+    end
+    return false
+  end
+
+  -- ---- projects
+
+  local known_projects = {}
+  local function project_of(name)
+    local p = known_projects[name]
+    if p then return p end
+    local v = redis.call('HMGET', P .. ':project:' .. name, 'max_running', 'running', 'gpu_ms_max', 'gpu_ms',
+                         'bytes_max', 'bytes', 'lanes')
+    p = {name = name, key = P .. ':project:' .. name, max = number(v[1]), running = number(v[2]),
+         gpu_ms_max = number(v[3]), gpu_ms = number(v[4]), bytes_max = number(v[5]), bytes = number(v[6]),
+         lanes = v[7] or ''}
+    known_projects[name] = p
+    return p
+  end
+
+  -- What it has used up, in words, or nil.
+  local function used_up(p)
+    if p.gpu_ms_max > 0 and p.gpu_ms >= p.gpu_ms_max then
+      return string.format('project %s has used its %.6g GPU hours', p.name, p.gpu_ms_max / 3600000)
+    elseif p.bytes_max > 0 and p.bytes >= p.bytes_max then
+      return string.format('project %s has used its %.6g GiB of storage', p.name, p.bytes_max / 2 ^ 30)
     end
   end
-  lane_add(q, h.class, id, h, keep)
-end
+  local function project_room(p)
+    if used_up(p) then return 0 end
+    return p.max > 0 and math.min(STEP, math.max(0, p.max - p.running)) or nil
+  end
+  local function line_key(p, lane) return P .. ':line:' .. p.name .. ':' .. lane end
+  local function let_key(p, lane) return P .. ':let:' .. p.name .. ':' .. lane end
+  local function line_score(h) return int(tonumber(h.rank) * RANK + tonumber(h.seq)) end
+  local function note_gate(p)
+    local limited = p.max > 0 or p.gpu_ms_max > 0 or p.bytes_max > 0 or p.lanes ~= ''
+    redis.call(limited and 'SADD' or 'SREM', P .. ':gated', 'p:' .. p.name)
+  end
+  local function set_lanes(p, lanes)
+    if lanes == p.lanes then return end
+    p.lanes = lanes
+    redis.call('HSET', p.key, 'lanes', lanes)
+    note_gate(p)
+  end
 
--- Lets through what its limit has room for, and takes back what it has not.
-local function settle_project(p)
-  local most = project_room(p)
-  for lane in p.lanes:gmatch('%S+') do
-    local line, let = line_key(p, lane), let_key(p, lane)
-    local queue, class = lane:match('^([^:]+):(.+)$')
-    local n = redis.call('ZCARD', let)
-    if most and n > most then
-      local out = redis.call('ZPOPMAX', let, int(math.min(STEP, n - most)))
-      for k = 1, #out, 2 do
-        redis.call('ZADD', line, out[k + 1], out[k])
-        lane_take(queue_of(queue), class, out[k], fields(out[k], unpack(IN_LINE)))
+  -- Puts a queued run in line. h needs IN_LINE. keep: back to its old place.
+  local function put(id, h, keep)
+    local p, q, lane = project_of(h.project), queue_of(h.queue), h.queue .. ':' .. h.class
+    local most = project_room(p)
+    if most then
+      if not has(p.lanes, lane) then set_lanes(p, with(p.lanes, lane)) end
+      if most == 0 then
+        redis.call('ZADD', line_key(p, lane), line_score(h), id)
+        return
       end
-    elseif not most or n < most then
-      local out = redis.call('ZPOPMIN', line, int(math.min(most and most - n or STEP, 100)))
-      for k = 1, #out, 2 do
-        if most then redis.call('ZADD', let, out[k + 1], out[k]) end
-        lane_add(queue_of(queue), class, out[k], fields(out[k], unpack(IN_LINE)), false)
+      redis.call('ZADD', let_key(p, lane), line_score(h), id)
+      if redis.call('ZCARD', let_key(p, lane)) > most then
+        local last = redis.call('ZPOPMAX', let_key(p, lane))
+        redis.call('ZADD', line_key(p, lane), last[2], last[1])
+        if last[1] == id then return end
+        lane_take(q, h.class, last[1], fields(last[1], unpack(IN_LINE)))
       end
-      if not most then redis.call('DEL', let) end
     end
-    if redis.call('EXISTS', line, let) == 0 then set_lanes(p, without(p.lanes, lane)) end
+    lane_add(q, h.class, id, h, keep)
   end
-end
 
--- Takes a queued run out of line, wherever it lies.
-local function take(id, h)
-  local p, lane = project_of(h.project), h.queue .. ':' .. h.class
-  if not lane_take(queue_of(h.queue), h.class, id, h) then redis.call('ZREM', line_key(p, lane), id) end
-  if p.lanes ~= '' then
-    redis.call('ZREM', let_key(p, lane), id)
-    settle_project(p)
+  -- Lets through what its limit has room for, and takes back what it has not.
+  local function settle_project(p)
+    local most = project_room(p)
+    for lane in p.lanes:gmatch('%S+') do
+      local line, let = line_key(p, lane), let_key(p, lane)
+      local queue, class = lane:match('^([^:]+):(.+)$')
+      local n = redis.call('ZCARD', let)
+      if most and n > most then
+        local out = redis.call('ZPOPMAX', let, int(math.min(STEP, n - most)))
+        for k = 1, #out, 2 do
+          redis.call('ZADD', line, out[k + 1], out[k])
+          lane_take(queue_of(queue), class, out[k], fields(out[k], unpack(IN_LINE)))
+        end
+      elseif not most or n < most then
+        local out = redis.call('ZPOPMIN', line, int(math.min(most and most - n or STEP, 100)))
+        for k = 1, #out, 2 do
+          if most then redis.call('ZADD', let, out[k + 1], out[k]) end
+          lane_add(queue_of(queue), class, out[k], fields(out[k], unpack(IN_LINE)), false)
+        end
+        if not most then redis.call('DEL', let) end
+      end
+      if redis.call('EXISTS', line, let) == 0 then set_lanes(p, without(p.lanes, lane)) end
+    end
   end
+
+  -- Takes a queued run out of line, wherever it lies.
+  local function take(id, h)
+    local p, lane = project_of(h.project), h.queue .. ':' .. h.class
+    if not lane_take(queue_of(h.queue), h.class, id, h) then redis.call('ZREM', line_key(p, lane), id) end
+    if p.lanes ~= '' then
+      redis.call('ZREM', let_key(p, lane), id)
+      settle_project(p)
+    end
+  end
+
+  -- The counts have changed; what follows.
+  local function counted(h, n, in_queue, in_project)
+    local q, p = queue_of(h.queue), project_of(h.project)
+    q.running, p.running = in_queue, in_project
+    if n > 0 and q.rate > 0 then
+      q.tokens = q.tokens - 1
+      redis.call('HSET', q.key, 'tokens', tostring(q.tokens), 'tokens_ms', int(NOW))
+    end
+    if has_gate(q) then settle_queue(q) end
+    if p.lanes ~= '' then settle_project(p) end
+  end
+
+  -- Why a queued run cannot be claimed now, in words, or ''. h needs IN_LINE.
+  local function waiting_for(id, h)
+    local q, p, lane = queue_of(h.queue), project_of(h.project), h.queue .. ':' .. h.class
+    if redis.call('ZSCORE', line_key(p, lane), id) then
+      return used_up(p) or string.format('project %s has %d of %d runs at once', p.name, p.running, p.max)
+    elseif redis.call('ZSCORE', P .. ':ready:' .. lane, id) then
+      local last = redis.call('ZRANGE', P .. ':offers:' .. q.name, '0', '0', 'REV', 'WITHSCORES')[2]
+      if NOW - number(last) < 60000 then return '' end
+      return 'no agent serves queue ' .. q.name .. ' now'
+    elseif q.state == 'paused' then
+      return 'queue ' .. q.name .. ' is paused'
+    elseif has(q.closed, h.class) then
+      return 'no agent of queue ' .. q.name .. ' offers ' .. h.class .. '; there is ' .. q.offers
+    elseif q.max > 0 and q.running >= q.max then
+      return string.format('queue %s has %d of %d runs at once', q.name, q.running, q.max)
+    elseif has_gate(q) then
+      return string.format('queue %s starts at most %s a minute and %s at once', q.name,
+                           q.rate > 0 and int(q.rate) or 'any number', q.max > 0 and int(q.max) or 'any number')
+    end
+    return ''
+  end
+
+  made_gates = {settle_class = settle_class, settle_queue = settle_queue, settle_project = settle_project,
+                project_of = project_of, used_up = used_up, project_room = project_room, line_key = line_key,
+                let_key = let_key, line_score = line_score, set_lanes = set_lanes, put = put, take = take,
+                counted = counted, note_gate = note_gate, waiting_for = waiting_for}
+  return made_gates
 end
 
 -- ---- slots
 
 -- A run of these has started (n 1) or stopped (n -1). h needs project, queue.
 local function count(h, n)
-  local q, p = queue_of(h.queue), project_of(h.project)
-  q.running = redis.call('HINCRBY', q.key, 'running', int(n))
-  p.running = redis.call('HINCRBY', p.key, 'running', int(n))
-  if n > 0 and q.rate > 0 then
-    q.tokens = q.tokens - 1
-    redis.call('HSET', q.key, 'tokens', tostring(q.tokens), 'tokens_ms', int(NOW))
-  end
-  if has_gate(q) then settle_queue(q) end
-  if p.lanes ~= '' then settle_project(p) end
+  local in_queue = redis.call('HINCRBY', P .. ':queue:' .. h.queue, 'running', n)
+  local in_project = redis.call('HINCRBY', P .. ':project:' .. h.project, 'running', n)
+  local gated = redis.call('SMISMEMBER', P .. ':gated', 'q:' .. h.queue, 'p:' .. h.project)
+  if gated[1] + gated[2] > 0 then gates().counted(h, n, in_queue, in_project) end
 end
 
--- Brings the time run and the project's GPU time up to date. h needs since_ms, run_ms, gpus, project.
+-- Brings the time run and the project's GPU time up to date; the caller sets since_ms. h needs since_ms, run_ms, gpus,
+-- project.
 local function charge(h, list)
   local ms, gpus = NOW - (tonumber(h.since_ms) or NOW), number(h.gpus)
   if ms > 0 then
-    set(list, 'run_ms', int(number(h.run_ms) + ms), 'since_ms', int(NOW))
+    set(list, 'run_ms', number(h.run_ms) + ms)
     if gpus > 0 then
-      local p = project_of(h.project)
-      p.gpu_ms = redis.call('HINCRBY', p.key, 'gpu_ms', int(ms * gpus))
+      redis.call('HINCRBY', P .. ':project:' .. h.project, 'gpu_ms', int(ms * gpus))
     end
   end
 end
@@ -294,11 +345,12 @@ end
 local LEASED = {'lease', 'attempt', 'cancel', 'agent', 'dedupe', 'since_ms', 'run_ms', 'gpus',
                 'done_lease', 'done_op', 'done_reply', unpack(IN_LINE)}
 
--- Takes the lease off a run. h needs LEASED. What it was goes to last_lease only when it ran out (it may then be
--- revived).
+-- Takes the lease off a run; the agent's name stays with a run that has ended. h needs LEASED. What the lease was goes
+-- to last_lease only when it ran out (it may then be revived); a claim has cleared that.
 local function drop_lease(id, h, list, expired)
   charge(h, list)
-  set(list, 'lease', '', 'agent', '', 'lease_until_ms', '', 'since_ms', '', 'last_lease', expired and h.lease or '')
+  set(list, 'lease', '')
+  if expired then set(list, 'last_lease', h.lease) end
   redis.call('ZREM', P .. ':leases', id)
   redis.call('DEL', P .. ':lease:' .. h.lease)
   count(h, -1)
@@ -316,24 +368,3 @@ local function note_offer(q, offer)
   redis.call('ZADD', P .. ':queues', 'NX', '0', q.name)
 end
 
--- Why a queued run cannot be claimed now, in words, or ''. h needs IN_LINE.
-local function waiting_for(id, h)
-  local q, p, lane = queue_of(h.queue), project_of(h.project), h.queue .. ':' .. h.class
-  if redis.call('ZSCORE', line_key(p, lane), id) then
-    return used_up(p) or string.format('project %s has %d of %d runs at once', p.name, p.running, p.max)
-  elseif redis.call('ZSCORE', P .. ':ready:' .. lane, id) then
-    local last = redis.call('ZRANGE', P .. ':offers:' .. q.name, '0', '0', 'REV', 'WITHSCORES')[2]
-    if NOW - number(last) < 60000 then return '' end
-    return 'no agent serves queue ' .. q.name .. ' now'
-  elseif q.state == 'paused' then
-    return 'queue ' .. q.name .. ' is paused'
-  elseif has(q.closed, h.class) then
-    return 'no agent of queue ' .. q.name .. ' offers ' .. h.class .. '; there is ' .. q.offers
-  elseif q.max > 0 and q.running >= q.max then
-    return string.format('queue %s has %d of %d runs at once', q.name, q.running, q.max)
-  elseif has_gate(q) then
-    return string.format('queue %s starts at most %s a minute and %s at once', q.name,
-                         q.rate > 0 and int(q.rate) or 'any number', q.max > 0 and int(q.max) or 'any number')
-  end
-  return ''
-end

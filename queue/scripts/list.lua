@@ -15,7 +15,7 @@ for i = 1, #ids, 2 do
      (project == '' or h.project == project) then
     if found == most then break end
     found = found + 1
-    set(reply, ids[i], h.state == 'queued' and waiting_for(ids[i], h) or '')
+    set(reply, ids[i], h.state == 'queued' and gates().waiting_for(ids[i], h) or '')
     for _, v in ipairs(redis.call('HMGET', run_key(ids[i]), unpack(names))) do
       reply[#reply + 1] = v or ''
     end

@@ -18,7 +18,7 @@ if n >= tonumber(ARGV[4]) and not has(q.classes, h.class) then
   return err('CONFLICT queue ' .. queue .. ' has runs of ' .. n .. ' classes in line: too many to add ' .. h.class)
 end
 
-if h.state == 'queued' then take(id, h) end
+if h.state == 'queued' then gates().take(id, h) end
 if h.state == 'running' and queue ~= h.queue then
   count(h, -1)
   h.queue = queue
@@ -27,5 +27,5 @@ end
 h.queue, h.rank, h.score = queue, rank, ''
 save(id, {'queue', queue, 'rank', rank, 'score', ''})
 event(id, 'moved', cjson.encode({queue = queue, rank = tonumber(rank)}), h.attempt)
-if h.state == 'queued' then put(id, h) end
+if h.state == 'queued' then gates().put(id, h) end
 return h.state

@@ -16,8 +16,8 @@ for i = 2, #ARGV do
           has(q.closed, class) and '0' or '1')
     end
   else
-    local p, n = project_of(ARGV[i]), 0
-    for lane in p.lanes:gmatch('%S+') do n = n + redis.call('ZCARD', line_key(p, lane)) end
+    local p, n = gates().project_of(ARGV[i]), 0
+    for lane in p.lanes:gmatch('%S+') do n = n + redis.call('ZCARD', gates().line_key(p, lane)) end
     set(one, p.name, int(p.max), int(p.gpu_ms_max), int(p.gpu_ms), int(p.bytes_max), int(p.bytes), int(p.running), int(n))
   end
   reply[#reply + 1] = one

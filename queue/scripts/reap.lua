@@ -21,9 +21,9 @@ for _, id in ipairs(ended) do
   elseif lost >= number(h.max_lost) then
     end_run(id, h, list, 'dead', 'lease_lost', msg .. ', ' .. int(lost) .. ' times by now')
   else
-    set(list, 'state', 'queued', 'cause', 'lease_lost', 'msg', msg)
+    set(list, 'state', 'queued', 'cause', 'lease_lost', 'msg', msg, 'agent', '')
     state_event(id, h.attempt, 'queued', 'lease_lost', msg, h.agent)
-    put(id, h, true)
+    gates().put(id, h, true)
   end
   save(id, list)
 end
@@ -32,7 +32,7 @@ for _, id in ipairs(due) do
   redis.call('ZREM', P .. ':delayed', id)
   save(id, {'state', 'queued', 'due_ms', ''})
   state_event(id, h.attempt, 'queued', h.cause == 'scheduled' and 'scheduled' or 'retry')
-  put(id, h)
+  gates().put(id, h)
 end
 
 local function look_at(kind)
@@ -65,18 +65,18 @@ for _, name in ipairs(queues) do
     q.offers, q.closed, q.classes = offers, closed, classes
     redis.call('HSET', q.key, 'offers', offers, 'closed', closed, 'classes', classes)
   end
-  settle_queue(q)
+  gates().settle_queue(q)
 end
 for _, name in ipairs(projects) do
-  local p = project_of(name)
-  if p.lanes ~= '' then settle_project(p) end
+  local p = gates().project_of(name)
+  if p.lanes ~= '' then gates().settle_project(p) end
 end
 
 local gone = redis.call('ZRANGEBYSCORE', P .. ':agents_seen', '-inf', int(NOW - 3600000), 'LIMIT', '0', int(most))
 for _, agent in ipairs(gone) do
   redis.call('ZREM', P .. ':agents_seen', agent)
   redis.call('HDEL', P .. ':agents', agent)
-  redis.call('HDEL', P .. ':wanted', agent)
+  redis.call('DEL', P .. ':wanted:' .. agent)
 end
 local more = #ended == most or #due == most or #queues == LOOKS or #projects == LOOKS
 return {#ended, #due, more and 1 or 0}

@@ -18,9 +18,9 @@ elseif n > number(h.max_preemptions) then
   state = 'dead'
   end_run(id, h, list, state, 'preempted', 'preempted ' .. int(n) .. ' times')
 else
-  set(list, 'state', state, 'cause', cause)
+  set(list, 'state', state, 'cause', cause, 'agent', '')
   state_event(id, h.attempt, state, cause, '', h.agent)
-  put(id, h, true)
+  gates().put(id, h, true)
 end
 remember(list, lease, 'release', state)
 save(id, list)

@@ -14,9 +14,9 @@ if h.lease ~= lease then
   revived = '1'
 end
 
-local list = {'lease_until_ms', int(NOW + ttl)}
+local list = {}
 if revived == '1' then
-  take(id, h)
+  gates().take(id, h)
   set(list, 'state', 'running', 'lease', lease, 'last_lease', '', 'due_ms', '', 'agent', h.last_agent,
       'lost', int(math.max(0, number(h.lost) - 1)), 'cause', '', 'msg', '', 'since_ms', int(NOW))
   redis.call('SET', P .. ':lease:' .. lease, id, 'PX', int(math.max(LEASE_KEY_MS, 2 * ttl)))
@@ -24,6 +24,7 @@ if revived == '1' then
   count(h, 1)
 else
   charge(h, list)
+  set(list, 'since_ms', NOW)
 end
 save(id, list)
 redis.call('ZADD', P .. ':leases', int(NOW + ttl), id)

@@ -5,9 +5,9 @@
 local agent, wanted = ARGV[1], ARGV[2]
 if redis.call('HEXISTS', P .. ':agents', agent) == 0 then return err('NOTFOUND no agent ' .. agent) end
 if wanted == 'active' then
-  redis.call('HDEL', P .. ':wanted', agent)
+  redis.call('DEL', P .. ':wanted:' .. agent)
 else
-  redis.call('HSET', P .. ':wanted', agent, wanted)
+  redis.call('SET', P .. ':wanted:' .. agent, wanted)
 end
 ring_agent(agent)
 return 'OK'

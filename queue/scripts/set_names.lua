@@ -9,5 +9,13 @@ if not redis.call('ZSCORE', all, name) and redis.call('ZCARD', all) >= tonumber(
 end
 redis.call('ZADD', all, 'NX', '0', name)
 redis.call('HSET', P .. ':' .. kind .. ':' .. name, unpack(ARGV, 4))
-if kind == 'queue' then settle_queue(queue_of(name)) else settle_project(project_of(name)) end
+if kind == 'queue' then
+  local q = queue_of(name)
+  redis.call(has_gate(q) and 'SADD' or 'SREM', P .. ':gated', 'q:' .. name)
+  gates().settle_queue(q)
+else
+  local p = gates().project_of(name)
+  gates().note_gate(p)
+  gates().settle_project(p)
+end
 return 'OK'
