@@ -62,6 +62,8 @@ static void show_metric(struct sl_emitter *r, const json_t *event)
     int64_t step = sl_json_int(event, "step", r->step);
     bool more = trial && step == r->step; /* another trial's numbers of the step */
 
+    if (trial && !more && r->step > r->first_step) /* now those of the step before are complete */
+        draw(r);
     r->loss = more ? fmin(r->loss, loss) : loss;
     if (!isnan(val))
         r->val_loss = more ? fmin(r->val_loss, val) : val;
@@ -72,7 +74,8 @@ static void show_metric(struct sl_emitter *r, const json_t *event)
         clear_bar(r);
         fprintf(stderr, "trial %s: step %lld  val_loss %.4f\n", trial, (long long)step, val);
     }
-    draw(r);
+    if (!trial)
+        draw(r);
 }
 
 static void show(struct sl_emitter *r, const json_t *event)

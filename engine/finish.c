@@ -376,6 +376,8 @@ static int sum_up(struct sl_trainer *t, json_t *all, json_t **ret_metrics, struc
             best = &t->trial[k];
     }
     if (best) {
+        sl_emit_log(t->report, SL_INFO, "best of %d trials: %s, val_loss %.4f", t->n_trials, best->run->name,
+                    best->state.best_val_loss);
         json_object_set_new(metrics, "best", json_string(best->run->name));
         json_object_set_new(metrics, "val_loss", json_real(best->state.best_val_loss));
     }

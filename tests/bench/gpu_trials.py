@@ -6,7 +6,7 @@
 MODEL:STEPS says how many steps our side runs. Squad profile, 8 rows a step and trial, three-layer MLP encoder of width 2048,
 bf16; the trials differ in seed and learning rate. Ours is `softlaunch-worker train` from its start to the tables on disk.
 Where STEPS is below --full, the seconds of --full steps are the measured ones and the rest at the median step.
-PEFT's is trials x (start-up + --full x its median step), both measured: start-up in three processes of its own, from
+PEFT's is trials x (start-up + --full x its median step), both measured: start-up in --starts processes of its own, from
 their start to the end of the first step, less one median step. --check K: K trials also run alone for --check-steps; the largest
 difference of a step's loss, and of what it was, is printed. Needs torch, transformers, peft (not with --no-peft).
 """
@@ -149,6 +149,7 @@ def main():
     args.add_argument("--check-steps", type=int, default=20)
     args.add_argument("--device", default="cuda")
     args.add_argument("--keep", help="folder for the models, as gpu_peft.py's")
+    args.add_argument("--starts", type=int, default=3, help="processes in which PEFT's start-up is measured")
     args.add_argument("--no-peft", action="store_true")
     args.add_argument("--json")
     args.add_argument("--peft-child", help=argparse.SUPPRESS)
@@ -173,7 +174,7 @@ def main():
         if args.check:
             r["check"] = check(args.worker, args.device, run, work, args.check, args.check_steps)
         if not args.no_peft:
-            p = r["peft"] = peft(model, 3, UNTIMED + args.steps)
+            p = r["peft"] = peft(model, args.starts, UNTIMED + args.steps)
             r["peft_s"] = args.trials * (p["start_s"] + args.full * p["step_s"])
             r["ratio"] = r["peft_s"] / r["ours_s"]
             r["ratio_without_start"] = (args.trials * args.full * p["step_s"]) / (r["ours_s"] - o["first_step_s"] + o["step_s"])
