@@ -111,7 +111,9 @@ __attribute__((format(printf, 4, 5))) static void line(struct sl_buf *text, cons
 {
     va_list ap;
 
-    sl_buf_addf(text, "%-26s %12.1f   ", what, (double)bytes / (double)MIB);
+    sl_buf_addf(text, "%-26s %12.1f%s", what, (double)bytes / (double)MIB, fmt ? "   " : "\n");
+    if (!fmt)
+        return;
     va_start(ap, fmt);
     sl_buf_addv(text, fmt, ap);
     va_end(ap);
@@ -143,21 +145,21 @@ void sl_plan_table(const struct sl_plan *p, struct sl_buf *text)
     sl_buf_addf(text, "largest micro-batch: %d rows, at most %d packed positions, %d of them virtual, %d with loss\n\n",
                 b->n_rows, b->n_tokens, b->n_virtual, b->n_out);
     sl_buf_addf(text, "%-26s %12s\n", "", "MiB");
-    line(text, "weights", p->weights, "%s", "");
+    line(text, "weights", p->weights, NULL);
     line(text, "prompt encoder", p->encoder_parameters + p->encoder_gradients + p->encoder_moments,
          "parameters %.1f, gradients %.1f, moments %.1f; checkpoint %.1f", (double)p->encoder_parameters / (double)MIB,
          (double)p->encoder_gradients / (double)MIB, (double)p->encoder_moments / (double)MIB,
          (double)p->checkpoint / (double)MIB);
-    line(text, "prompts, encoder's inside", p->others, "%s", p->n_trials > 1 ? "of all trials" : "");
+    line(text, "prompts, encoder's inside", p->others, p->n_trials > 1 ? "of all trials" : NULL);
     line(text, "kept for backward", p->step.kept, "%s", recomputed(p, more));
-    line(text, "scratch of a layer", p->step.scratch, "%s", "");
-    line(text, "logits", p->step.logits, "%s", "a chunk of the rows with loss");
-    line(text, "batch", p->step.batch, "%s", "");
+    line(text, "scratch of a layer", p->step.scratch, NULL);
+    line(text, "logits", p->step.logits, "a chunk of the rows with loss");
+    line(text, "batch", p->step.batch, NULL);
     if (p->arena > p->step.total)
-        line(text, "validation takes more", p->arena - p->step.total, "%s", "");
-    line(text, "workspace", p->workspace, "%s", "estimated");
-    line(text, p->device.accelerator ? "CUDA context" : "process", p->outside, "%s", "estimated");
-    line(text, "total", p->total, "%s", "");
+        line(text, "validation takes more", p->arena - p->step.total, NULL);
+    line(text, "workspace", p->workspace, "estimated");
+    line(text, p->device.accelerator ? "CUDA context" : "process", p->outside, "estimated");
+    line(text, "total", p->total, NULL);
     if (p->device.memory_bytes)
         sl_buf_addf(text, "\n%s %s\n", sl_plan_fits(p) ? "fits in" : "does not fit in",
                     sl_bytes_text(p->device.memory_bytes, bytes));
