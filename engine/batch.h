@@ -86,6 +86,9 @@ void sl_batch_release(struct sl_batch *b); /* NULL-safe */
  * entry_slot, slot_prompts and nothing by row. from has out rows. */
 #define SL_PAD_TOKEN_PARTS 8 /* positions grow by an eighth at most */
 #define SL_PAD_OUT_PARTS 4
+/* Its counts and memory_bytes alone; and what those of no batch with at most these counts exceed. */
+void sl_batch_pad_counts(const struct sl_batch *from, struct sl_batch *ret_counts);
+void sl_batch_pad_bound(const struct sl_batch *most, struct sl_batch *ret_counts);
 int sl_batch_pad(const struct sl_batch *from, struct sl_batch *ret_batch, struct sl_err *err);
 
 #endif

@@ -61,7 +61,7 @@ static void fill_up(struct sl_batch *b, const struct sl_batch *from)
         b->entry_out[e] = b->n_out - 1;
 }
 
-int sl_batch_pad(const struct sl_batch *from, struct sl_batch *ret_batch, struct sl_err *err)
+void sl_batch_pad_counts(const struct sl_batch *from, struct sl_batch *ret_counts)
 {
     struct sl_batch b = {.n_slots = from->n_slots,
                          .n_prompts = from->n_prompts,
@@ -74,6 +74,20 @@ int sl_batch_pad(const struct sl_batch *from, struct sl_batch *ret_batch, struct
     b.n_entries = from->n_entries <= b.n_out ? b.n_out : round_up(from->n_entries, SL_PAD_OUT_PARTS);
     b.n_tokens = round_up(from->n_tokens + b.n_out - from->n_out, SL_PAD_TOKEN_PARTS);
     b.memory_bytes = lay_out(&b, NULL);
+    *ret_counts = b;
+}
+
+void sl_batch_pad_bound(const struct sl_batch *most, struct sl_batch *ret_counts)
+{
+    struct sl_batch b = *most;
+    b.n_tokens += (b.n_out + 1) / SL_PAD_OUT_PARTS + 1; /* fewer out rows may be filled up with more */
+    sl_batch_pad_counts(&b, ret_counts);
+}
+
+int sl_batch_pad(const struct sl_batch *from, struct sl_batch *ret_batch, struct sl_err *err)
+{
+    struct sl_batch b;
+    sl_batch_pad_counts(from, &b);
     b.memory = calloc(1, b.memory_bytes);
     if (!b.memory)
         return sl_err_set(err, SL_NOMEM, "padding a batch of %d positions", from->n_tokens);

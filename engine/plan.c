@@ -37,16 +37,34 @@ static int64_t workspace_bytes(const struct sl_plan *p, const struct sl_model *m
     return bytes + bytes / 4;
 }
 
+/* What passes with at most these counts take: small ones are padded where they may be captured (model.c). */
+static void step_bytes(const struct sl_plan *p, const struct sl_model *m, const struct sl_batch *most, bool gradient,
+                       int recompute, struct sl_step_bytes *ret)
+{
+    struct sl_batch small = *most, padded;
+    struct sl_step_bytes bytes, other;
+
+    sl_model_step_bytes(m, most, gradient, recompute, &bytes);
+    if (p->device.accelerator && most->n_out) {
+        small.n_tokens = small.n_tokens < SL_CAPTURE_TOKENS_MAX ? small.n_tokens : SL_CAPTURE_TOKENS_MAX;
+        sl_batch_pad_bound(&small, &padded);
+        sl_model_step_bytes(m, &padded, gradient, recompute, &other);
+        if (other.total > bytes.total)
+            bytes = other;
+    }
+    *ret = bytes;
+}
+
 void sl_plan_set(struct sl_plan *p, const struct sl_model *model, const struct sl_batch *forward, int recompute)
 {
     struct sl_step_bytes validation = {0};
 
     p->recompute = recompute;
-    sl_model_step_bytes(model, &p->most, true, recompute, &p->step);
-    if (!p->most.n_tokens)
-        p->step = (struct sl_step_bytes){0};
+    p->step = (struct sl_step_bytes){0};
+    if (p->most.n_tokens)
+        step_bytes(p, model, &p->most, true, recompute, &p->step);
     if (forward->n_tokens)
-        sl_model_step_bytes(model, forward, false, 0, &validation);
+        step_bytes(p, model, forward, false, 0, &validation);
     p->arena = larger(p->step.total, validation.total);
     p->workspace = workspace_bytes(p, model);
     p->outside = p->device.accelerator ? CUDA_CONTEXT_BYTES : CPU_PROCESS_BYTES;

@@ -231,6 +231,32 @@ static void test_what_would_fit(void **state)
     end(&w);
 }
 
+/* The plan of a GPU pads the largest batch: no smaller one may be larger when it is padded. */
+static void test_padding_grows_with_the_batch(void **state)
+{
+    unsigned seed = 1;
+    (void)state;
+    for (int i = 0; i < 20000; i++) {
+        struct sl_batch a = {.n_slots = 1, .n_prompts = 7}, b = a, pa, pb;
+        int *of_a[] = {&a.n_tokens, &a.n_out, &a.n_entries, &a.n_virtual, &a.n_seqs},
+            *of_b[] = {&b.n_tokens, &b.n_out, &b.n_entries, &b.n_virtual, &b.n_seqs};
+        for (int k = 0; k < 5; k++) {
+            seed = seed * 1664525u + 1013904223u;
+            *of_b[k] = 1 + (int)(seed >> 8) % (k ? 600 : 5000);
+            seed = seed * 1664525u + 1013904223u;
+            *of_a[k] = 1 + (int)(seed >> 8) % *of_b[k];
+        }
+        a.n_out_seqs = a.n_seqs;
+        b.n_out_seqs = b.n_seqs;
+        sl_batch_pad_counts(&a, &pa);
+        sl_batch_pad_counts(&b, &pb);
+        assert_true(pa.n_out <= pb.n_out && pa.n_entries <= pb.n_entries && pa.n_seqs <= pb.n_seqs &&
+                    pa.n_virtual <= pb.n_virtual);
+        sl_batch_pad_bound(&b, &pb);
+        assert_true(pa.n_tokens <= pb.n_tokens && pa.memory_bytes <= pb.memory_bytes);
+    }
+}
+
 static void test_sizes_of_memory(void **state)
 {
     int64_t n = 7;
@@ -257,6 +283,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_the_largest_micro_batch),
         cmocka_unit_test(test_too_large_for_the_plain_run),
         cmocka_unit_test(test_what_would_fit),
+        cmocka_unit_test(test_padding_grows_with_the_batch),
         cmocka_unit_test(test_sizes_of_memory),
     };
     (void)argc;
