@@ -125,7 +125,10 @@ trap '[ -z "$running" ] || kill $running; wait; exit 143' TERM INT # who ends us
 for step in $steps; do
     begun=$SECONDS
     case $step in
-    ops) check ops 60 "$tests/test_ops_cuda" ;;
+    ops)
+        check ops 60 "$tests/test_ops_cuda"
+        check selftest 30 "$bin/softlaunch-worker" selftest --device cuda --json
+        ;;
     train)
         check golden_train 60 "$tests/test_golden_train"
         check golden_families 60 "$tests/test_golden_families"
