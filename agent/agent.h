@@ -17,9 +17,8 @@
 #define SL_AGENT_LEASE_MS 30000
 #define SL_AGENT_LEASE_MS_MIN 500
 #define SL_AGENT_LEASE_MS_MAX 3600000
-#define SL_AGENT_WAIT_MS                                                                           \
-    2000 /* an idle agent looks this often by itself, should a bell be lost                        \
-          */
+#define SL_AGENT_WAIT_MS 5000  /* an idle agent looks this often by itself, should a bell be lost */
+#define SL_AGENT_AGAIN_MS 2000 /* after an answer of Redis that nobody understands */
 #define SL_AGENT_HEARTBEAT_US INT64_C(10000000)
 #define SL_AGENT_CANCEL_GRACE_US                                                                   \
     INT64_C(5000000) /* a cancelled child that has not ended by then is killed */

@@ -312,7 +312,7 @@ static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *
             sl_slot_handle(s, EV_NOTHING);
         } else {
             sl_log(SL_ERROR, NULL, "claiming: %s", failed.msg);
-            sl_slot_timer(s, &s->retry_timer, SL_AGENT_WAIT_MS * 1000, claim_later);
+            sl_slot_timer(s, &s->retry_timer, SL_AGENT_AGAIN_MS * 1000, claim_later);
         }
         return;
     }
@@ -359,7 +359,7 @@ static void on_bell(void *arg, const redisReply *reply, const struct sl_err *err
     if (err) {
         sl_log(SL_ERROR, NULL, "waiting for runs: %s", err->msg);
         sl_loop_timer_cancel(a->loop, a->wait_timer);
-        a->wait_timer = sl_loop_timer(a->loop, SL_AGENT_WAIT_MS * 1000, wait_later, a, NULL);
+        a->wait_timer = sl_loop_timer(a->loop, SL_AGENT_AGAIN_MS * 1000, wait_later, a, NULL);
         return;
     }
     if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->str &&
