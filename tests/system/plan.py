@@ -49,7 +49,7 @@ ok(status == 0 and p["device"] == "cuda" and p["fits"] and p["recomputed_layers"
 ok(b["total"] == b["persistent"] + b["arena"] + b["workspace"] + b["outside"] and p["micro_batch"]["rows"] == 8 and
    b["encoder_moments"] == 2 * b["encoder_gradients"] == 2 * b["encoder_parameters"] > 0,
    "its numbers add up")
-status, out, _ = plan("--device", "cpu", "--json")
+status, out, _ = plan("--device", "cuda", "--memory", "80GiB", "--json", "trainer.precision=fp32")
 ok(json.loads(out)["bytes"]["kept"] > 1.5 * b["kept"], "fp32 keeps twice as much")
 status, out, err = plan("--device", "cuda", "--memory", "1MiB", "trainer.precision=bf16")
 ok(status == 1 and "does not fit" in out and "out of memory before the first step" in err, "one that is too small")
