@@ -5,7 +5,7 @@
 #include "cuda/cuda.cuh"
 #include <stdlib.h>
 
-#define GRAPHS 32 /* kept; the one that was not used for longest makes room */
+#define GRAPHS 64 /* kept; the one that was not used for longest makes room */
 
 struct graph {
     uint64_t bucket, used; /* bucket 0: free; used: of be->step */

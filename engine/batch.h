@@ -84,7 +84,7 @@ void sl_batch_release(struct sl_batch *b); /* NULL-safe */
  * numbers and a captured step serves them all: one row more behind the others, of token 0, without prefix, with out rows
  * but only entries of weight 0. The first entries, out rows and positions are from's. It has what a pass needs: no
  * entry_slot, slot_prompts and nothing by row. from has out rows. */
-#define SL_PAD_TOKEN_PARTS 8 /* positions grow by an eighth at most */
+#define SL_PAD_TOKEN_PARTS 16 /* positions grow by a sixteenth at most, beside what the added out rows need */
 #define SL_PAD_OUT_PARTS 4
 /* Its counts and memory_bytes alone; and what those of no batch with at most these counts exceed. */
 void sl_batch_pad_counts(const struct sl_batch *from, struct sl_batch *ret_counts);

@@ -142,7 +142,7 @@ static uint64_t bucket_of(const struct sl_model *m, const struct sl_batch *b, co
 /* A pass over few positions is launches more than work: it is captured and run again where the backend can. */
 static bool worth_capture(const struct sl_model *m, const struct sl_batch *b)
 {
-    return m->ops->step_replay && b->n_out > 0 && b->n_tokens <= SL_CAPTURE_TOKENS_MAX &&
+    return m->ops->step_replay && b->n_out > 0 && (int64_t)b->n_tokens * m->arch.hidden <= SL_CAPTURE_NUMBERS_MAX &&
            b->n_out <= m->logit_rows / 2;
 }
 

@@ -6,7 +6,7 @@
 /* Logits of out rows are made in chunks of at most this size (and at least one row). */
 #define SL_LOGITS_BYTES_MAX (64 << 20)
 #define SL_LOGITS_ALIGN 64 /* elements */
-#define SL_CAPTURE_TOKENS_MAX 4096 /* of a pass that is padded and captured: beyond, launching costs less than padding */
+#define SL_CAPTURE_NUMBERS_MAX (5 << 19) /* positions x hidden of a pass that is padded and captured: beyond, launching costs less than padding */
 
 /* Q, K and V are one matrix, so that a layer reads its input once; gate and up too. The last layer
  * needs K and V of all rows but Q only of the out rows: there qkv is NULL, and q and kv are set.

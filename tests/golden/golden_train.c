@@ -88,6 +88,17 @@ static void matmul(struct sl_backend *b, const sl_act *x, int64_t ldx, int64_t r
                       ld_add, y, ldy);
 }
 
+/* A fault that asks for memory in a step cannot be captured. */
+static bool step_replay(struct sl_backend *b, uint64_t bucket)
+{
+    return !planted && plain_ops->step_replay(b, bucket);
+}
+
+static void step_begin(struct sl_backend *b, uint64_t bucket)
+{
+    plain_ops->step_begin(b, planted ? 0 : bucket);
+}
+
 void golden_plant(enum golden_fault fault)
 {
     planted = fault;
@@ -108,6 +119,8 @@ void golden_model_open_in(struct golden_model *gm, const char *path, enum sl_pre
     faulty_ops.attention_back = attention_back;
     faulty_ops.head_norm_back = head_norm_back;
     faulty_ops.matmul = matmul;
+    faulty_ops.step_replay = plain_ops->step_replay ? step_replay : NULL;
+    faulty_ops.step_begin = step_begin;
     ok(ops->open(&(struct sl_backend_opts){.threads = 1, .precision = precision}, &gm->be, &err), &err);
     ok(sl_weights_open(path, &w, &err), &err);
     ok(sl_model_new(w, ops, gm->be, &gm->model, &err), &err);
