@@ -46,7 +46,8 @@ static void step_bytes(const struct sl_plan *p, const struct sl_model *m, const 
 
     sl_model_step_bytes(m, most, gradient, recompute, &bytes);
     if (p->device.accelerator && most->n_out) {
-        small.n_tokens = small.n_tokens < SL_CAPTURE_TOKENS_MAX ? small.n_tokens : SL_CAPTURE_TOKENS_MAX;
+        int most_captured = SL_CAPTURE_NUMBERS_MAX / m->arch.hidden;
+        small.n_tokens = small.n_tokens < most_captured ? small.n_tokens : most_captured;
         sl_batch_pad_bound(&small, &padded);
         sl_model_step_bytes(m, &padded, gradient, recompute, &other);
         if (other.total > bytes.total)
