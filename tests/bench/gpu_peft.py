@@ -5,13 +5,13 @@ token ids, in one run.
     gpu_peft.py --bench PATH/bench_gpu [--rows MODEL:PROFILE[:PRECISION[:ENCODER]],...] [--json FILE]
 
 For each row: useful tokens/s (virtual and text tokens, padding left out) of ours at --tokens packed tokens a step and of
-PEFT at each of its batch sizes, the median of --steps steps after three untimed ones (PEFT) or after three (ours); what the
+PEFT at each of its batch sizes, on both sides the median of --steps steps after three untimed ones; what the
 device could do at best (gpu_ceiling.py); peak memory of both at PEFT's best batch, the same rows a step on both sides; and
 the gradient of a batch's loss by a given prompt table, ours and PyTorch's in bf16, against PyTorch's in fp32.
 Both sides train PEFT's MLP encoder (three linear layers) or its LSTM (two), as wide as the model, with clipping and AdamW.
 
 Memory: ours is what the driver reports in use on the device minus what was there before; PEFT's is the most that PyTorch's
-tensors held, plus its CUDA context: its cache's slack is not counted, which is in its favour (gib_driver has it all). The
+tensors held, plus its CUDA context (its cache's slack is not counted), or what the driver reports if that is less. The
 encoder's parameters, gradients and moments, equal on both sides, are left out of both. Needs torch, transformers, peft.
 """
 
@@ -185,8 +185,8 @@ def measure(row, config, base, grads, peft, ours, args, rate, context):
             with Memory() as memory:
                 p = peft_speed(base, profile, rows, args.steps, hidden, vocab, encoder)
             held = torch.cuda.memory_reserved() / 2**30
-            p["gib"] = p["allocated_gib"] + context - p["encoder_gib"]
             p["gib_driver"] = memory.before / 1024 + memory.gib - args.idle_mib / 1024 - p["encoder_gib"]
+            p["gib"] = min(p["allocated_gib"] + context - p["encoder_gib"], p["gib_driver"])
             p["held_gib"] = held
         except torch.OutOfMemoryError:
             p = {"rows": rows, "error": "out of memory"}
@@ -275,7 +275,7 @@ def main():
         for row in mine:
             start = time.time()
             try:
-                r = measure(row, config, base, grads, peft, Ours(args.bench, work, config.hidden_size, 2 * args.steps), args, rate,
+                r = measure(row, config, base, grads, peft, Ours(args.bench, work, config.hidden_size, args.steps), args, rate,
                             context)
             except Exception as e:    # one row's failure leaves the others
                 r = {"model": name, "profile": row[1], "precision": row[2], "encoder": row[3], "ours": [{"error": repr(e)[:300]}],
