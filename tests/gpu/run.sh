@@ -170,8 +170,8 @@ for step in $steps; do
             cp "$build/reports/demo.json" "$out/demo.json" 2>/dev/null
         ;;
     generate)
-        the_model generate && check generate 60 "$python" tests/bench/gpu_generate.py --worker "$bin/softlaunch-worker" --model "$SL_MODEL" \
-            --data "${WORDNET_ROWS:-$build/demo/wordnet}" --json "$out/generate.json"
+        check generate 60 "$python" tests/bench/gpu_generate.py --worker "$bin/softlaunch-worker" --keep "$models" \
+            --json "$out/generate.json"
         ;;
     speed)
         check speed 500 "$python" tests/bench/gpu_peft.py --bench "$tests/bench_gpu" --keep "$models" --json "$out/speed.json" \
