@@ -213,8 +213,11 @@ local function gates()
   local function let_key(p, lane) return P .. ':let:' .. p.name .. ':' .. lane end
   local function line_score(h) return int(tonumber(h.rank) * RANK + tonumber(h.seq)) end
   local function note_gate(p)
-    local limited = p.max > 0 or p.gpu_ms_max > 0 or p.bytes_max > 0 or p.lanes ~= ''
-    redis.call(limited and 'SADD' or 'SREM', P .. ':gated', 'p:' .. p.name)
+    if p.max > 0 or p.gpu_ms_max > 0 or p.bytes_max > 0 or p.lanes ~= '' then
+      redis.call('SADD', P .. ':gated', 'p:' .. p.name)
+    else
+      redis.call('SREM', P .. ':gated', 'p:' .. p.name)
+    end
   end
   local function set_lanes(p, lanes)
     if lanes == p.lanes then return end

@@ -11,7 +11,11 @@ redis.call('ZADD', all, 'NX', '0', name)
 redis.call('HSET', P .. ':' .. kind .. ':' .. name, unpack(ARGV, 4))
 if kind == 'queue' then
   local q = queue_of(name)
-  redis.call(has_gate(q) and 'SADD' or 'SREM', P .. ':gated', 'q:' .. name)
+  if has_gate(q) then
+    redis.call('SADD', P .. ':gated', 'q:' .. name)
+  else
+    redis.call('SREM', P .. ':gated', 'q:' .. name)
+  end
   gates().settle_queue(q)
 else
   local p = gates().project_of(name)
