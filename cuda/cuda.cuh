@@ -191,8 +191,12 @@ void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, i
 void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows,
                                int cols, sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias,
                                const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy);
-void sl_cuda_activation_matmul_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, sl_act *x,
-                                    int64_t rows, int cols, const struct sl_weight *w, sl_act *dx, int64_t ldx);
+void sl_cuda_mlp_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, int64_t ldy, int64_t rows,
+                      int cols, const struct sl_weight *down, sl_act *x, sl_act *tmp, const struct sl_weight *up,
+                      sl_act *dx, int64_t ldx);
+/* matmul_back through down and GELU (tanh) at x in one product. False: not for these, nothing was done. */
+bool sl_cuda_matmul_back_gelu(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
+                              const struct sl_weight *down, const sl_act *x, sl_act *dx);
 void sl_cuda_gemm_f32(struct sl_backend *be, bool ta, bool tb, int m, int n, int k, float alpha,
                       const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
 template <typename T>

@@ -299,16 +299,22 @@ void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, con
     }
 }
 
-void sl_cuda_activation_matmul_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, sl_act *x,
-                                    int64_t rows, int cols, const struct sl_weight *w, sl_act *dx, int64_t ldx)
+void sl_cuda_mlp_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, int64_t ldy, int64_t rows,
+                      int cols, const struct sl_weight *down, sl_act *x, sl_act *tmp, const struct sl_weight *up,
+                      sl_act *dx, int64_t ldx)
 {
     struct sl_fp8_rows q;
     int wide = kind == SL_ACT_SWIGLU ? 2 * cols : cols;
-    if (!w->qt || !sl_aligned(x, cols, sizeof(bf16)) || !sl_aligned(dy, cols, sizeof(bf16))) {
-        sl_cuda_activation_back<bf16>(be, kind, dy, x, rows, cols, x);
-        sl_cuda_matmul_back<bf16>(be, x, wide, rows, w, false, dx, ldx);
+    if (kind == SL_ACT_GELU_TANH && sl_cuda_matmul_back_gelu(be, dy, ldy, rows, down, x, tmp)) {
+        sl_cuda_matmul_back<bf16>(be, tmp, cols, rows, up, false, dx, ldx);
+        return;
+    }
+    sl_cuda_matmul_back<bf16>(be, dy, ldy, rows, down, false, tmp, cols);
+    if (!up->qt || !sl_aligned(x, cols, sizeof(bf16)) || !sl_aligned(tmp, cols, sizeof(bf16))) {
+        sl_cuda_activation_back<bf16>(be, kind, tmp, x, rows, cols, x);
+        sl_cuda_matmul_back<bf16>(be, x, wide, rows, up, false, dx, ldx);
     } else if (sl_fp8_room(be, rows, wide, &q)) {
-        launch(be, activation_gradient{kind, (const bf16 *)dy, (const bf16 *)x}, rows, wide, &q);
-        sl_fp8_matmul_back(be, &q, rows, w, false, dx, ldx);
+        launch(be, activation_gradient{kind, (const bf16 *)tmp, (const bf16 *)x}, rows, wide, &q);
+        sl_fp8_matmul_back(be, &q, rows, up, false, dx, ldx);
     }
 }

@@ -9,10 +9,11 @@ static void back_mlp(struct sl_model *m, struct sl_work *w, int layer, int64_t r
     const struct sl_arch *a = &m->arch;
     const struct sl_layer *l = &m->layers[layer];
     const struct sl_saved *s = &m->saved[layer];
-    ops->matmul_back(m->be, dx, a->hidden, rows, l->down, false, w->act, a->ffn);
-    if (ops->activation_matmul_back)
-        ops->activation_matmul_back(m->be, m->act, w->act, s->pre, rows, a->ffn, l->up, w->tmp, a->hidden);
+    if (ops->mlp_back)
+        ops->mlp_back(m->be, m->act, dx, a->hidden, rows, a->ffn, l->down, s->pre, w->act, l->up, w->tmp,
+                      a->hidden);
     else {
+        ops->matmul_back(m->be, dx, a->hidden, rows, l->down, false, w->act, a->ffn);
         ops->activation_back(m->be, m->act, w->act, s->pre, rows, a->ffn, s->pre);
         ops->matmul_back(m->be, s->pre, m->pre_cols, rows, l->up, false, w->tmp, a->hidden);
     }

@@ -155,10 +155,11 @@ struct sl_ops {
     void (*matmul_back)(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
                         const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx);
 
-    /* ---- two of these operations at once, all three optional. tmp is as large as the first one's output, whose
+    /* ---- several of these operations at once, all optional. tmp is as large as the first one's output, whose
      * content it need not hold afterwards; the result is that of the two, but for the rounding in between.
      * norm_matmul: norm of x, then matmul. activation_matmul: activation, then matmul.
-     * activation_matmul_back: activation_back from dy [rows, cols] and x, which is used up, then matmul_back. */
+     * mlp_back: matmul_back through down, activation_back at x [rows, cols or twice that], which is used up, and
+     * matmul_back through up; tmp has [rows, cols]. */
     void (*norm_matmul)(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
                         const struct sl_weight *norm_w, const struct sl_weight *norm_b, float eps, bool rms,
                         sl_act *tmp, float *mean, float *rstd, const struct sl_weight *w,
@@ -166,8 +167,9 @@ struct sl_ops {
     void (*activation_matmul)(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows,
                               int cols, sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias,
                               const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy);
-    void (*activation_matmul_back)(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, sl_act *x,
-                                   int64_t rows, int cols, const struct sl_weight *w, sl_act *dx, int64_t ldx);
+    void (*mlp_back)(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, int64_t ldy, int64_t rows,
+                     int cols, const struct sl_weight *down, sl_act *x, sl_act *tmp, const struct sl_weight *up,
+                     sl_act *dx, int64_t ldx);
 
     /* ---- embeddings. src[t] >= 0: row src[t] of embed; < 0: row -(src[t]+1) of prompts [n, hidden] fp32.
      * pos_embed may be NULL; pos[t] is its row. x [rows, hidden]. */

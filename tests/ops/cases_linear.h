@@ -213,39 +213,45 @@ static void case_activation_matmul(struct dev *d, struct vec *got, struct vec *w
         vec_push(want, y[i] + add[i]);
 }
 
-static void case_activation_matmul_back(struct dev *d, struct vec *got, struct vec *want)
+static void case_mlp_back(struct dev *d, struct vec *got, struct vec *want)
 {
     enum sl_act_kind kind = (enum sl_act_kind)rnd_int(d, SL_ACT_RELU, SL_ACT_SWIGLU);
     struct sizes s = linear_sizes(d, 20);
-    size_t cols = s.out, wide = kind == SL_ACT_SWIGLU ? 2 * cols : cols, all = s.rows * s.in;
-    double *x = host_random(d, s.rows * wide, 6), *dy = host_random(d, s.rows * cols, 1e-6),
-           *g = host_new(d, s.rows * wide), *dx = host_new(d, all),
-           *w = host_random(d, wide * s.in, 1);
-    sl_act *dev_x = dev_act(d, x, s.rows, wide, wide), *dev_dy = dev_act(d, dy, s.rows, cols, cols),
-           *dev_dx = dev_act(d, dx, s.rows, s.in, s.in);
-    struct sl_weight *linear_w = dev_linear(d, w, (int64_t)wide, (int64_t)s.in);
-    if (d->ops->activation_matmul_back)
-        d->ops->activation_matmul_back(d->be, kind, dev_dy, dev_x, (int64_t)s.rows, (int)cols,
-                                       linear_w, dev_dx, (int64_t)s.in);
+    size_t cols = s.out, wide = kind == SL_ACT_SWIGLU ? 2 * cols : cols, h = s.in;
+    double *x = host_random(d, s.rows * wide, 6), *dy = host_random(d, s.rows * h, 1e-6),
+           *a = host_new(d, s.rows * cols), *g = host_new(d, s.rows * wide),
+           *dx = host_new(d, s.rows * h), *up = host_random(d, wide * h, 1),
+           *down = host_random(d, h * cols, 1);
+    sl_act *dev_x = dev_act(d, x, s.rows, wide, wide), *dev_dy = dev_act(d, dy, s.rows, h, h),
+           *tmp = dev_act(d, a, s.rows, cols, cols), *dev_dx = dev_act(d, dx, s.rows, h, h);
+    struct sl_weight *dev_up = dev_linear(d, up, (int64_t)wide, (int64_t)h),
+                     *dev_down = dev_linear(d, down, (int64_t)h, (int64_t)cols);
+    if (d->ops->mlp_back)
+        d->ops->mlp_back(d->be, kind, dev_dy, (int64_t)h, (int64_t)s.rows, (int)cols, dev_down,
+                         dev_x, tmp, dev_up, dev_dx, (int64_t)h);
     else {
-        d->ops->activation_back(d->be, kind, dev_dy, dev_x, (int64_t)s.rows, (int)cols, dev_x);
-        d->ops->matmul_back(d->be, dev_x, (int64_t)wide, (int64_t)s.rows, linear_w, false, dev_dx,
-                            (int64_t)s.in);
+        d->ops->matmul_back(d->be, dev_dy, (int64_t)h, (int64_t)s.rows, dev_down, false, tmp,
+                            (int64_t)cols);
+        d->ops->activation_back(d->be, kind, tmp, dev_x, (int64_t)s.rows, (int)cols, dev_x);
+        d->ops->matmul_back(d->be, dev_x, (int64_t)wide, (int64_t)s.rows, dev_up, false, dev_dx,
+                            (int64_t)h);
     }
+    ref_gemm(false, false, s.rows, cols, h, 1, rounded_rows(d, is_fp8(d, h, cols), dy, s.rows, h),
+             rounded_weight(d, down, h, cols, true), 0, a);
     for (size_t r = 0; r < s.rows; r++)
         for (size_t c = 0; c < cols; c++) {
-            double v = x[r * wide + c], by = dy[r * cols + c];
+            double v = x[r * wide + c], by = a[r * cols + c];
             g[r * wide + c] =
                 by * ref_act_slope(kind, v) * (kind == SL_ACT_SWIGLU ? x[r * wide + cols + c] : 1);
             if (kind == SL_ACT_SWIGLU)
                 g[r * wide + cols + c] = by * ref_act(kind, v);
         }
-    ref_gemm(false, false, s.rows, s.in, wide, 1,
-             rounded_rows(d, is_fp8(d, wide, s.in), g, s.rows, wide),
-             rounded_weight(d, w, wide, s.in, true), 0, dx);
+    ref_gemm(false, false, s.rows, h, wide, 1,
+             rounded_rows(d, is_fp8(d, wide, h), g, s.rows, wide),
+             rounded_weight(d, up, wide, h, true), 0, dx);
     segment(got, want, "dx");
-    get_act(d, dev_dx, s.rows, s.in, s.in, got);
-    put(want, dx, all);
+    get_act(d, dev_dx, s.rows, h, h, got);
+    put(want, dx, s.rows * h);
 }
 
 #endif
