@@ -385,8 +385,6 @@ template <typename T, typename F> static constexpr F *for_bf16(F *entry)
         .weight_free = sl_cuda_weight_free, .step_replay = NULL,                             \
         .step_begin = sl_cuda_step_begin, .step_end = sl_cuda_step_end,   \
         .matmul = sl_cuda_matmul<T>, .matmul_back = sl_cuda_matmul_back<T>,                          \
-        .norm_matmul = for_bf16<T>(sl_cuda_norm_matmul),                                             \
-        .activation_matmul = for_bf16<T>(sl_cuda_activation_matmul),                                 \
         .mlp_back = for_bf16<T>(sl_cuda_mlp_back),                                                   \
         .embed = sl_cuda_embed<T>, .embed_back = sl_cuda_embed_back<T>, .gather = sl_cuda_gather<T>, \
         .scatter = sl_cuda_scatter<T>, .norm = sl_cuda_norm<T>, .norm_back = sl_cuda_norm_back<T>,   \

@@ -24,8 +24,8 @@ struct sl_weight {
     int64_t rows, cols;
     void *data; /* [rows, cols] of the activation type; NULL when q is set */
     float *f32; /* vectors (one row): the same in fp32; NULL for matrices */
-    /* Linear layers only. int8: q [rows, cols] times scale[row]. fp8: q is e4m3, and qt [cols, rows] times
-     * scale_t[col] is the transposed matrix for the gradient, since products of fp8 sum along both factors' rows. */
+    /* Linear layers only. int8: q [rows, cols] times scale[row], instead of data. fp8: beside data, for the gradient,
+     * qt [cols, rows] in e4m3 times scale_t[col]: products of fp8 sum along both factors' rows. */
     void *q, *qt;
     float *scale, *scale_t;
 };
@@ -153,9 +153,7 @@ static inline unsigned sl_blocks(int64_t n, int64_t per)
 
 /* A matrix in the activation type, an int8 one multiplied out in scratch. NULL: kept. */
 template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struct sl_weight *w);
-/* Whether linear layers of this size are kept in another type. */
-template <typename T> bool sl_cuda_quantises(const struct sl_backend *be, int64_t rows, int64_t cols);
-/* Makes q and its companions from data, which is freed, as be's precision says; data is not of reserved memory. */
+/* Makes q in data's place (which then is not of reserved memory), or qt, as be's precision says. */
 template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct sl_weight *w, struct sl_err *err);
 
 /* The entries of the tables; ops.h is their contract. */
@@ -184,13 +182,6 @@ void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t
 template <typename T>
 void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
                          const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx);
-void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
-                         const struct sl_weight *norm_w, const struct sl_weight *norm_b, float eps, bool rms,
-                         sl_act *tmp, float *mean, float *rstd, const struct sl_weight *w,
-                         const struct sl_weight *bias, sl_act *y, int64_t ldy);
-void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows,
-                               int cols, sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias,
-                               const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy);
 void sl_cuda_mlp_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, int64_t ldy, int64_t rows,
                       int cols, const struct sl_weight *down, sl_act *x, sl_act *tmp, const struct sl_weight *up,
                       sl_act *dx, int64_t ldx);

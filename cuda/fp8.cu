@@ -1,8 +1,7 @@
-/* Rows on their way into a product of fp8, made where they come from: an activation, a norm, a gradient.
+/* Rows on their way into a product of fp8, made where they come from: a gradient, or that of an activation.
  *
  * One block has a row in its registers: it loads or computes it, finds the largest magnitude, and writes one byte
- * an element. What a row is made of is a source: start(row, ...) may sum over the row, load(at, v) gives EACH
- * neighbouring elements of it. */
+ * an element. What a row is made of is a source: load(row, cols, at, v) gives EACH neighbouring elements of it. */
 #include "cuda/fp8.cuh"
 #include "cuda/gelu.cuh"
 #include <cuda_fp8.h>
@@ -14,20 +13,6 @@
 #define SLOW_THREADS 256
 
 static_assert(MAX_THREADS * EACH * MAX_PACKS >= SL_FP8_MAX, "a row must fit into a block");
-
-static __device__ float block_sum(float x, float *shared)
-{
-    x = warp_sum(x);
-    int warps = (int)(blockDim.x / SL_WARP);
-    __syncthreads();
-    if (threadIdx.x % SL_WARP == 0)
-        shared[threadIdx.x / SL_WARP] = x;
-    __syncthreads();
-    x = 0;
-    for (int i = 0; i < warps; i++)
-        x += shared[i];
-    return x;
-}
 
 static __device__ __forceinline__ void load_bf16(const bf16 *p, float v[EACH])
 {
@@ -53,27 +38,6 @@ struct plain_rows {
     {
         load_bf16(x + row * ld + at, v);
     }
-    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const {}
-};
-
-struct activated_rows {
-    enum sl_act_kind kind;
-    const bf16 *x; /* [rows, cols], or twice as wide (gate | up) */
-    __device__ void load(int64_t row, int cols, int at, float v[EACH]) const
-    {
-        if (kind == SL_ACT_SWIGLU) {
-            float up[EACH];
-            load_bf16(x + row * 2 * cols + at, v);
-            load_bf16(x + row * 2 * cols + cols + at, up);
-            for (int j = 0; j < EACH; j++)
-                v[j] = v[j] * sigmoid<bf16>(v[j]) * up[j];
-            return;
-        }
-        load_bf16(x + row * cols + at, v);
-        for (int j = 0; j < EACH; j++)
-            v[j] = act<bf16>(kind, v[j]);
-    }
-    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const {}
 };
 
 /* cols counts x's columns: with SwiGLU both halves, the gates' gradients first. */
@@ -104,46 +68,6 @@ struct activation_gradient {
         for (int j = 0; j < EACH; j++)
             v[j] = d[j] * act_slope<bf16>(kind, g[j]);
     }
-    template <int PACKS> __device__ void finish(int64_t, int, float[PACKS][EACH], float *) const {}
-};
-
-struct normed_rows {
-    const bf16 *x;
-    const float *w, *b; /* b may be NULL */
-    float eps;
-    bool rms;
-    float *mean, *rstd; /* mean: not with rms */
-    __device__ void load(int64_t row, int cols, int at, float v[EACH]) const
-    {
-        load_bf16(x + row * cols + at, v);
-    }
-    template <int PACKS> __device__ void finish(int64_t row, int cols, float v[PACKS][EACH], float *shared) const
-    {
-        float sum = 0, m = 0;
-        if (!rms) {
-            for (int i = 0; i < PACKS; i++)
-                for (int j = 0; j < EACH; j++)
-                    sum += v[i][j]; /* 0 beyond the row */
-            m = block_sum(sum, shared) / (float)cols;
-            sum = 0;
-        }
-        for (int i = 0; i < PACKS; i++)
-            if (((int)threadIdx.x + i * (int)blockDim.x) * EACH < cols)
-                for (int j = 0; j < EACH; j++)
-                    sum += (v[i][j] - m) * (v[i][j] - m);
-        float r = rsqrtf(block_sum(sum, shared) / (float)cols + eps);
-        for (int i = 0; i < PACKS; i++) {
-            int at = ((int)threadIdx.x + i * (int)blockDim.x) * EACH;
-            if (at < cols)
-                for (int j = 0; j < EACH; j++)
-                    v[i][j] = (v[i][j] - m) * r * w[at + j] + (b ? b[at + j] : 0.0f);
-        }
-        if (threadIdx.x == 0) {
-            rstd[row] = r;
-            if (!rms)
-                mean[row] = m;
-        }
-    }
 };
 
 /* ---- the kernel */
@@ -161,7 +85,6 @@ static __global__ void __launch_bounds__(MAX_THREADS) rows_to_fp8(S source, int 
             for (int j = 0; j < EACH; j++)
                 v[i][j] = 0;
     }
-    source.template finish<PACKS>(row, cols, v, shared);
     for (int i = 0; i < PACKS; i++)
         for (int j = 0; j < EACH; j++) {
             float a = fabsf(v[i][j]);
@@ -269,36 +192,7 @@ bool sl_fp8_values(struct sl_backend *be, const unsigned char *a, const float *s
     return true;
 }
 
-/* ---- two operations at once */
-void sl_cuda_norm_matmul(struct sl_backend *be, const sl_act *x, int64_t rows, int cols, const struct sl_weight *norm_w,
-                         const struct sl_weight *norm_b, float eps, bool rms, sl_act *tmp, float *mean, float *rstd,
-                         const struct sl_weight *w, const struct sl_weight *bias, sl_act *y, int64_t ldy)
-{
-    struct sl_fp8_rows q;
-    if (!w->qt || !sl_aligned(x, cols, sizeof(bf16))) {
-        sl_cuda_norm<bf16>(be, x, rows, cols, norm_w, norm_b, eps, rms, tmp, mean, rstd);
-        sl_cuda_matmul<bf16>(be, tmp, cols, rows, w, bias, NULL, 0, y, ldy);
-    } else if (sl_fp8_room(be, rows, cols, &q)) {
-        launch(be, normed_rows{(const bf16 *)x, norm_w->f32, norm_b ? norm_b->f32 : NULL, eps, rms, mean, rstd}, rows,
-               cols, &q);
-        sl_fp8_matmul(be, &q, rows, w, bias, NULL, 0, y, ldy);
-    }
-}
-
-void sl_cuda_activation_matmul(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows, int cols,
-                               sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias, const sl_act *add,
-                               int64_t ld_add, sl_act *y, int64_t ldy)
-{
-    struct sl_fp8_rows q;
-    if (!w->qt || !sl_aligned(x, cols, sizeof(bf16))) {
-        sl_cuda_activation<bf16>(be, kind, x, rows, cols, tmp);
-        sl_cuda_matmul<bf16>(be, tmp, cols, rows, w, bias, add, ld_add, y, ldy);
-    } else if (sl_fp8_room(be, rows, cols, &q)) {
-        launch(be, activated_rows{kind, (const bf16 *)x}, rows, cols, &q);
-        sl_fp8_matmul(be, &q, rows, w, bias, add, ld_add, y, ldy);
-    }
-}
-
+/* ---- several operations at once */
 void sl_cuda_mlp_back(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, int64_t ldy, int64_t rows,
                       int cols, const struct sl_weight *down, sl_act *x, sl_act *tmp, const struct sl_weight *up,
                       sl_act *dx, int64_t ldx)

@@ -17,12 +17,6 @@ template <typename T>
 void sl_cuda_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows, const struct sl_weight *w,
                     const struct sl_weight *bias, const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy)
 {
-    if (w->qt) {
-        struct sl_fp8_rows q;
-        if (sl_fp8_take(be, (const bf16 *)x, ldx, rows, w->cols, &q))
-            sl_fp8_matmul(be, &q, rows, w, bias, add, ld_add, y, ldy);
-        return;
-    }
     const T *values = sl_cuda_values<T>(be, w);
     struct sl_product p = {};
     if (!values)
@@ -60,7 +54,7 @@ bool sl_cuda_matmul_back_gelu(struct sl_backend *be, const sl_act *dy, int64_t l
                               const struct sl_weight *down, const sl_act *x, sl_act *dx)
 {
     struct sl_product p = {};
-    if (!down->data || down->cols % FILLS || !sl_aligned(x, down->cols, sizeof(bf16)) ||
+    if (!down->data || down->qt || down->cols % FILLS || !sl_aligned(x, down->cols, sizeof(bf16)) ||
         !sl_aligned(dx, down->cols, sizeof(bf16)))
         return false;
     p.m = down->cols;
@@ -116,44 +110,24 @@ void sl_cuda_matmul_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, i
     sl_cuda_multiply(be, &p);
 }
 
-/* out = x weight^T: both sum along their rows, which is the one form that fp8 has. */
-static struct sl_product fp8_product(const struct sl_fp8_rows *x, int64_t rows, const void *weight, const float *scale,
-                                  int64_t outs, int64_t ins)
-{
-    struct sl_product p = {};
-    p.ta = true;
-    p.m = outs;
-    p.n = rows;
-    p.k = ins;
-    p.type = CUDA_R_8F_E4M3;
-    p.alpha = 1;
-    p.a = weight;
-    p.b = x->q;
-    p.lda = p.ldb = ins;
-    p.scale_a = scale;
-    p.scale_b = x->scale;
-    return p;
-}
-
-void sl_fp8_matmul(struct sl_backend *be, const struct sl_fp8_rows *x, int64_t rows, const struct sl_weight *w,
-                   const struct sl_weight *bias, const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy)
-{
-    struct sl_product p = fp8_product(x, rows, w->q, w->scale, w->rows, w->cols);
-    p.fast = true;
-    p.beta = add ? 1.0f : 0.0f;
-    p.c = add ? add : y;
-    p.ldc = add ? ld_add : ldy;
-    p.d = y;
-    p.ldd = ldy;
-    p.bias = bias ? bias->data : NULL;
-    sl_cuda_multiply(be, &p);
-}
-
+/* dx = dy (W^T)^T: both sum along their rows, which is the one form that fp8 has. */
 void sl_fp8_matmul_back(struct sl_backend *be, const struct sl_fp8_rows *dy, int64_t rows,
                         const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx)
 {
-    struct sl_product p = fp8_product(dy, rows, w->qt, w->scale_t, w->cols, w->rows);
+    struct sl_product p = {};
+    p.ta = true;
+    p.m = w->cols;
+    p.n = rows;
+    p.k = w->rows;
+    p.type = CUDA_R_8F_E4M3;
+    p.fast = true;
+    p.alpha = 1;
     p.beta = accumulate ? 1.0f : 0.0f;
+    p.a = w->qt;
+    p.b = dy->q;
+    p.lda = p.ldb = w->rows;
+    p.scale_a = w->scale_t;
+    p.scale_b = dy->scale;
     p.c = p.d = dx;
     p.ldc = p.ldd = ldx;
     sl_cuda_multiply(be, &p);

@@ -1,4 +1,4 @@
-/* Frozen weights rounded once, when they have been loaded: to fp8 with a transposed copy, or to int8, which is
+/* Frozen weights rounded once, when they have been loaded: to fp8, transposed, for the gradient; or to int8, which is
  * multiplied out into scratch before each product. */
 #include "cuda/fp8.cuh"
 
@@ -22,18 +22,15 @@ static bool make_fp8(struct sl_backend *be, struct sl_weight *w)
 {
     size_t n = (size_t)w->rows * (size_t)w->cols;
     bf16 *turned = (bf16 *)sl_cuda_scratch(be, SL_SCRATCH_VALUES, n * sizeof *turned);
-    w->q = sl_cuda_take(be, n);
     w->qt = sl_cuda_take(be, n);
-    w->scale = (float *)sl_cuda_take(be, (size_t)w->rows * sizeof(float));
     w->scale_t = (float *)sl_cuda_take(be, (size_t)w->cols * sizeof(float));
-    if (!turned || !w->q || !w->qt || !w->scale || !w->scale_t)
+    if (!turned || !w->qt || !w->scale_t)
         return false;
-    struct sl_fp8_rows to = {w->q, w->scale}, to_t = {w->qt, w->scale_t};
-    sl_fp8_rows_of(be, (const bf16 *)w->data, w->cols, w->rows, w->cols, &to);
+    struct sl_fp8_rows to = {w->qt, w->scale_t};
     dim3 blocks(sl_blocks(w->cols, SL_WARP), sl_blocks(w->rows, SL_WARP)), threads(SL_WARP, 8);
     transpose<<<blocks, threads, 0, be->stream>>>((const bf16 *)w->data, w->rows, w->cols, turned);
     sl_cuda_launched(be, "transposing a weight");
-    sl_fp8_rows_of(be, turned, w->rows, w->cols, w->rows, &to_t);
+    sl_fp8_rows_of(be, turned, w->rows, w->cols, w->rows, &to);
     return true;
 }
 
@@ -104,18 +101,11 @@ template <typename T> const T *sl_cuda_values(struct sl_backend *be, const struc
     return values;
 }
 
-template <typename T> bool sl_cuda_quantises(const struct sl_backend *be, int64_t rows, int64_t cols)
-{
-    return be->info.precision == SL_PRECISION_INT8 ||
-           (be->info.precision == SL_PRECISION_FP8 && sizeof(T) == sizeof(bf16) && sl_fits_fp8(rows, cols));
-}
-
 template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct sl_weight *w, struct sl_err *err)
 {
-    if (!sl_cuda_quantises<T>(be, w->rows, w->cols))
-        return 0;
-    bool made = be->info.precision == SL_PRECISION_INT8 ? make_int8<T>(be, w) : make_fp8(be, w);
-    if (made) { /* waits until it has been read */
+    if (be->info.precision == SL_PRECISION_FP8 && sizeof(T) == sizeof(bf16) && sl_fits_fp8(w->rows, w->cols))
+        make_fp8(be, w);
+    if (be->info.precision == SL_PRECISION_INT8 && make_int8<T>(be, w)) { /* waits until it has been read */
         sl_cuda_failed(be, cudaFree(w->data), "freeing a weight");
         w->data = NULL;
     }
@@ -125,7 +115,6 @@ template <typename T> int sl_cuda_quantise_weight(struct sl_backend *be, struct 
 }
 
 #define EACH_TYPE(T)                                                                                                   \
-    template bool sl_cuda_quantises<T>(const struct sl_backend *, int64_t, int64_t);                                   \
     template const T *sl_cuda_values<T>(struct sl_backend *, const struct sl_weight *);                                \
     template int sl_cuda_quantise_weight<T>(struct sl_backend *, struct sl_weight *, struct sl_err *);
 EACH_TYPE(float)

@@ -123,7 +123,7 @@ static int weight_handle(struct sl_backend *be, bool linear, int64_t rows, int64
         return sl_err_set(err, SL_NOMEM, "no memory for a weight's handle");
     w->rows = rows;
     w->cols = cols;
-    bool passes = linear && sl_cuda_quantises<T>(be, rows, cols);
+    bool passes = linear && be->info.precision == SL_PRECISION_INT8;
     int rc = (passes ? sl_cuda_alloc_apart : sl_cuda_alloc)(be, (size_t)rows * (size_t)cols * sizeof(T), &w->data, err);
     if (!rc && rows == 1) {
         void *f32 = NULL;

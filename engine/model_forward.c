@@ -26,21 +26,6 @@ void sl_layer_heads(struct sl_model *m, const struct sl_layer *l, const struct s
         norm_and_turn(m, NULL, NULL, ld, rows, a->heads + a->kv_heads, pos, s->qkv, NULL);
 }
 
-static void norm_matmul(struct sl_model *m, const sl_act *x, int64_t rows, const struct sl_weight *norm,
-                        const struct sl_weight *norm_b, sl_act *tmp, float *mean, float *rstd,
-                        const struct sl_weight *w, const struct sl_weight *bias, sl_act *y, int64_t ldy)
-{
-    const struct sl_ops *ops = m->ops;
-    const struct sl_arch *a = &m->arch;
-    if (ops->norm_matmul) {
-        ops->norm_matmul(m->be, x, rows, a->hidden, norm, norm_b, a->norm_eps, a->rms_norm, tmp, mean, rstd,
-                         w, bias, y, ldy);
-        return;
-    }
-    ops->norm(m->be, x, rows, a->hidden, norm, norm_b, a->norm_eps, a->rms_norm, tmp, mean, rstd);
-    ops->matmul(m->be, tmp, a->hidden, rows, w, bias, NULL, 0, y, ldy);
-}
-
 void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
                   int64_t rows, const int32_t *pos, sl_act *tmp)
 {
@@ -48,11 +33,11 @@ void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_
     const struct sl_arch *a = &m->arch;
     int64_t ld = m->q_cols + 2 * m->kv_cols;
     sl_act *raw_k = sl_at(m, s->raw, m->q_cols);
+    ops->norm(m->be, s->x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, tmp,
+              s->mean1, s->rstd1);
     if (l->qkv)
-        norm_matmul(m, s->x, rows, l->norm1, l->norm1_b, tmp, s->mean1, s->rstd1, l->qkv, l->qkv_b, s->raw, ld);
+        ops->matmul(m->be, tmp, a->hidden, rows, l->qkv, l->qkv_b, NULL, 0, s->raw, ld);
     else {
-        ops->norm(m->be, s->x, rows, a->hidden, l->norm1, l->norm1_b, a->norm_eps, a->rms_norm, tmp,
-                  s->mean1, s->rstd1);
         ops->matmul(m->be, tmp, a->hidden, rows, l->q, l->q_b, NULL, 0, s->raw, ld);
         ops->matmul(m->be, tmp, a->hidden, rows, l->kv, l->kv_b, NULL, 0, raw_k, ld);
     }
@@ -62,10 +47,13 @@ void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_
 void sl_layer_middle(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
                      const sl_act *x, int64_t rows, sl_act *tmp)
 {
-    int64_t hidden = m->arch.hidden;
-    m->ops->matmul(m->be, s->o, m->q_cols, rows, l->o, l->o_b, x, hidden, s->mid, hidden);
-    norm_matmul(m, s->mid, rows, l->norm2, l->norm2_b, tmp, s->mean2, s->rstd2, l->up, l->up_b, s->pre,
-                m->pre_cols);
+    const struct sl_ops *ops = m->ops;
+    const struct sl_arch *a = &m->arch;
+    int64_t hidden = a->hidden;
+    ops->matmul(m->be, s->o, m->q_cols, rows, l->o, l->o_b, x, hidden, s->mid, hidden);
+    ops->norm(m->be, s->mid, rows, a->hidden, l->norm2, l->norm2_b, a->norm_eps, a->rms_norm, tmp,
+              s->mean2, s->rstd2);
+    ops->matmul(m->be, tmp, hidden, rows, l->up, l->up_b, NULL, 0, s->pre, m->pre_cols);
 }
 
 void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
@@ -75,11 +63,6 @@ void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl
     const struct sl_arch *a = &m->arch;
     int64_t hidden = a->hidden;
     sl_layer_middle(m, l, s, x, rows, tmp);
-    if (ops->activation_matmul) {
-        ops->activation_matmul(m->be, m->act, s->pre, rows, a->ffn, act, l->down, l->down_b, s->mid, hidden,
-                               y, hidden);
-        return;
-    }
     ops->activation(m->be, m->act, s->pre, rows, a->ffn, act);
     ops->matmul(m->be, act, a->ffn, rows, l->down, l->down_b, s->mid, hidden, y, hidden);
 }

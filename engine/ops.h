@@ -28,10 +28,10 @@ struct sl_weight;  /* a frozen matrix or vector as the backend likes it: type, s
 enum sl_precision {
     SL_PRECISION_FP32,
     SL_PRECISION_BF16,
-    SL_PRECISION_FP8, /* linear layers multiply e4m3 by e4m3, scaled by row and by channel; the rest is bf16 */
+    SL_PRECISION_FP8, /* bf16, but gradients go back through linear layers as e4m3 times e4m3, scaled by row */
     SL_PRECISION_INT8 /* linear layers are kept as int8, scaled by output channel; the rest is bf16 */
 };
-/* Linear layers of these sizes can be fp8: what cublasLt's kernels can load. Others stay bf16. */
+/* Linear layers of these sizes can be fp8: what cublasLt's kernels can load. Others are bf16 in both directions. */
 #define SL_FP8_MULTIPLE 16
 #define SL_FP8_MAX 32768
 
@@ -155,18 +155,8 @@ struct sl_ops {
     void (*matmul_back)(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
                         const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx);
 
-    /* ---- several of these operations at once, all optional. tmp is as large as the first one's output, whose
-     * content it need not hold afterwards; the result is that of the two, but for the rounding in between.
-     * norm_matmul: norm of x, then matmul. activation_matmul: activation, then matmul.
-     * mlp_back: matmul_back through down, activation_back at x [rows, cols or twice that], which is used up, and
-     * matmul_back through up; tmp has [rows, cols]. */
-    void (*norm_matmul)(struct sl_backend *be, const sl_act *x, int64_t rows, int cols,
-                        const struct sl_weight *norm_w, const struct sl_weight *norm_b, float eps, bool rms,
-                        sl_act *tmp, float *mean, float *rstd, const struct sl_weight *w,
-                        const struct sl_weight *bias, sl_act *y, int64_t ldy);
-    void (*activation_matmul)(struct sl_backend *be, enum sl_act_kind kind, const sl_act *x, int64_t rows,
-                              int cols, sl_act *tmp, const struct sl_weight *w, const struct sl_weight *bias,
-                              const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy);
+    /* ---- several of these operations at once, optional: matmul_back through down, activation_back at x [rows, cols or
+     * twice that], which is used up, and matmul_back through up; tmp has [rows, cols]. */
     void (*mlp_back)(struct sl_backend *be, enum sl_act_kind kind, const sl_act *dy, int64_t ldy, int64_t rows,
                      int cols, const struct sl_weight *down, sl_act *x, sl_act *tmp, const struct sl_weight *up,
                      sl_act *dx, int64_t ldx);
@@ -276,9 +266,10 @@ static inline int64_t sl_linear_bytes(enum sl_precision precision, size_t act_by
 {
     if (precision == SL_PRECISION_INT8)
         return rows * cols + rows * (int64_t)sizeof(float);
-    if (precision == SL_PRECISION_FP8 && sl_fits_fp8(rows, cols)) /* and transposed */
-        return 2 * rows * cols + (rows + cols) * (int64_t)sizeof(float);
-    return rows * cols * (int64_t)act_bytes;
+    int64_t bytes = rows * cols * (int64_t)act_bytes;
+    if (precision == SL_PRECISION_FP8 && sl_fits_fp8(rows, cols)) /* transposed beside it */
+        bytes += rows * cols + cols * (int64_t)sizeof(float);
+    return bytes;
 }
 
 #endif
