@@ -78,9 +78,13 @@ static struct place *list_places(const struct sl_checkpoint *c, int n, const str
         return NULL;
     }
     for (int k = 0; k < n; k++) {
+        const struct sl_train_state *s = states ? &states[k] : c[k].state;
+        bool over = s->ended != SL_TRIAL_TRAINS || (c[k].steps > 0 && s->step >= c[k].steps);
+
         for (int i = 0; i < 3 * c[k].n_params; i++)
-            p[used++] = (struct place){.c = &c[k], .param = &c[k].params[i / 3], .part = i % 3};
-        if ((states ? &states[k] : c[k].state)->best_step >= 0 && c[k].best_tables)
+            if (!over || i % 3 == 0)
+                p[used++] = (struct place){.c = &c[k], .param = &c[k].params[i / 3], .part = i % 3};
+        if (s->best_step >= 0 && c[k].best_tables)
             p[used++] = (struct place){.c = &c[k]};
     }
     for (int i = 0; i < used; i++)

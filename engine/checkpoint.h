@@ -1,7 +1,7 @@
 /* Checkpoints: everything that a bit-exact resume needs, in one file.
  *
  * RUN_DIR/checkpoint/checkpoint.safetensors holds value, m and v of every parameter ("value/NAME",
- * ...), the best tables so far ("best") and, as metadata "state", the training state as JSON: a list of
+ * ...; of a trial that is over its value), the best tables so far ("best") and, as metadata "state", the training state as JSON: a list of
  * one object a trial. Tensors of a trial with a name begin with it ("TRIAL/value/NAME"). It is
  * one sealed file (engine/format/safetensors.h) so that replacing it is one rename: at every instant a
  * complete checkpoint is there, and whoever has it open (an upload) keeps reading the one it
@@ -68,6 +68,7 @@ struct sl_checkpoint {
     const char *name;          /* "" or NULL: the run's only one */
     const char *config_digest; /* NULL: not compared on load */
     struct sl_train_state *state;
+    int64_t steps; /* of the run; a part that has done them, or has ended before, keeps no moments. 0: unknown */
     struct sl_param *params; /* device */
     int n_params;
     const struct sl_ops *ops;

@@ -114,6 +114,7 @@ struct sl_checkpoint sl_trial_checkpoint(struct sl_trainer *t, struct sl_trial *
     return (struct sl_checkpoint){.name = trial->run->name,
                                   .config_digest = trial->run->config_digest,
                                   .state = &trial->state,
+                                  .steps = trial->steps,
                                   .params = trial->params,
                                   .n_params = trial->n_params,
                                   .ops = t->ops,

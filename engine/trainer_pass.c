@@ -82,6 +82,35 @@ int sl_trainer_pass(struct sl_trainer *t, const struct sl_row *rows, int n, stru
     return rc;
 }
 
+/* ---- encoders: many small operations, the same in every step ---- */
+
+enum phase { FORWARD, BACKWARD };
+
+static bool takes_part(const struct sl_trial *trial, enum phase phase)
+{
+    return phase == FORWARD ? trial->state.ended != SL_TRIAL_DIVERGED : sl_trial_live(trial);
+}
+
+/* Of what may be captured (sl_ops.step_begin): equal for the same trials. 0: not to be captured, since dropout
+ * follows the step and the backend chooses how an LSTM runs. */
+static uint64_t bucket_of(const struct sl_trainer *t, enum phase phase)
+{
+    uint64_t h = (1469598103934665603u ^ (uint64_t)phase) * 1099511628211u;
+
+    if (!t->ops->step_replay)
+        return 0;
+    for (int k = 0; k < t->n_trials; k++) {
+        const struct sl_trial *trial = &t->trial[k];
+
+        for (int i = 0; i < trial->n_groups; i++)
+            if (sl_encoder_config(trial->group[i].encoder)->type == SL_ENC_LSTM)
+                return 0;
+        h = (h ^ (uint64_t)(2 * k + takes_part(trial, phase))) * 1099511628211u;
+        h ^= h >> 29;
+    }
+    return h ? h : 1;
+}
+
 static void back_to_encoders(struct sl_trainer *t, struct sl_trial *trial)
 {
     size_t block = (size_t)trial->config->new_virtual_tokens * (size_t)t->hidden;
@@ -97,6 +126,27 @@ static void back_to_encoders(struct sl_trainer *t, struct sl_trial *trial)
         sl_encoder_backward(g->encoder, g->dtables);
     }
 }
+
+static int run_encoders(struct sl_trainer *t, enum phase phase, struct sl_err *err)
+{
+    uint64_t bucket = bucket_of(t, phase);
+
+    if (bucket && t->ops->step_replay(t->be, bucket))
+        return t->ops->step_end(t->be, err);
+    if (bucket)
+        t->ops->step_begin(t->be, bucket);
+    for (int k = 0; k < t->n_trials; k++) {
+        if (!takes_part(&t->trial[k], phase))
+            continue;
+        if (phase == FORWARD)
+            sl_trial_place_tables(t, &t->trial[k], true);
+        else
+            back_to_encoders(t, &t->trial[k]);
+    }
+    return bucket ? t->ops->step_end(t->be, err) : 0;
+}
+
+/* ---- a step's rows ---- */
 
 /* One micro-batch of a trial, rows [n] of its training data, in the trainer's slots; returns its positions. */
 static int64_t take_rows(const struct sl_trial *trial, const int *rows, int n, struct sl_row *ret)
@@ -190,16 +240,17 @@ int sl_trainer_run_passes(struct sl_trainer *t, const struct sl_passes *p, bool 
     struct sl_trial_sum *sum = calloc((size_t)t->n_trials, sizeof *sum);
     int rc = sum ? 0 : sl_err_set(err, SL_NOMEM, "no memory for %d sums", t->n_trials);
 
-    if (!rc)
-        sl_trainer_place_tables(t, gradient);
+    if (!rc && gradient)
+        rc = run_encoders(t, FORWARD, err);
+    if (!rc && !gradient)
+        sl_trainer_place_tables(t, false);
     for (int i = 0; i < p->n && !rc; i++) {
         rc = run_pass(t, &p->pass[i], !gradient ? NULL : i ? t->dmicro : t->dprompts, sum, err);
         if (!rc && gradient && i)
             add_floats(t, (int64_t)t->n_prompts * t->hidden, t->dmicro, t->dprompts);
     }
-    for (int k = 0; k < t->n_trials && !rc && gradient; k++)
-        if (sl_trial_live(&t->trial[k]))
-            back_to_encoders(t, &t->trial[k]);
+    if (!rc && gradient)
+        rc = run_encoders(t, BACKWARD, err);
     if (!rc)
         memcpy(ret_sum, sum, (size_t)t->n_trials * sizeof *sum);
     free(sum);

@@ -4,11 +4,11 @@
     gpu_trials.py --worker PATH [--models gpt-125m:500,gpt-1.3b:500,gpt-5b:60] [--trials 16] [--json FILE]
 
 MODEL:STEPS says how many steps our side runs. Squad profile, 8 rows a step and trial, three-layer MLP encoder of width 2048,
-bf16; the trials differ in seed and learning rate. Ours is `softlaunch-worker train` from its start to the tables on disk.
-Where STEPS is below --full, the seconds of --full steps are the measured ones and the rest at the median step.
+bf16; the trials differ in seed and learning rate. Ours is `softlaunch-worker train` from its start to its end, the tables on
+disk. Where STEPS is below --full, the seconds of --full steps are the measured ones and the rest at the median step.
 PEFT's is trials x (start-up + --full x its median step), both measured: start-up in --starts processes of its own, from
-their start to the end of the first step, less one median step. --check K: K trials also run alone for --check-steps; the largest
-difference of a step's loss, and of what it was, is printed. Needs torch, transformers, peft (not with --no-peft).
+their start to the end of the first step, less one median step. --check K: K trials also run alone for --check-steps, in bf16
+and fp32. Needs torch, transformers, peft (not with --no-peft).
 """
 
 import argparse
@@ -65,8 +65,8 @@ def peft(folder, times, steps):
     runs = []
     for i in range(times):
         begun = time.monotonic()
-        child = subprocess.Popen([sys.executable, __file__, "--peft-child", folder, "--steps", str(steps if i == 0 else UNTIMED + 5)],
-                                 stdout=subprocess.PIPE, text=True)
+        args = ["--peft-child", folder, "--steps", str(steps if i == 0 else UNTIMED + 5)]
+        child = subprocess.Popen([sys.executable, __file__, *args], stdout=subprocess.PIPE, text=True)
         child.stdout.readline()
         first = time.monotonic() - begun
         rest = child.stdout.read()
@@ -111,6 +111,8 @@ def ours(worker, device, run, folder):
             elif e["ev"] == "metric" and "loss" in e:
                 at[e["step"]] = now
                 losses.setdefault(e["trial"], []).append(e["loss"])
+            elif e["ev"] == "checkpoint":
+                out["checkpoint_s"] = now
             elif e["ev"] == "result" and e["state"] != "succeeded":
                 cause = f"{e.get('cause')}: {e.get('msg')}"
     p.wait()
@@ -126,16 +128,24 @@ def ours(worker, device, run, folder):
 
 
 def check(worker, device, run, folder, n, steps):
-    """The first steps of n trials alone beside the same together: the largest difference of a loss."""
-    run = json.loads(json.dumps(run))
-    run["config"]["trainer"].update(max_steps=steps, val_check_interval=steps)
-    _, together = ours(worker, device, run, folder + "/together")
-    worst = 0
-    for t in run["trials"][:: max(1, len(run["trials"]) // n)][:n]:
-        _, alone = ours(worker, device, {**run, "trials": [t]}, f"{folder}/{t['name']}")
-        worst = max([worst] + [abs(a - b) for a, b in zip(alone[t["name"]], together[t["name"]])])
-    first = list(together.values())[0]
-    return {"trials": n, "steps": steps, "largest_difference": worst, "loss_from": first[0], "loss_to": first[-1]}
+    """The first steps of n trials alone beside the same together: the largest difference of a loss, relative. rounding: the
+    first of them alone in micro-batches of half the rows, which changes shapes and nothing else."""
+    out = []
+    for precision in ("bf16", "fp32"):
+        r = json.loads(json.dumps(run))
+        r["config"]["trainer"].update(max_steps=steps, val_check_interval=steps, precision=precision)
+        _, together = ours(worker, device, r, f"{folder}/{precision}-together")
+        chosen = r["trials"][:: max(1, len(r["trials"]) // n)][:n]
+        alone = {}
+        for t in chosen:
+            alone[t["name"]] = ours(worker, device, {**r, "trials": [t]}, f"{folder}/{precision}-{t['name']}")[1][t["name"]]
+        r["config"]["model"]["micro_batch_size"] = ROWS // 2
+        first = chosen[0]["name"]
+        halves = ours(worker, device, {**r, "trials": chosen[:1]}, f"{folder}/{precision}-halves")[1][first]
+        far = lambda a, b: max(abs(x / y - 1) for x, y in zip(a, b))
+        out.append({"precision": precision, "trials": n, "steps": steps, "loss_from": alone[first][0], "loss_to": alone[first][-1],
+                    "difference": max(far(together[k], v) for k, v in alone.items()), "rounding": far(halves, alone[first])})
+    return out
 
 
 def main():
@@ -186,7 +196,8 @@ def main():
             r["model"], r["trials"], r["full_steps"], r["ours_s"], o["steps"], o["start_s"], 1e3 * o["step_s"],
             "; PEFT %.0f s (start %.1f s, step %.1f ms): %.1f times, %.1f without start-up" % (
                 r["peft_s"], p["start_s"], 1e3 * p["step_s"], r["ratio"], r["ratio_without_start"]) if p else "",
-            "; %d trials alone differ by at most %.1e" % (c["trials"], c["largest_difference"]) if c else ""))
+            "".join("; %d alone in %s: losses within %.1e (rounding %.1e)" % (x["trials"], x["precision"], x["difference"],
+                                                                             x["rounding"]) for x in c or [])))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"trials": results}, f, indent=1)

@@ -1,80 +1,9 @@
 /* Trials that train together: each as it would alone, to the same bits across a stop, and none touched by what
  * becomes of another. */
 #include "engine/cpu/coretype.h"
-#include "tests/unit/train_run.h"
-
-#define MAX_TRIALS 5
-#define MAX_KEYS 8
+#include "tests/unit/trials.h"
 
 static const struct fate undisturbed;
-
-struct trial {
-    const char *name, *tasks; /* tasks: JSON, or NULL */
-    const char *keys[MAX_KEYS]; /* key=value */
-};
-
-/* Of other sizes, types, styles and rates; c and d have rows of other lengths. */
-static const struct trial various[] = {
-    {"a", NULL, {"model.seed=5"}},
-    {"b",
-     NULL,
-     {"model.seed=6", "model.optim.lr=0.05", "model.p_tuning.encoder_type=mlp",
-      "model.p_tuning.encoder_hidden=16", "model.p_tuning.num_layers=3", "model.optim.weight_decay=0.1",
-      "trainer.gradient_clip_val=0.05"}},
-    {"c.1",
-     NULL,
-     {"model.task_templates.0.total_virtual_tokens=9", "model.task_templates.1.total_virtual_tokens=9",
-      "model.task_templates.1.virtual_token_splits=[4,5]", "model.p_tuning.encoder_type=lstm",
-      "model.p_tuning.dropout=0.2", "model.optim.betas=[0.8,0.9]"}},
-    {"d_2",
-     NULL,
-     {"model.virtual_prompt_style=prompt-tuning", "model.optim.lr=0.1", "model.seed=8",
-      "model.task_templates.0.total_virtual_tokens=2", "model.task_templates.1.total_virtual_tokens=2",
-      "model.task_templates.1.virtual_token_splits=[1,1]", "model.optim.sched.warmup_steps=0"}},
-    {"e-3", "[\"two\"]", {"model.seed=9"}},
-};
-#define N_VARIOUS ((int)(sizeof various / sizeof *various))
-
-/* A run's "trials=[...]". */
-static char *list_trials(const struct trial *t, int n)
-{
-    json_t *list = json_array();
-    char *text, *both = NULL;
-
-    for (int i = 0; i < n; i++) {
-        json_t *keys = json_object(), *one = json_pack("{s:s, s:o}", "name", t[i].name, "overrides", keys);
-
-        if (t[i].tasks)
-            json_object_set_new(one, "tasks", json_loads(t[i].tasks, 0, NULL));
-        for (const char *const *k = t[i].keys; *k; k++) {
-            const char *value = strchr(*k, '=') + 1;
-            char key[128];
-            json_t *v = json_loads(value, JSON_DECODE_ANY, NULL);
-
-            snprintf(key, sizeof key, "%.*s", (int)(value - *k - 1), *k);
-            json_object_set_new(keys, key, v ? v : json_string(value));
-        }
-        json_array_append_new(list, one);
-    }
-    text = json_dumps(list, JSON_COMPACT);
-    assert_true(asprintf(&both, "trials=%s", text) > 0);
-    free(text);
-    json_decref(list);
-    return both;
-}
-
-static void trials_dir(char dir[SL_PATH_MAX], const struct trial *t, int n, const char *const *more)
-{
-    const char *overrides[MAX_KEYS + 2] = {NULL};
-    char *trials = list_trials(t, n);
-    int at = 0;
-
-    for (; more && *more; more++)
-        overrides[at++] = *more;
-    overrides[at] = trials;
-    train_dir(dir, overrides);
-    free(trials);
-}
 
 /* One process on dir; all: an outcome a trial, except of a killed one. Returns how it ended. */
 static int run_trials(const char *dir, const struct trial *t, int n, struct fate what,
@@ -349,80 +278,6 @@ static void test_a_checkpoint_of_other_trials_is_refused(void **state)
     sl_rmtree(dir, NULL);
 }
 
-/* ---- in this process ---- */
-
-/* Losses and gradients of the first step when a pass is at most so long, or memory so short; returns what the plan
- * says that the run takes. */
-static int64_t first_step(int64_t pass_positions, int64_t memory_bytes, double *loss, float **ret_grad,
-                          size_t *ret_n)
-{
-    struct sl_trainer_options options = {.threads = 1, .memory_bytes = memory_bytes};
-    int64_t total;
-    struct sl_trial_sum sum[MAX_TRIALS];
-    struct sl_err err = SL_ERR_INIT;
-    struct sl_emitter report;
-    struct sl_run run = {0};
-    struct sl_trainer t;
-    int rows[MAX_TRIALS * 8];
-    char dir[SL_PATH_MAX];
-
-    trials_dir(dir, various, N_VARIOUS, NULL);
-    sl_emit_init(&report, open("/dev/null", O_WRONLY | O_CLOEXEC));
-    if (sl_run_open(dir, &run, &err) || sl_trainer_init(&t, &run, &options, &report, NULL, &err))
-        fail_msg("%s", err.msg);
-    if (pass_positions)
-        t.pass_positions = pass_positions;
-    total = t.plan.total;
-    if (memory_bytes) { /* short of it: shorter passes, no layer computed again */
-        assert_true(total <= memory_bytes && t.pass_positions < SL_PASS_POSITIONS_CPU);
-        assert_int_equal(t.plan.recompute, 0);
-    }
-    for (int i = 0; i < N_VARIOUS * 8; i++)
-        rows[i] = i % 8;
-    assert_int_equal(sl_trainer_loss(&t, rows, 8, true, sum, &err), 0);
-    *ret_grad = NULL;
-    *ret_n = 0;
-    for (int k = 0; k < N_VARIOUS; k++) {
-        loss[k] = sum[k].loss / (double)sum[k].counted;
-        for (int i = 0; i < t.trial[k].n_params; i++) {
-            const struct sl_param *p = &t.trial[k].params[i];
-            size_t n = (size_t)p->rows * (size_t)p->cols;
-
-            *ret_grad = realloc(*ret_grad, (*ret_n + n) * sizeof **ret_grad);
-            assert_non_null(*ret_grad);
-            assert_int_equal(
-                t.ops->download(t.be, *ret_grad + *ret_n, p->grad, n * sizeof **ret_grad, &err), 0);
-            *ret_n += n;
-        }
-    }
-    sl_trainer_release(&t);
-    sl_run_release(&run);
-    close(report.events_fd);
-    sl_rmtree(dir, NULL);
-    return total;
-}
-
-static void test_the_length_of_a_pass_does_not_matter(void **state)
-{
-    static const int64_t lengths[] = {1, 300, 700, 0}; /* 0: as memory allows */
-    int64_t total;
-    double whole[MAX_TRIALS], parts[MAX_TRIALS];
-    float *want, *grad;
-    size_t n, k;
-
-    (void)state;
-    total = first_step(0, 0, whole, &want, &n);
-    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-        first_step(lengths[i], lengths[i] ? 0 : total - 10000, parts, &grad, &k);
-        assert_int_equal(k, n);
-        for (int t = 0; t < N_VARIOUS; t++)
-            assert_true(fabs(parts[t] / whole[t] - 1) < 1e-6);
-        assert_true(golden_distance(grad, want, (int64_t)n) < 1e-5);
-        free(grad);
-    }
-    free(want);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -433,8 +288,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_early_stopping_is_each_ones_own),
         cmocka_unit_test(test_when_all_diverge_the_run_fails),
         cmocka_unit_test(test_a_checkpoint_of_other_trials_is_refused),
-        cmocka_unit_test(
-            test_the_length_of_a_pass_does_not_matter), /* the one that computes in this process */
     };
     (void)argc;
     if (sl_cpu_reexec(argv)) /* as the worker does: threads that wait passively */
