@@ -120,9 +120,27 @@ def show(out):
         print("%-8s%-18s %4d tests passed %4d s" % (word, r["name"], r["passed"], r["seconds"]))
 
 
+def markdown(out):
+    """The README's tables."""
+    memory = {(r["model"], r["profile"], r["precision"], r["encoder"]): r for r in out["memory"]}
+    print("| model | profile | precision, encoder | ours, tokens/s | PEFT | ratio (goal) | of the ceiling | GiB at equal rows, ours / PEFT "
+          "(ratio, goal) |\n|---|---|---|---|---|---|---|---|")
+    for r in out["speed"]:
+        m = memory.get((r["model"], r["profile"], r["precision"], r["encoder"]))
+        print("| %s | %s | %s, %s | %s | %s | %s (%s) | %s | %s |" % (
+            r["model"], r["profile"], r["precision"], r["encoder"], "{:,}".format(r["ours"]) if r.get("ours") else "-",
+            "{:,}".format(r["peer"]) if r.get("peer") else "-", number(r.get("ratio_tok_s"), "%.1f"), number(r["goal"], "%g"),
+            number(r.get("ratio_ceiling")), "%.1f / %.1f (%.2f, %s)" % (m["ours_gib"], m["peer_gib"], m["ratio_memory"],
+                                                                       number(m["goal"])) if m else "-"))
+    print("\n| process start to first finished step | seconds (goal) |\n|---|---|")
+    for r in out["first_step"]:
+        print("| %s | %.2f (%s) |" % (r["model"], r["seconds"], number(r["goal"], "%g")))
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("--gpu", default="")
+    args.add_argument("--markdown", action="store_true", help="the tables of the README instead")
     args.add_argument("folders", nargs="+")
     args = args.parse_args()
     out = gather(args.folders)
@@ -136,7 +154,7 @@ def main():
     with open(os.path.join(args.folders[0], "gpu.json"), "w") as f:
         json.dump({**head, **out}, f, indent=1)
     print()
-    show(out)
+    (markdown if args.markdown else show)(out)
 
 
 if __name__ == "__main__":
