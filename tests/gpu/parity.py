@@ -8,7 +8,8 @@
 FOLDER holds train.jsonl, validation.jsonl and test.jsonl; of SPEC the config counts (examples/wordnet.json). Checks:
   loss_fp32      loss of a batch by a given prompt table in fp32: within 1e-4 of the CPU's
   gradient_fp32  the table's gradient: relative L2 error at most 1e-4
-  val_loss_bf16  validation loss after the last step in bf16: within 1 % of the CPU's in fp32
+  val_loss_fp32  validation loss after the last step in fp32: within 1 % of the CPU's
+  val_loss_bf16  the same in bf16
   same_bits      two bf16 runs with one seed: tables and every number equal
   resumed_bits   preempted in the middle and gone on: equal to those
   generate_fp32  continuations of the first test rows by the trained table: the CPU's text
@@ -165,18 +166,22 @@ def main():
         far = abs(loss1 / loss0 - 1) if part == "loss" else float(np.linalg.norm(g1 - g0) / np.linalg.norm(g0))
         return far, f"relative error {far:.2e}; loss {loss0:.6f}"
 
-    def val_loss():
+    def cpu_side():
         cpu = None
         if args.cpu and os.path.exists(args.cpu):
             with open(args.cpu) as f:
                 cpu = json.load(f)
             if any(cpu[k] != v for k, v in key.items()):
                 cpu = None
-        cpu = cpu or of_cpu()
-        done["first"], seconds = runs.finished("first", args.device, "bf16", args.steps)
-        value = abs(last(done["first"]) / cpu["val_loss"] - 1)
-        return value, "%.2f %%: %.4f in bf16, %.4f on the CPU in fp32, %.4f before training; %.1f s" % (
-            100 * value, last(done["first"]), cpu["val_loss"], cpu["val_loss_step_0"], seconds)
+        return cpu or of_cpu()
+
+    def val_loss(name, precision):
+        cpu = done.setdefault("cpu", None) or cpu_side()
+        done["cpu"] = cpu
+        done[name], seconds = runs.finished(name, args.device, precision, args.steps)
+        value = abs(last(done[name]) / cpu["val_loss"] - 1)
+        return value, "%.2f %%: %.4f in %s, %.4f on the CPU in fp32, %.4f before training; %.1f s" % (
+            100 * value, last(done[name]), precision, cpu["val_loss"], cpu["val_loss_step_0"], seconds)
 
     def compare(name, seen):
         first = done["first"]
@@ -206,7 +211,8 @@ def main():
     if args.bench:
         check("loss_fp32", 1e-4, lambda: gradient("loss"))
         check("gradient_fp32", 1e-4, lambda: gradient("table"))
-    check("val_loss_bf16", 0.01, val_loss)
+    check("val_loss_fp32", 0.01, lambda: val_loss("exact", "fp32"))
+    check("val_loss_bf16", 0.01, lambda: val_loss("first", "bf16"))
     check("same_bits", 0, same_bits)
     check("resumed_bits", 0, resumed_bits)
     check("generate_fp32", 0, generate)
