@@ -14,6 +14,7 @@
 # Without STEP: all of them. Environment:
 #   GPU_PREBUILT=DIR   programs packed elsewhere (tests/gpu/pack.sh), for a machine without our libraries; else it builds here
 #   GPU_ROWS, GPU_TOKENS    what `speed` measures: see tests/bench/gpu_peft.py    GPU_MODELS, GPU_TRIALS: the other two
+#   GPU_KEEP           a folder for the models that are made, kept for later calls; else they go at the end
 #   SL_MODEL           the real model's file; else its parts that `model` has kept, all of GPU_PREBUILT/model.part-*
 #   SL_PEER_PYTHON     a Python with torch, transformers and peft (default python3)
 set -u
@@ -122,9 +123,9 @@ keep_parts() {
     true
 }
 
-models=$(mktemp -d)
+models=${GPU_KEEP:-$(mktemp -d)}
 running=
-trap 'rm -rf "$models"' EXIT
+trap '[ -n "${GPU_KEEP:-}" ] || rm -rf "$models"' EXIT
 trap '[ -z "$running" ] || kill $running; wait; exit 143' TERM INT # who ends us ends what we measure
 for step in $steps; do
     begun=$SECONDS
