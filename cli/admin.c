@@ -152,15 +152,19 @@ static json_t *changes_of(const struct thing *t, const char *verb, int n, char *
 }
 
 static int change(struct sl_api *api, const struct thing *t, const char *name,
-                  const json_t *changes, struct sl_err *err)
+                  const json_t *changes, bool json, struct sl_err *err)
 {
+    json_t *reply = NULL;
     char path[512], *part = sl_api_escape(name);
     int rc = part ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
 
     if (!rc && snprintf(path, sizeof path, "/api/v1/%ss/%s", t->name, part) >= (int)sizeof path)
         rc = sl_err_set(err, SL_SPEC, "not the name of %s: %.40s...", t->name, name);
     if (!rc)
-        rc = sl_api_call(api, "POST", path, NULL, changes, NULL, err);
+        rc = sl_api_call(api, "POST", path, NULL, changes, &reply, err);
+    if (!rc && json)
+        cli_print_json(reply);
+    json_decref(reply);
     free(part);
     return rc;
 }
@@ -170,7 +174,7 @@ static int command(const struct thing *t, int argc, char **argv)
     struct cli_server server = {NULL, NULL};
     bool json = false, table = false;
     const struct cli_option options[] = {
-        {"json", 0, CLI_FLAG, &json, NULL, "JSON on a terminal too", 0, 0},
+        {"json", 0, CLI_FLAG, &json, NULL, "JSON on a terminal too; of what is changed, the server's answer", 0, 0},
         {"table", 0, CLI_FLAG, &table, NULL, "a table in a file or pipe too", 0, 0},
         CLI_SERVER_OPTIONS(server),
         CLI_OPTIONS_END,
@@ -190,7 +194,7 @@ static int command(const struct thing *t, int argc, char **argv)
         return cli_wrong(&usage, NULL);
     rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
-        rc = changes ? change(api, t, argv[at + 1], changes, &err)
+        rc = changes ? change(api, t, argv[at + 1], changes, json, &err)
                      : show_all(api, t, json || (!table && !isatty(STDOUT_FILENO)), &err);
     json_decref(changes);
     sl_api_free(api);

@@ -151,10 +151,10 @@ static int show(struct sl_api *api, const char *text, bool json, struct sl_err *
 }
 
 static int move(struct sl_api *api, const char *text, const char *priority, const char *queue,
-                struct sl_err *err)
+                bool json, struct sl_err *err)
 {
     char run[SL_ID_HEX + 1], path[128];
-    json_t *to = json_object();
+    json_t *to = json_object(), *reply = NULL;
     int rc = cli_find_run(api, text, run, err);
 
     if (*priority)
@@ -163,8 +163,11 @@ static int move(struct sl_api *api, const char *text, const char *priority, cons
         json_object_set_new(to, "queue", json_string(queue));
     if (!rc) {
         snprintf(path, sizeof path, "/api/v1/runs/%s/move", run);
-        rc = sl_api_call(api, "POST", path, run, to, NULL, err); /* may be sent twice */
+        rc = sl_api_call(api, "POST", path, run, to, &reply, err); /* may be sent twice */
     }
+    if (!rc && json)
+        cli_print_json(reply);
+    json_decref(reply);
     json_decref(to);
     return rc;
 }
@@ -205,7 +208,7 @@ int cmd_runs(int argc, char **argv)
         {"limit", 0, CLI_INT, &limit, "N", "so many of the newest (50)", 1, 1000000},
         {"priority", 0, CLI_TEXT, &priority, "PRIORITY", "for move: critical, high, medium or low", 0, 0},
         {"key", 0, CLI_TEXT, &key, "KEY", "for requeue: with the same key it is one run", 0, 0},
-        {"json", 0, CLI_FLAG, &json_asked, NULL, "JSON on a terminal too", 0, 0},
+        {"json", 0, CLI_FLAG, &json_asked, NULL, "JSON on a terminal too; of what is changed, the server's answer", 0, 0},
         {"table", 0, CLI_FLAG, &table, NULL, "a table in a file or pipe too", 0, 0},
         CLI_SERVER_OPTIONS(server),
         CLI_OPTIONS_END,
@@ -239,7 +242,7 @@ int cmd_runs(int argc, char **argv)
         rc = !left                      ? list(api, limit, state, queue, project, json, &err)
              : !strcmp(verb, "show")    ? show(api, argv[at + 1], json, &err)
              : !strcmp(verb, "requeue") ? requeue(api, argv[at + 1], key, json_asked, &err)
-                                        : move(api, argv[at + 1], priority, queue, &err);
+                                        : move(api, argv[at + 1], priority, queue, json_asked, &err);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;
 }
