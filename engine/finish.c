@@ -333,14 +333,12 @@ static int finish_trial(struct sl_trainer *t, const struct sl_trial *trial, stru
     json_t *metrics =
         json_pack("{s:I, s:I}", "steps", (json_int_t)s->step, "tokens", (json_int_t)s->tokens);
     char path[SL_PATH_MAX];
-    int rc = sl_mkdirs(trial->run->out, err);
+    int rc = 0;
 
     if (trial->run->name[0])
         json_object_set_new(metrics, "state", json_string(ends[s->ended]));
     if (diverged)
         json_object_set_new(metrics, "msg", json_string(s->failure));
-    if (!rc && trial->n_prompts && !diverged)
-        rc = sl_finish_tables(t, trial, err);
     if (s->best_step >= 0) {
         json_object_set_new(metrics, "val_loss", json_real(s->best_val_loss));
         json_object_set_new(metrics, "val_loss_step", json_integer(s->best_step));
@@ -396,6 +394,10 @@ int sl_finish(struct sl_trainer *t, json_t **ret_metrics, struct sl_err *err)
     json_t *all = json_object(), *one = NULL;
     int rc = 0;
 
+    for (int k = 0; k < t->n_trials && !rc; k++)
+        rc = sl_mkdirs(t->trial[k].run->out, err);
+    if (!rc && t->n_prompts)
+        rc = sl_finish_tables(t, err);
     for (int k = 0; k < t->n_trials && !rc; k++) {
         one = NULL;
         rc = finish_trial(t, &t->trial[k], &p, &one, err);

@@ -18,7 +18,7 @@
  * when control asks to stop. */
 int sl_finish(struct sl_trainer *t, json_t **ret_metrics, struct sl_err *err);
 
-/* finish_tables.c */
-int sl_finish_tables(struct sl_trainer *t, const struct sl_trial *trial, struct sl_err *err);
+/* finish_tables.c: of all trials but the diverged ones. */
+int sl_finish_tables(struct sl_trainer *t, struct sl_err *err);
 
 #endif

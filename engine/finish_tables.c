@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define WRITERS 8 /* trials whose files are written at a time: they wait for the disk, not for a core */
+
 static json_t *template_of(const json_t *config, const char *task)
 {
     json_t *list = json_object_get(json_object_get(config, "model"), "task_templates"), *entry;
@@ -73,6 +75,7 @@ static int export_peft(struct sl_trainer *t, const struct sl_trial *trial,
         how.type =
             c->task[i].style == SL_STYLE_PROMPT_TUNING ? SL_ENC_TABLE : c->p_tuning.encoder_type;
         if (sl_peft_check(c->task[i].name, c->task[i].prompt_template, c->data.add_bos, &why))
+#pragma omp critical(finish)
             sl_trial_log(t, trial, SL_WARN, "no PEFT adapter for task '%s': %s", c->task[i].name,
                         why.msg);
         else
@@ -102,6 +105,7 @@ static int export_others(struct sl_trainer *t, const struct sl_trial *trial,
         return rc;
     rc = sl_export_nemo(path, tables, c->language_model_path, &why);
     if (rc == SL_SPEC) { /* a task's name that NeMo cannot hold */
+#pragma omp critical(finish)
         sl_trial_log(t, trial, SL_WARN, "no .nemo of the prompt tables: %s", why.msg);
         return 0;
     }
@@ -147,18 +151,15 @@ static int export_top_k(const struct sl_trainer *t, const struct sl_trial *trial
     return rc;
 }
 
-int sl_finish_tables(struct sl_trainer *t, const struct sl_trial *trial, struct sl_err *err)
+/* All files of a trial; rows: its host tables. */
+static int export_trial(struct sl_trainer *t, const struct sl_trial *trial, const float *rows,
+                        struct sl_err *err)
 {
     struct sl_tables tables = {0};
-    size_t bytes = (size_t)trial->n_prompts * (size_t)t->hidden * sizeof(float);
     char path[SL_PATH_MAX];
     json_t *config = NULL;
-    float *rows = malloc(bytes);
-    int rc = rows ? t->ops->download(t->be, rows, trial->prompts, bytes, err)
-                  : sl_err_set(err, SL_NOMEM, "no memory for %d rows of tables", trial->n_prompts);
+    int rc = sl_spec_config_with_defaults(trial->run->json, &config, err);
 
-    if (!rc)
-        rc = sl_spec_config_with_defaults(trial->run->json, &config, err);
     if (!rc)
         rc = sl_path(path, err, "%s/peft", trial->run->out);
     if (!rc)
@@ -173,8 +174,32 @@ int sl_finish_tables(struct sl_trainer *t, const struct sl_trial *trial, struct 
         rc = export_others(t, trial, &tables, err);
     if (!rc)
         rc = export_top_k(t, trial, config, err);
-    free(rows);
     sl_tables_release(&tables);
     json_decref(config);
+    return rc;
+}
+
+/* Trials side by side: most of the time is waiting for the disk. */
+int sl_finish_tables(struct sl_trainer *t, struct sl_err *err)
+{
+    size_t hidden = (size_t)t->hidden, bytes = (size_t)t->n_prompts * hidden * sizeof(float);
+    float *rows = malloc(bytes);
+    int rc = rows ? t->ops->download(t->be, rows, t->prompts, bytes, err)
+                  : sl_err_set(err, SL_NOMEM, "no memory for %d rows of tables", t->n_prompts);
+
+#pragma omp parallel for num_threads(WRITERS) schedule(dynamic) if (t->n_trials > 1)
+    for (int k = 0; k < t->n_trials; k++) {
+        const struct sl_trial *trial = &t->trial[k];
+        struct sl_err own = SL_ERR_INIT;
+
+        if (rc || trial->state.ended == SL_TRIAL_DIVERGED)
+            continue;
+        if (export_trial(t, trial, rows + (size_t)trial->first_prompt * hidden, &own)) {
+#pragma omp critical(finish)
+            if (!rc)
+                rc = sl_err_set(err, own.code, "%s", own.msg);
+        }
+    }
+    free(rows);
     return rc;
 }
