@@ -249,6 +249,21 @@ bool sl_queue_run_valid(const char *run)
     return strlen(run) == SL_ID_HEX && strspn(run, "0123456789abcdef") == SL_ID_HEX;
 }
 
+/* The messages of log events that come newest first. */
+static json_t *log_lines(redisReply *const *events, size_t n)
+{
+    json_t *lines = json_array();
+
+    while (n--) {
+        json_t *e = sl_queue_parsed(events[n]->str);
+        const char *msg = sl_json_str(e, "msg", NULL);
+        if (msg)
+            json_array_append_new(lines, json_string(msg));
+        json_decref(e);
+    }
+    return lines;
+}
+
 int sl_queue_show(struct sl_queue *q, const char *run, json_t **ret_run, struct sl_err *err)
 {
     struct sl_cmd c;
@@ -267,6 +282,9 @@ int sl_queue_show(struct sl_queue *q, const char *run, json_t **ret_run, struct 
     if (!sl_queue_is_texts(reply, N_FIELDS + 1))
         return sl_queue_odd_reply("show", reply, err);
     *ret_run = run_json(run, reply->element, N_FIELDS);
+    if (reply->elements > N_FIELDS + 1)
+        json_object_set_new(*ret_run, "log_tail",
+                            log_lines(reply->element + N_FIELDS + 1, reply->elements - N_FIELDS - 1));
     freeReplyObject(reply);
     return 0;
 }

@@ -219,12 +219,18 @@ static void reaping_has_its_own_budget(void **state)
         char lease[SL_ID_HEX + 1];
         sl_random_id(lease);
         assert_string_equal(claim_for(lease, "a1", 1, NULL), "x");
+        assert_int_equal(append(run, lease, 1, i == 10 ? "{\"msg\":\"what it said last\"}" : "{}"), 0);
         usleep(3000);
         reap(1, 0);
         check_field(run, "state", i < 10 ? "queued" : "dead");
     }
     check_field(run, "failures", "0");
     check_field(run, "cause", "lease_lost");
+    json_t *r; /* nobody was there to hand in a log */
+    assert_int_equal(sl_queue_show(q, run, &r, NULL), 0);
+    const json_t *tail = json_object_get(r, "log_tail");
+    assert_string_equal(json_string_value(json_array_get(tail, json_array_size(tail) - 1)), "what it said last");
+    json_decref(r);
     reap(0, 0);
 }
 
@@ -329,6 +335,23 @@ static void events_stay_bounded(void **state)
     assert_int_equal(send_cmd(&c, &reply), 0);
     assert_in_range(reply->integer, 20000, 20500);
     freeReplyObject(reply);
+    /* Who reads on behind what is gone is told; who reads on behind what is there is not. */
+    json_t *e;
+    assert_int_equal(sl_queue_events(q, run, "1-0", 10, 0, &e, NULL), 0);
+    assert_true(sl_json_bool(e, "trimmed", false));
+    char *last = strdup(sl_json_str(e, "last", ""));
+    json_decref(e);
+    assert_int_equal(sl_queue_events(q, run, last, 10, 0, &e, NULL), 0);
+    assert_false(sl_json_bool(e, "trimmed", true));
+    assert_int_equal(json_array_size(json_object_get(e, "events")), 10);
+    json_decref(e);
+    free(last);
+    assert_int_equal(sl_queue_events(q, run, NULL, 10, 0, &e, NULL), 0);
+    assert_true(sl_json_bool(e, "trimmed", false));
+    json_decref(e);
+    assert_int_equal(sl_queue_long(q, 10, &e, NULL), 0); /* the archive is asked to take them before */
+    assert_int_equal(json_array_size(e), 1);
+    json_decref(e);
 }
 
 static void checkpoints_only_go_forward_and_reach_the_next_owner(void **state)
