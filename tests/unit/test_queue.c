@@ -199,6 +199,14 @@ static void a_lost_lease_can_be_revived_until_claimed(void **state)
     check_field(run, "lost", "1");
     assert_int_equal(renew(run, L1, 60000, &cancelled, &revived), 0);
     assert_true(revived);
+    struct sl_cmd c; /* nor is it counted as ready */
+    redisReply *reply;
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "ZCARD");
+    sl_cmd_add(&c, "{softlaunch}:ready:default:cpu");
+    assert_int_equal(send_cmd(&c, &reply), 0);
+    assert_int_equal(reply->integer, 0);
+    freeReplyObject(reply);
     check_field(run, "state", "running");
     check_field(run, "agent", "a1");
     check_field(run, "lost", "0");
