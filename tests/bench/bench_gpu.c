@@ -1,12 +1,12 @@
 /* Training steps on given weights and token ids: encoder, frozen model, clipping and AdamW, as the trainer runs them.
  *
- *   bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 ENCODER E STEPS
+ *   bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 ENCODER E STEPS [RECOMPUTE]
  *
  * BATCHES.json is tests/bench/peft_cpu.py's, and may hold one more batch, "check". TABLE.f32 holds a prompt table
  * [virtual tokens, hidden] as raw fp32; the gradient of the check batch's loss by it (else of the first batch's) goes to
  * GRADIENT.f32. Then STEPS steps of p-tuning over the batches in turn, each timed by the host's clock until its gradient
  * norm is home; ENCODER is mlp (PEFT's, three linear layers) or lstm (two layers), of width E. Last the encoder and
- * optimizer alone. Prints one JSON object. */
+ * optimizer alone. RECOMPUTE layers keep only their input and are computed again backward. Prints one JSON object. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -113,8 +113,8 @@ int main(int argc, char **argv)
     float norm = 0;
     double loss = 0, first_loss;
 
-    if (sl_cpu_reexec(argv) || argc != 10) {
-        fprintf(stderr, "usage: bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 mlp|lstm E STEPS\n");
+    if (sl_cpu_reexec(argv) || argc < 10 || argc > 11) {
+        fprintf(stderr, "usage: bench_gpu DEVICE PRECISION MODEL BATCHES.json TABLE.f32 GRADIENT.f32 mlp|lstm E STEPS [RECOMPUTE]\n");
         return 2;
     }
     int steps = atoi(argv[9]);
@@ -125,6 +125,7 @@ int main(int argc, char **argv)
     must(sl_backend_open(argv[1], precision_of(argv[2]), 0, &ops, &be, &err));
     opened = sl_boot_us();
     must(sl_model_new(w, ops, be, &m, &err));
+    sl_model_recompute(m, argc > 10 ? atoi(argv[10]) : 0);
     loaded = sl_boot_us();
     sl_weights_close(w);
     ops->info(be, &info);
