@@ -107,11 +107,11 @@ static int count_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, s
                             struct sl_weight **ret_w, struct sl_err *err)
 {
     size_t n = (size_t)rows * (size_t)cols, scale = (size_t)rows * sizeof(float);
-    size_t int8[] = {n, scale}, fp8[] = {n, n, scale, (size_t)cols * sizeof(float)};
+    size_t int8[] = {n, scale}, fp8[] = {n * be->act_bytes, n, (size_t)cols * sizeof(float)};
     if (be->device.precision == SL_PRECISION_INT8)
         return take_weight(be, int8, 2, ret_w, err);
     if (be->device.precision == SL_PRECISION_FP8 && sl_fits_fp8(rows, cols))
-        return take_weight(be, fp8, 4, ret_w, err);
+        return take_weight(be, fp8, 3, ret_w, err);
     return count_weight_new(be, rows, cols, read, ctx, ret_w, err);
 }
 
