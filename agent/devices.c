@@ -62,13 +62,16 @@ int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *
         n_free++;
         if (found == n)
             continue;
-        len += (size_t)snprintf(names + len, sizeof names - len, "%s%s", found ? "," : "", d->id[i]);
+        len +=
+            (size_t)snprintf(names + len, sizeof names - len, "%s%s", found ? "," : "", d->id[i]);
         taken |= UINT64_C(1) << i;
         found++;
     }
     if (found < n)
-        return sl_err_set(err, SL_RETRY, "the run asks for %d GPUs (resources.gpus); this machine has %d, and %d of them free",
-                          n, d->n, n_free);
+        return sl_err_set(
+            err, SL_RETRY,
+            "the run asks for %d GPUs (resources.gpus); this machine has %d, and %d of them free",
+            n, d->n, n_free);
     *ret_taken = taken;
     memcpy(ret_names, names, len + 1);
     return 0;

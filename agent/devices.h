@@ -1,7 +1,7 @@
 /* The GPUs that this agent's workers may use, and which of them a run gets.
  *
- * Known without CUDA: what CUDA_VISIBLE_DEVICES names, in its order, or else one for each /dev/nvidiaN. A worker sees its
- * own GPUs only. Plain data; nothing here blocks. */
+ * Known without CUDA: what CUDA_VISIBLE_DEVICES names, in its order, or else one for each
+ * /dev/nvidiaN. A worker sees its own GPUs only. Plain data; nothing here blocks. */
 #ifndef SL_AGENT_DEVICES_H
 #define SL_AGENT_DEVICES_H
 #include "base/err.h"
@@ -17,11 +17,11 @@ struct sl_devices {
     char id[SL_DEVICES_MAX][SL_DEVICE_ID_MAX];
 };
 
-/* visible: CUDA_VISIBLE_DEVICES' value (as CUDA reads it, the list ends before what cannot be a device), or NULL; dev:
- * the folder "/dev". */
+/* visible: CUDA_VISIBLE_DEVICES' value (as CUDA reads it, the list ends before what cannot be a
+ * device), or NULL; dev: the folder "/dev". */
 void sl_devices_find(const char *visible, const char *dev, struct sl_devices *ret_devices);
-/* The first n that are not busy (a bit each): their bits, and their names with commas between. SL_RETRY when there are
- * not so many free. */
+/* The first n that are not busy (a bit each): their bits, and their names with commas between.
+ * SL_RETRY when there are not so many free. */
 int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *ret_taken,
                     char ret_names[SL_DEVICES_TEXT_MAX], struct sl_err *err);
 

@@ -189,7 +189,7 @@ static int generate(const struct args *a, struct sl_err *err)
                       (long long)sl_dataset_counts(ds).read);
     if (!rc)
         rc = sl_weights_digest(weights, digest, err);
-    if (!rc && tables.model_digest[0] && strcmp(digest, tables.model_digest))
+    if (!rc && tables.model_digest[0] && strcmp(digest, tables.model_digest) != 0)
         sl_emit_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
                                         "another quantisation of it) than %s", a->model);
     if (!rc)

@@ -1,11 +1,11 @@
-/* A device that fails on request: built as libsoftlaunch-cuda.so to lie beside a worker, where it stands before the CPU's
- * operations, or before the real library when SL_FAULT_LIBRARY names its file.
+/* A device that fails on request: built as libsoftlaunch-cuda.so to lie beside a worker, where it
+ * stands before the CPU's operations, or before the real library when SL_FAULT_LIBRARY names its
+ * file.
  *
- * The file that SL_FAULT_FILE names holds "KIND AT", read when the backend is opened; without it nothing fails. At the
- * AT-th step (for out_of_memory: allocation), from 1:
- *   out_of_memory    all of the device's memory is taken, then the allocation is made
- *   illegal_address  a kernel reads where nothing is
- *   device_lost      the next check finds the driver's error code of a device that is gone
+ * The file that SL_FAULT_FILE names holds "KIND AT", read when the backend is opened; without it
+ * nothing fails. At the AT-th step (for out_of_memory: allocation), from 1: out_of_memory    all of
+ * the device's memory is taken, then the allocation is made illegal_address  a kernel reads where
+ * nothing is device_lost      the next check finds the driver's error code of a device that is gone
  * On the CPU the errors of ops.h are returned in their place. */
 #include "engine/backend.h"
 #include <dlfcn.h>
@@ -31,7 +31,8 @@ static bool due(const char *what, int count)
     return !strcmp(kind, what) && count == at;
 }
 
-static int open_it(const struct sl_backend_opts *opts, struct sl_backend **ret_be, struct sl_err *err)
+static int open_it(const struct sl_backend_opts *opts, struct sl_backend **ret_be,
+                   struct sl_err *err)
 {
     const char *path = getenv("SL_FAULT_FILE");
     FILE *f = path ? fopen(path, "re") : NULL;
@@ -72,7 +73,8 @@ static int step_end(struct sl_backend *be, struct sl_err *err)
     int rc = base->step_end(be, err);
 
     if (!rc && !inject && due("illegal_address", steps))
-        rc = sl_err_set(err, SL_FAULT, "GPU 0: an illegal memory access was encountered (a test's)");
+        rc =
+            sl_err_set(err, SL_FAULT, "GPU 0: an illegal memory access was encountered (a test's)");
     if (!rc && !inject && due("device_lost", steps))
         rc = sl_err_set(err, SL_DEVICE, "GPU 0: the device is gone (a test's)");
     return rc;

@@ -1,6 +1,7 @@
 /* Which GPUs an agent has, and which a run gets. */
 #include "agent/devices.h"
 #include "base/err.h"
+#include <cmocka.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <cmocka.h>
 
 static void finds(const char *visible, const char *expected)
 {
@@ -25,13 +25,15 @@ static void finds(const char *visible, const char *expected)
     assert_string_equal(all, expected);
 }
 
-/* As CUDA's programming guide says of the variable: the list ends before the first that cannot be one. */
+/* As CUDA's programming guide says of the variable: the list ends before the first that cannot be
+ * one. */
 static void test_visible(void **state)
 {
     (void)state;
     finds("0", "0;");
     finds("2,0, 1", "2;0;1;");
-    finds("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-1", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6;MIG-1;");
+    finds("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-1",
+          "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6;MIG-1;");
     finds("", "");
     finds("-1", "");
     finds("1,-1,0", "1;");
@@ -41,7 +43,8 @@ static void test_visible(void **state)
 
 static void test_folder(void **state)
 {
-    static const char *const names[] = {"nvidia0", "nvidia2", "nvidiactl", "nvidia-uvm", "nvidia11"};
+    static const char *const names[] = {"nvidia0", "nvidia2", "nvidiactl", "nvidia-uvm",
+                                        "nvidia11"};
     char dir[] = "/tmp/sl-devices-XXXXXX", path[64];
     struct sl_devices d;
 
@@ -85,7 +88,7 @@ static void test_pick(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_visible), cmocka_unit_test(test_folder),
-                                       cmocka_unit_test(test_pick)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_visible),
+                                       cmocka_unit_test(test_folder), cmocka_unit_test(test_pick)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
