@@ -1,7 +1,6 @@
 /* Which GPUs an agent has, and which a run gets. */
 #include "agent/devices.h"
 #include "base/err.h"
-#include <cmocka.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 static void finds(const char *visible, const char *expected)
 {
