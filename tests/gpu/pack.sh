@@ -12,7 +12,7 @@ build=$(realpath "$1")
 mkdir -p "$2"/{bin,tests,faults,lib,wordnet}
 to=$(realpath "$2")
 cd "$(dirname "$0")/../.."
-tests=(ops/test_ops_cuda ops/test_capture_cuda unit/test_golden_train unit/test_golden_families unit/test_golden_precision bench/bench_gpu)
+tests=(ops/test_ops_cuda ops/test_capture_cuda unit/test_golden_train unit/test_golden_families unit/test_golden_precision unit/test_plan bench/bench_gpu)
 
 # Linked again, to need only the libraries that are used.
 rm -f "${tests[@]/#/$build/tests/}"

@@ -36,13 +36,13 @@ if [ -n "${GPU_PREBUILT:-}" ]; then
     GPU_COMMIT=$(cat "$pre/COMMIT")
 else
     pre=
-    programs=(tests/ops/test_{ops,capture}_cuda tests/unit/test_golden_{train,families,precision} tests/bench/bench_gpu
+    programs=(tests/ops/test_{ops,capture}_cuda tests/unit/test_{golden_train,golden_families,golden_precision,plan} tests/bench/bench_gpu
         faults/device/libsoftlaunch-cuda.so)
     make CUDA=1 BUILD="$build" -j"$(nproc)" all "${programs[@]/#/$build/}" >"$out/build.log" 2>&1 ||
         { tail -n 20 "$out/build.log"; exit 1; }
     bin=$build/bin tests=$build/tests/gpu faults=$build/faults/device
     mkdir -p "$tests"
-    for t in "${programs[@]:0:6}"; do ln -sf "$(realpath "$build/$t")" "$tests/"; done
+    for t in "${programs[@]:0:7}"; do ln -sf "$(realpath "$build/$t")" "$tests/"; done
     GPU_COMMIT=$(git describe --always --dirty 2>/dev/null || echo unknown)
 fi
 export GPU_COMMIT
@@ -138,6 +138,7 @@ for step in $steps; do
         check golden_train 60 "$tests/test_golden_train"
         check golden_families 60 "$tests/test_golden_families"
         check golden_precision 60 "$tests/test_golden_precision"
+        SL_TEST_DEVICE=cuda check plan 60 "$tests/test_plan"
         ;;
     model)
         keep_parts
