@@ -25,12 +25,14 @@ static sl_agent_step *const table[N_STATES][N_EVENTS] = {
                      [EV_NOTHING] = sl_step_wait,
                      [EV_TERM] = sl_step_leave_if_away},
     [ST_FETCHING] = {[EV_CHILD] = sl_step_fetched,
+                     [EV_OVERTIME] = sl_step_overtime,
                      [EV_CANCEL] = sl_step_kill,
                      [EV_TERM] = sl_step_kill,
                      [EV_LOST] = sl_step_drop},
     [ST_TRAINING] = {[EV_CHILD] = sl_step_trained,
                      [EV_PUSHED] = sl_step_pushed,
                      [EV_NEAR] = sl_step_pause,
+                     [EV_OVERTIME] = sl_step_overtime,
                      [EV_RENEWED] = sl_step_unpause,
                      [EV_CANCEL] = sl_step_cancel,
                      [EV_TERM] = sl_step_preempt,
@@ -119,6 +121,20 @@ static void renew_due(void *arg)
 
     sl_slot_timer(s, &s->renew_timer, s->agent->config->lease_ms * 1000 / 3, renew_due);
     sl_slot_renew(s);
+}
+
+static void limit_due(void *arg)
+{
+    struct sl_slot *s = arg;
+
+    s->limit_timer = -1;
+    sl_slot_handle(s, EV_OVERTIME);
+}
+
+void sl_slot_limit(struct sl_slot *s)
+{
+    if (s->work.claim.time_left_ms >= 0)
+        sl_slot_timer(s, &s->limit_timer, s->work.claim.time_left_ms * 1000, limit_due);
 }
 
 void sl_slot_watch_lease(struct sl_slot *s)
@@ -347,7 +363,7 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
         s->agent = a;
         s->number = i;
         s->work.dir.lock_fd = -1;
-        s->renew_timer = s->near_timer = s->grace_timer = s->retry_timer = -1;
+        s->renew_timer = s->near_timer = s->grace_timer = s->retry_timer = s->limit_timer = -1;
     }
     signal(SIGPIPE, SIG_IGN);
     rc = set_up(a, &url, err);

@@ -40,6 +40,7 @@ enum sl_agent_event {
     EV_GRACE,    /* the time given to a child is over */
     EV_DRAINED,  /* every event is in Redis */
     EV_RECORDED, /* the outcome is in Redis */
+    EV_OVERTIME, /* the run's time limit is over */
     N_EVENTS
 };
 
@@ -101,7 +102,7 @@ struct sl_slot {
     bool claiming;
     char lease[SL_ID_HEX + 1]; /* of the claim on its way */
     int64_t claim_sent_us;
-    int renew_timer, near_timer, grace_timer, retry_timer;
+    int renew_timer, near_timer, grace_timer, retry_timer, limit_timer;
     struct sl_held main, pusher;
     struct sl_ended ended;
     struct sl_work work;
@@ -130,6 +131,7 @@ void sl_slot_enter(struct sl_slot *s, enum sl_agent_state state);
 void sl_slot_timer(struct sl_slot *s, int *timer, int64_t delay_us,
                    sl_timer_fn *fn); /* sets it anew; fn gets the slot */
 void sl_slot_grace(struct sl_slot *s, int64_t delay_us);
+void sl_slot_limit(struct sl_slot *s); /* starts the clock of the claim's time limit, if it has one */
 void sl_slot_watch_lease(struct sl_slot *s); /* after deadline_us has changed */
 const char *sl_agent_state_name(enum sl_agent_state state);
 const char *sl_slot_run(const struct sl_slot *s); /* for the log; NULL without one */
@@ -159,6 +161,7 @@ sl_agent_step sl_step_claim, sl_step_wait, sl_step_begin, sl_step_fetched, sl_st
     sl_step_publish, sl_step_published, sl_step_pushed, sl_step_pushed_last, sl_step_kill,
     sl_step_cancel, sl_step_cancelled, sl_step_preempt, sl_step_pause, sl_step_unpause,
     sl_step_resume, sl_step_release, sl_step_drop, sl_step_note_lost, sl_step_check_done,
-    sl_step_recorded, sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish;
+    sl_step_recorded, sl_step_leave, sl_step_leave_if_away, sl_step_grace_publish,
+    sl_step_overtime;
 
 #endif

@@ -71,6 +71,11 @@ void sl_step_release(struct sl_slot *s)
     end_work(s, "", "preempted", "");
 }
 
+void sl_step_overtime(struct sl_slot *s)
+{
+    end_work(s, "timeout", "timeout", "it has run for its time_limit_s");
+}
+
 void sl_step_cancelled(struct sl_slot *s)
 {
     end_work(s, "cancelled", "cancelled", "");
@@ -80,7 +85,8 @@ void sl_step_cancelled(struct sl_slot *s)
 static void finish_work(struct sl_slot *s)
 {
     struct sl_work *w = &s->work;
-    int *timers[] = {&s->renew_timer, &s->near_timer, &s->grace_timer, &s->retry_timer};
+    int *timers[] = {&s->renew_timer, &s->near_timer, &s->grace_timer, &s->retry_timer,
+                     &s->limit_timer};
 
     for (size_t i = 0; i < sizeof timers / sizeof *timers; i++) {
         sl_loop_timer_cancel(s->agent->loop, *timers[i]);
@@ -220,6 +226,7 @@ void sl_step_begin(struct sl_slot *s)
     sl_log(SL_INFO, w->claim.run, "claimed %s, attempt %d%s", w->claim.name, w->claim.attempt,
            w->claim.checkpoint[0] ? ", going on from its checkpoint" : "");
     sl_slot_watch_lease(s);
+    sl_slot_limit(s);
     sl_agent_look(s->agent); /* another slot's turn */
     sl_agent_wait(s->agent);
     if (s->agent->leaving)
@@ -346,6 +353,10 @@ void sl_step_resume(struct sl_slot *s)
 
     if (s->agent->leaving) {
         begin_release(s);
+        return;
+    }
+    if (w->claim.time_left_ms >= 0 && s->limit_timer < 0) { /* it came to an end meanwhile */
+        sl_step_overtime(s);
         return;
     }
     sl_log(SL_INFO, w->claim.run, "the lease is ours again: going on");

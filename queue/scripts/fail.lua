@@ -37,6 +37,7 @@ else
     local wait = math.min(tonumber(ARGV[8]), number(h.backoff_ms) * 2 ^ math.min(n - 1, 30))
     local due = NOW + wait * (1 - (tonumber(clock[2]) % 1000) / 2000)
     set(list, 'state', state, 'due_ms', int(due), 'cause', cause, 'msg', msg, 'agent', '')
+    if kind == 'timeout' then set(list, 'run_ms', '0') end -- its time begins anew
     redis.call('ZADD', P .. ':delayed', int(due), id)
     state_event(id, h.attempt, state, cause, msg, h.agent)
   end

@@ -157,6 +157,19 @@ def a_dead_run_is_requeued_from_its_checkpoint():
     command("cancel", new)
 
 
+def a_run_over_its_time_is_stopped():
+    a = w.agent()
+    run = w.enqueue("fake.500.20.ok", time_limit_s=1, retry={"timeout": 2, "backoff_s": 0.1})
+    r = w.ended(run, 15)
+    assert r["state"] == "dead" and r["cause"] == "timeout" and r["timeouts"] == 2 and r["failures"] == 0, r
+    kinds = [e["data"]["kind"] for e in w.events(run, "failure")]
+    assert kinds == ["timeout", "timeout"], kinds
+    assert 900 <= r["run_ms"] < 2500, r["run_ms"]
+    ok = w.enqueue("fake.5.20.ok", time_limit_s=30)
+    assert w.ended(ok)["state"] == "succeeded"
+    w.end(a)
+
+
 def the_index_is_made_anew_and_numbers_go_on():
     before = [x["run"] for x in w.api("GET", "/api/v1/runs?limit=200")[1]["runs"]]
     highest = w.api("GET", "/api/v1/runs?limit=1")[1]["runs"][0]["seq"]
@@ -188,4 +201,5 @@ def a_long_log_is_whole():
 
 tap(w, [pause_and_limits_by_command, times_keys_and_moves_by_command, agents_pause_and_drain,
         a_finished_run_is_archived_and_still_found, lists_go_over_redis_and_the_archive,
-        a_dead_run_is_requeued_from_its_checkpoint, the_index_is_made_anew_and_numbers_go_on, a_long_log_is_whole])
+        a_dead_run_is_requeued_from_its_checkpoint, a_run_over_its_time_is_stopped,
+        the_index_is_made_anew_and_numbers_go_on, a_long_log_is_whole])
