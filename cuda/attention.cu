@@ -1,134 +1,14 @@
-/* Attention: the cut of a batch into blocks, and plain kernels for any type and head size. bf16 with common head
+/* Attention: which kernels, and plain ones for any type and head size. bf16 with common head
  * sizes goes to the tensor cores (attention_forward.cu, attention_back.cu).
  *
  * Backward is the recomputation of Dao 2023: P = exp(scale q.k - lse), D = rowsum(dO o), dS = P (dO.v - D) scale;
  * dq = dS k, dk = dS^T q, dv = P^T dO. dq and dk, dv come from different kernels, each computing P and dS anew, so
  * that nothing is summed by more than one block. */
 #include "cuda/attention.cuh"
-#include <stdlib.h>
 
-#define CHUNKS 16        /* a prefix's queries are cut into at most so many chunks */
-#define CHUNK_LEAST 128  /* queries of a chunk, at least */
+#define ADD_BLOCKS 528 /* four on each multiprocessor of a large GPU */
 #define WARPS 4
 #define LANE_DIMS (ATT_MAX_DIM / SL_WARP)
-
-/* ---- the cut. Each function counts when out is NULL. */
-static int cut_tiles(const struct sl_attention *a, struct att_tile *out)
-{
-    int group = a->heads / a->kv_heads, levels = (a->max_q_len * group + ATT_ROWS - 1) / ATT_ROWS, n = 0;
-    for (int level = levels - 1; level >= 0; level--)
-        for (int s = 0; s < a->n_seqs; s++)
-            if (level * ATT_ROWS < a->host_seqs[s].q_len * group) {
-                if (out)
-                    out[n] = {s, level * ATT_ROWS};
-                n++;
-            }
-    return n;
-}
-
-static bool same_prefix(const struct sl_seq *a, const struct sl_seq *b)
-{
-    return a->prefix_start == b->prefix_start && a->prefix_len == b->prefix_len;
-}
-
-/* Runs of sequences with one prefix. partial_rows: of all chunks together. */
-static int cut_prefixes(const struct sl_attention *a, struct att_prefix *out, struct att_keys *keys, int *ret_n_keys,
-                        int *ret_partial_rows)
-{
-    int n = 0, n_keys = 0, partial = 0;
-    for (int s = 0, e; s < a->n_seqs; s = e) {
-        const struct sl_seq *first = &a->host_seqs[s];
-        int queries = 0;
-        for (e = s; e < a->n_seqs && same_prefix(first, &a->host_seqs[e]); e++)
-            queries += a->host_seqs[e].q_len;
-        if (!first->prefix_len || !queries)
-            continue;
-        int per = (queries + CHUNKS - 1) / CHUNKS;
-        per = per < CHUNK_LEAST ? CHUNK_LEAST : (per + 63) / 64 * 64;
-        int chunks = (queries + per - 1) / per;
-        if (out)
-            out[n] = {first->prefix_start, first->prefix_len, partial, chunks};
-        for (int c = 0; c < chunks; c++)
-            for (int j = 0; j < first->prefix_len; j += ATT_KEYS, n_keys++)
-                if (keys)
-                    keys[n_keys] = {first->q_start + c * per,
-                                    queries - c * per < per ? queries - c * per : per,
-                                    first->prefix_start + j,
-                                    first->prefix_len - j < ATT_KEYS ? first->prefix_len - j : ATT_KEYS,
-                                    -1,
-                                    partial + c * first->prefix_len + j};
-        partial += chunks * first->prefix_len;
-        n++;
-    }
-    *ret_n_keys = n_keys;
-    *ret_partial_rows = partial;
-    return n;
-}
-
-static int cut_own_keys(const struct sl_attention *a, struct att_keys *out)
-{
-    int levels = (a->max_kv_len + ATT_KEYS - 1) / ATT_KEYS, n = 0;
-    for (int level = 0; level < levels; level++)
-        for (int s = 0; s < a->n_seqs; s++) {
-            const struct sl_seq *q = &a->host_seqs[s];
-            int j = level * ATT_KEYS;
-            if (j >= q->kv_len || !q->q_len)
-                continue;
-            if (out)
-                out[n] = {q->q_start, q->q_len,        q->kv_start + j, q->kv_len - j < ATT_KEYS ? q->kv_len - j : ATT_KEYS,
-                          j,          -1};
-            n++;
-        }
-    return n;
-}
-
-/* A table's device copy; made by fill into host memory. */
-static void *no_host_memory(struct sl_backend *be)
-{
-    sl_err_set(&be->kept, SL_NOMEM, "no memory for the blocks of attention");
-    return NULL;
-}
-
-static const struct att_tile *tile_table(struct sl_backend *be, const struct sl_attention *a, int *ret_n)
-{
-    int n = cut_tiles(a, NULL);
-    struct att_tile *host = (struct att_tile *)malloc(sizeof *host * (size_t)(n + 1));
-    if (!host)
-        return (const struct att_tile *)no_host_memory(be);
-    cut_tiles(a, host);
-    void *p = sl_cuda_table(be, SL_TABLE_TILES, host, sizeof *host * (size_t)n);
-    free(host);
-    *ret_n = n;
-    return (const struct att_tile *)p;
-}
-
-struct key_tables {
-    const struct att_keys *keys;
-    const struct att_prefix *prefixes;
-    const struct att_prefix *host_prefixes; /* owned */
-    int n_keys, n_prefixes, partial_rows;
-};
-
-static bool key_table(struct sl_backend *be, const struct sl_attention *a, struct key_tables *t)
-{
-    int shared;
-    t->n_prefixes = cut_prefixes(a, NULL, NULL, &shared, &t->partial_rows);
-    t->n_keys = shared + cut_own_keys(a, NULL);
-    struct att_keys *keys = (struct att_keys *)malloc(sizeof *keys * (size_t)(t->n_keys + 1));
-    struct att_prefix *prefixes = (struct att_prefix *)malloc(sizeof *prefixes * (size_t)(t->n_prefixes + 1));
-    if (keys && prefixes) {
-        cut_prefixes(a, prefixes, keys, &shared, &t->partial_rows);
-        cut_own_keys(a, keys + shared);
-        t->keys = (const struct att_keys *)sl_cuda_table(be, SL_TABLE_KEYS, keys, sizeof *keys * (size_t)t->n_keys);
-        t->prefixes = (const struct att_prefix *)sl_cuda_table(be, SL_TABLE_PREFIXES, prefixes,
-                                                               sizeof *prefixes * (size_t)(t->n_prefixes + 1));
-    } else {
-        no_host_memory(be);
-    }
-    free(keys);
-    t->host_prefixes = prefixes;
-    return t->keys && t->prefixes;
-}
 
 /* ---- plain kernels: a warp a row, or a key */
 template <typename T>
@@ -145,12 +25,13 @@ static __global__ void __launch_bounds__(WARPS *SL_WARP)
     plain_forward(struct att a, const struct att_tile *tiles, struct att_in<T> in, T *o, int64_t ldo, float *lse)
 {
     __shared__ float query[WARPS][ATT_MAX_DIM];
-    struct att_tile tile = tiles[blockIdx.x];
-    struct sl_seq s = a.seqs[tile.seq];
+    struct att_tile s = tiles[blockIdx.x];
+    if (!s.q_len)
+        return;
     int kv_head = (int)blockIdx.y, warp = (int)threadIdx.x / SL_WARP, lane = (int)threadIdx.x % SL_WARP, d = a.dim;
-    int end = s.q_len * a.group < tile.r0 + ATT_ROWS ? s.q_len * a.group : tile.r0 + ATT_ROWS;
+    int end = s.q_len * a.group < s.r0 + ATT_ROWS ? s.q_len * a.group : s.r0 + ATT_ROWS;
     float *qr = query[warp];
-    for (int r = tile.r0 + warp; r < end; r += WARPS) {
+    for (int r = s.r0 + warp; r < end; r += WARPS) {
         int at = s.q_start + r / a.group, head = kv_head * a.group + r % a.group;
         int seen = s.prefix_len + a.visible[at];
         float m = -INFINITY, sum = 0, acc[LANE_DIMS] = {};
@@ -187,11 +68,12 @@ static __global__ void __launch_bounds__(WARPS *SL_WARP)
     plain_dq(struct att a, const struct att_tile *tiles, struct att_in<T> in, struct att_grad<T> g)
 {
     __shared__ float query[WARPS][ATT_MAX_DIM], grad[WARPS][ATT_MAX_DIM];
-    struct att_tile tile = tiles[blockIdx.x];
-    struct sl_seq s = a.seqs[tile.seq];
+    struct att_tile s = tiles[blockIdx.x];
+    if (!s.q_len)
+        return;
     int kv_head = (int)blockIdx.y, warp = (int)threadIdx.x / SL_WARP, lane = (int)threadIdx.x % SL_WARP, d = a.dim;
-    int end = s.q_len * a.group < tile.r0 + ATT_ROWS ? s.q_len * a.group : tile.r0 + ATT_ROWS;
-    for (int r = tile.r0 + warp; r < end; r += WARPS) {
+    int end = s.q_len * a.group < s.r0 + ATT_ROWS ? s.q_len * a.group : s.r0 + ATT_ROWS;
+    for (int r = s.r0 + warp; r < end; r += WARPS) {
         int at = s.q_start + r / a.group, head = kv_head * a.group + r % a.group;
         int seen = s.prefix_len + a.visible[at];
         int64_t stat = (int64_t)head * a.n_queries + at;
@@ -235,7 +117,7 @@ static __global__ void __launch_bounds__(WARPS *SL_WARP)
     for (int i = warp; i < t.n_keys; i += WARPS) {
         int begin = t.j0 < 0 ? 0 : first_to_see(a.visible, t.q0, t.n_q, t.j0 + i) * a.group, end = t.n_q * a.group;
         float dk[LANE_DIMS] = {}, dv[LANE_DIMS] = {};
-        if (begin == end && t.j0 >= 0)
+        if (begin == end && t.j0 >= 0 && !a.set_keys)
             continue; /* nobody looks: the key is not read, its gradient stays */
         __syncwarp();
         for (int c = lane; c < d; c += SL_WARP) {
@@ -271,8 +153,8 @@ static __global__ void __launch_bounds__(WARPS *SL_WARP)
                 to[a.kv_heads * d] = dv[c];
             } else {
                 T *to_k = g.dk + (int64_t)(t.key0 + i) * g.lddk + col, *to_v = g.dv + (int64_t)(t.key0 + i) * g.lddv + col;
-                *to_k = from_f<T>(to_f(*to_k) + dk[c]);
-                *to_v = from_f<T>(to_f(*to_v) + dv[c]);
+                *to_k = from_f<T>(a.set_keys ? dk[c] : to_f(*to_k) + dk[c]);
+                *to_v = from_f<T>(a.set_keys ? dv[c] : to_f(*to_v) + dv[c]);
             }
         }
     }
@@ -302,49 +184,40 @@ static __global__ void __launch_bounds__(WARPS *SL_WARP)
         delta[head * a.n_queries + at] = sum;
 }
 
-/* A thread owns one column of one key of a prefix (blockIdx.x, blockIdx.y) and adds its chunks' sums in order. */
-template <typename T>
-static __global__ void add_prefixes(struct att a, const struct att_prefix *prefixes, struct att_grad<T> g)
+/* Adds up the partial sums of prefixes: a thread owns N columns of one key and adds its chunks in order. Where prefixes
+ * share a key, the first of them adds for all. */
+template <typename T, int N>
+static __global__ void add_prefixes(struct att a, const struct att_prefix *prefixes, int n, struct att_grad<T> g)
 {
-    struct att_prefix p = prefixes[blockIdx.x];
-    int64_t cols = (int64_t)a.kv_heads * a.dim;
-    for (int j = (int)blockIdx.y; j < p.len; j += (int)gridDim.y)
-        for (int c = (int)(blockIdx.z * blockDim.x + threadIdx.x); c < cols; c += (int)(gridDim.z * blockDim.x)) {
-            float dk = 0, dv = 0;
-            for (int chunk = 0; chunk < p.chunks; chunk++) {
-                const float *from = g.partials + (int64_t)(p.partial + chunk * p.len + j) * 2 * cols + c;
-                dk += from[0];
-                dv += from[cols];
+    const int cols = a.kv_heads * a.dim, stride = (int)(gridDim.x * blockDim.x);
+    for (int i = 0; i < n && prefixes[i].len; i++)
+        for (int at = (int)(blockIdx.x * blockDim.x + threadIdx.x); at < prefixes[i].len * (cols / N); at += stride) {
+            int row = prefixes[i].start + at / (cols / N), c = at % (cols / N) * N;
+            bool first = true;
+            for (int k = 0; k < i && first; k++)
+                first = row < prefixes[k].start || row >= prefixes[k].start + prefixes[k].len;
+            if (!first)
+                continue;
+            float dk[N] = {}, dv[N] = {};
+            for (int k = i; k < n && prefixes[k].len; k++) {
+                struct att_prefix p = prefixes[k];
+                if (row < p.start || row >= p.start + p.len)
+                    continue;
+                for (int chunk = 0; chunk < p.chunks; chunk++) {
+                    const float *from = g.partials + (int64_t)(p.partial + chunk * p.len + row - p.start) * 2 * cols + c;
+                    sl_pack<float, N> x = *(const sl_pack<float, N> *)from, y = *(const sl_pack<float, N> *)(from + cols);
+                    for (int j = 0; j < N; j++) {
+                        dk[j] += x.v[j];
+                        dv[j] += y.v[j];
+                    }
+                }
             }
-            T *to_k = g.dk + (int64_t)(p.start + j) * g.lddk + c, *to_v = g.dv + (int64_t)(p.start + j) * g.lddv + c;
-            *to_k = from_f<T>(to_f(*to_k) + dk);
-            *to_v = from_f<T>(to_f(*to_v) + dv);
+            T *to_k = g.dk + (int64_t)row * g.lddk + c, *to_v = g.dv + (int64_t)row * g.lddv + c;
+            for (int j = 0; j < N; j++) {
+                to_k[j] = from_f<T>(to_f(to_k[j]) + dk[j]);
+                to_v[j] = from_f<T>(to_f(to_v[j]) + dv[j]);
+            }
         }
-}
-
-static bool overlap(const struct att_prefix *a, const struct att_prefix *b)
-{
-    return a->start < b->start + b->len && b->start < a->start + a->len;
-}
-
-/* Prefixes that share keys are added one after the other; batches lay each out once, so it is one launch. */
-template <typename T>
-static void add_all_prefixes(struct sl_backend *be, const struct att *a, const struct key_tables *t,
-                             const struct att_grad<T> *g)
-{
-    const unsigned most_keys = 1024;
-    for (int i = 0, e; i < t->n_prefixes; i = e) {
-        int len = t->host_prefixes[i].len;
-        bool apart = true;
-        for (e = i + 1; e < t->n_prefixes && apart; e += apart) {
-            for (int k = i; k < e && apart; k++)
-                apart = !overlap(&t->host_prefixes[k], &t->host_prefixes[e]);
-            len = t->host_prefixes[e].len > len ? t->host_prefixes[e].len : len;
-        }
-        dim3 grid((unsigned)(e - i), (unsigned)len < most_keys ? (unsigned)len : most_keys,
-                  sl_blocks((int64_t)a->kv_heads * a->dim, 128));
-        add_prefixes<T><<<grid, 128, 0, be->stream>>>(*a, t->prefixes + i, *g);
-    }
 }
 
 /* ---- the operations */
@@ -361,9 +234,10 @@ static bool describe(struct sl_backend *be, const struct sl_attention *a, struct
     ret->dim = a->head_dim;
     ret->group = a->heads / a->kv_heads;
     ret->n_queries = a->n_queries;
+    ret->magic = ret->group > 1 ? (uint32_t)((((uint64_t)1 << 32) + (uint32_t)ret->group - 1) / (uint32_t)ret->group) : 0;
     ret->scale = a->scale;
-    ret->seqs = a->seqs;
     ret->visible = a->visible;
+    ret->set_keys = a->set_keys;
     return true;
 }
 
@@ -373,18 +247,25 @@ void sl_cuda_attention(struct sl_backend *be, const struct sl_attention *a, cons
 {
     struct att at;
     struct att_in<T> in = {(const T *)q, (const T *)k, (const T *)v, ldq, ldk, ldv};
-    int n;
+    struct att_cut t;
     if (!describe(be, a, &at))
         return;
-    const struct att_tile *tiles = tile_table(be, a, &n);
-    if (!tiles || n == 0)
-        return;
+    bool hopper = false;
     if constexpr (sizeof(T) == 2)
-        if (att_mma_fits(&at, &in) && sl_aligned(o, ldo, sizeof(T))) {
-            att_mma_forward(be, &at, &in, tiles, n, (T *)o, ldo, lse);
+        hopper = att_hopper_fits(be, &at, &in) && sl_aligned(o, ldo, sizeof(T));
+    if (!att_cut_batch(be, a, &t))
+        return;
+    if constexpr (sizeof(T) == 2) {
+        if (hopper) {
+            att_hopper_forward(be, &at, &in, t.tiles, t.n_tiles, (T *)o, ldo, lse);
             return;
         }
-    plain_forward<T><<<dim3((unsigned)n, (unsigned)at.kv_heads), WARPS * SL_WARP, 0, be->stream>>>(at, tiles, in, (T *)o,
+        if (att_mma_fits(&at, &in) && sl_aligned(o, ldo, sizeof(T))) {
+            att_mma_forward(be, &at, &in, t.tiles, t.n_tiles, (T *)o, ldo, lse);
+            return;
+        }
+    }
+    plain_forward<T><<<dim3((unsigned)t.n_tiles, (unsigned)at.kv_heads), WARPS * SL_WARP, 0, be->stream>>>(at, t.tiles, in, (T *)o,
                                                                                                  ldo, lse);
     sl_cuda_launched(be, "attention");
 }
@@ -398,41 +279,49 @@ void sl_cuda_attention_back(struct sl_backend *be, const struct sl_attention *a,
     struct att at;
     struct att_in<T> in = {(const T *)q, (const T *)k, (const T *)v, ldq, ldk, ldv};
     struct att_grad<T> g = {(const T *)d_o, lse, NULL, (T *)dq, (T *)dk, (T *)dv, ldd, lddq, lddk, lddv, NULL};
-    struct key_tables t = {};
-    int n;
+    struct att_cut t = {};
     if (!describe(be, a, &at))
         return;
-    const struct att_tile *tiles = tile_table(be, a, &n);
     size_t stats = (size_t)a->heads * (size_t)a->n_queries, cols = (size_t)a->kv_heads * (size_t)a->head_dim;
     float *delta = (float *)sl_cuda_scratch(be, SL_SCRATCH_OP, stats * sizeof *delta);
-    bool ready = tiles && delta && key_table(be, a, &t);
+    bool ready = delta && att_cut_batch(be, a, &t);
     if (ready)
         g.partials = (float *)sl_cuda_scratch(be, SL_SCRATCH_PARTIALS, (size_t)t.partial_rows * 2 * cols * sizeof(float) + 1);
-    if (ready && g.partials && n) {
-        dim3 rows((unsigned)n, (unsigned)at.kv_heads), keys((unsigned)t.n_keys, (unsigned)at.kv_heads);
-        bool done = false;
+    if (ready && g.partials) {
+        dim3 rows((unsigned)t.n_tiles, (unsigned)at.kv_heads), keys((unsigned)t.n_keys, (unsigned)at.kv_heads);
+        bool wide = a->head_dim % sl_wide<T> == 0 && sl_aligned(o, ldo, sizeof(T)) && sl_aligned(d_o, ldd, sizeof(T));
+        bool mma = false, hopper = false;
         g.delta = delta;
-        if (a->head_dim % sl_wide<T> == 0 && sl_aligned(o, ldo, sizeof(T)) && sl_aligned(d_o, ldd, sizeof(T)))
+        if constexpr (sizeof(T) == 2) {
+            mma = wide && att_mma_fits(&at, &in) && sl_aligned(dq, lddq, sizeof(T)) && sl_aligned(dk, lddk, sizeof(T)) &&
+                  sl_aligned(dv, lddv, sizeof(T));
+            hopper = mma && att_hopper_fits(be, &at, &in);
+        }
+        if (!hopper && wide)
             row_delta<T, sl_wide<T>, 8><<<sl_blocks((int64_t)stats, WARPS * SL_WARP / 8), WARPS * SL_WARP, 0, be->stream>>>(
                 at, (const T *)o, ldo, (const T *)d_o, ldd, delta);
-        else
+        else if (!hopper)
             row_delta<T, 1, SL_WARP><<<sl_blocks((int64_t)stats, WARPS), WARPS * SL_WARP, 0, be->stream>>>(
                 at, (const T *)o, ldo, (const T *)d_o, ldd, delta);
-        if constexpr (sizeof(T) == 2)
-            if (att_mma_fits(&at, &in) && sl_aligned(d_o, ldd, sizeof(T)) && sl_aligned(dq, lddq, sizeof(T)) &&
-                sl_aligned(dk, lddk, sizeof(T)) && sl_aligned(dv, lddv, sizeof(T))) {
-                att_mma_dq(be, &at, &in, &g, tiles, n);
+        if constexpr (sizeof(T) == 2) {
+            if (hopper) {
+                att_hopper_dq(be, &at, &in, (const T *)o, ldo, &g, t.tiles, t.n_tiles);
+                att_hopper_dkv(be, &at, &in, &g, t.keys, t.n_keys);
+            } else if (mma) {
+                att_mma_dq(be, &at, &in, &g, t.tiles, t.n_tiles);
                 att_mma_dkv(be, &at, &in, &g, t.keys, t.n_keys);
-                done = true;
             }
-        if (!done) {
-            plain_dq<T><<<rows, WARPS * SL_WARP, 0, be->stream>>>(at, tiles, in, g);
+        }
+        if (!mma) {
+            plain_dq<T><<<rows, WARPS * SL_WARP, 0, be->stream>>>(at, t.tiles, in, g);
             plain_dkv<T><<<keys, WARPS * SL_WARP, 0, be->stream>>>(at, t.keys, in, g);
         }
-        add_all_prefixes<T>(be, &at, &t, &g);
+        if (cols % 4 == 0)
+            add_prefixes<T, 4><<<ADD_BLOCKS, WARPS * SL_WARP, 0, be->stream>>>(at, t.prefixes, t.n_prefixes, g);
+        else
+            add_prefixes<T, 1><<<ADD_BLOCKS, WARPS * SL_WARP, 0, be->stream>>>(at, t.prefixes, t.n_prefixes, g);
         sl_cuda_launched(be, "attention_back");
     }
-    free((void *)t.host_prefixes);
 }
 
 #define EACH(T)                                                                                                       \

@@ -9,7 +9,7 @@ template <int D> static constexpr int q_blocks = 1;
 template <int D> static constexpr int kv_blocks = 1;
 
 template <int D, int THREADS>
-static __device__ __forceinline__ void load_keys(const struct sl_seq &s, int j0, int n, const bf16 *x, int64_t ld,
+static __device__ __forceinline__ void load_keys(const struct att_tile &s, int j0, int n, const bf16 *x, int64_t ld,
                                                  bf16 *tile)
 {
     tile_load<D, THREADS>(tile, x,
@@ -23,7 +23,7 @@ static __device__ __forceinline__ void load_rows(const struct att &a, int kv_hea
 {
     tile_load<D, THREADS>(tile, x, [&](int row) {
         int r = r0 + row;
-        return r < end ? x + (int64_t)(q0 + r / a.group) * ld + (int64_t)(kv_head * a.group + r % a.group) * D
+        return r < end ? x + (int64_t)(q0 + row_pos(a, r)) * ld + (int64_t)(kv_head * a.group + row_head(a, r)) * D
                        : (const bf16 *)NULL;
     });
 }
@@ -36,26 +36,25 @@ static __global__ void __launch_bounds__(tile_threads<M>, D == 64 ? 3 : 2)
     constexpr int threads = tile_threads<M>;
     bf16 *tile_q = shared, *tile_g = tile_q + tile_elements<D>, *tile_k = tile_g + tile_elements<D>,
          *tile_v = tile_k + 2 * tile_elements<D>;
-    const struct att_tile tile = tiles[blockIdx.x];
-    const struct sl_seq s = a.seqs[tile.seq];
+    const struct att_tile s = tiles[blockIdx.x];
+    if (!s.q_len)
+        return;
     int kv_head = (int)blockIdx.y, rows = s.q_len * a.group, lane = (int)threadIdx.x % SL_WARP;
     int r_warp = (int)threadIdx.x / SL_WARP * 16 * M;
     const bf16 *k = in.k + (int64_t)kv_head * D, *v = in.v + (int64_t)kv_head * D;
-    int last = tile.r0 + TILE < rows ? tile.r0 + TILE - 1 : rows - 1;
-    int n = s.prefix_len + a.visible[s.q_start + last / a.group];
-    int full = s.prefix_len + a.visible[s.q_start + tile.r0 / a.group];
+    const int n = s.n, full = s.full;
     float scale = a.scale * LOG2E, lse[M][2], delta[M][2], acc[M][D / 8][4] = {};
     int seen[M][2];
     for (int m = 0; m < M; m++)
         for (int h = 0; h < 2; h++) {
-            int r = tile.r0 + r_warp + m * 16 + lane / 4 + 8 * h, query = s.q_start + r / a.group;
-            int64_t stat = (int64_t)(kv_head * a.group + r % a.group) * a.n_queries + query;
+            int r = s.r0 + r_warp + m * 16 + lane / 4 + 8 * h, query = s.q_start + row_pos(a, r);
+            int64_t stat = (int64_t)(kv_head * a.group + row_head(a, r)) * a.n_queries + query;
             seen[m][h] = r < rows ? s.prefix_len + a.visible[query] : 0;
             lse[m][h] = r < rows ? g.lse[stat] * LOG2E : INFINITY;
             delta[m][h] = r < rows ? g.delta[stat] : 0.0f;
         }
-    load_rows<D, threads>(a, kv_head, s.q_start, tile.r0, rows, in.q, in.ldq, tile_q);
-    load_rows<D, threads>(a, kv_head, s.q_start, tile.r0, rows, g.d_o, g.ldd, tile_g);
+    load_rows<D, threads>(a, kv_head, s.q_start, s.r0, rows, in.q, in.ldq, tile_q);
+    load_rows<D, threads>(a, kv_head, s.q_start, s.r0, rows, g.d_o, g.ldd, tile_g);
     load_keys<D, threads>(s, 0, n, k, in.ldk, tile_k);
     load_keys<D, threads>(s, 0, n, v, in.ldv, tile_v);
     copy_commit();
@@ -98,11 +97,11 @@ static __global__ void __launch_bounds__(tile_threads<M>, D == 64 ? 3 : 2)
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int r = tile.r0 + r_warp + m * 16 + lane / 4 + 8 * h;
+            int r = s.r0 + r_warp + m * 16 + lane / 4 + 8 * h;
             if (r >= rows)
                 continue;
-            bf16 *to = g.dq + (int64_t)(s.q_start + r / a.group) * g.lddq +
-                       (int64_t)(kv_head * a.group + r % a.group) * D + lane % 4 * 2;
+            bf16 *to = g.dq + (int64_t)(s.q_start + row_pos(a, r)) * g.lddq +
+                       (int64_t)(kv_head * a.group + row_head(a, r)) * D + lane % 4 * 2;
 #pragma unroll
             for (int i = 0; i < D / 8; i++)
                 *(uint32_t *)(to + i * 8) = pair(acc[m][i][2 * h] * a.scale, acc[m][i][2 * h + 1] * a.scale);
@@ -121,16 +120,16 @@ static __device__ __forceinline__ void load_stats(const struct att &a, const str
     int i = (int)threadIdx.x, r = r0 + i;
     if (i >= TILE) /* there are at least as many threads */
         return;
-    int at = q0 + r / a.group;
-    int64_t stat = (int64_t)(kv_head * a.group + r % a.group) * a.n_queries + at;
+    int at = q0 + row_pos(a, r);
+    int64_t stat = (int64_t)(kv_head * a.group + row_head(a, r)) * a.n_queries + at;
     st->lse[i] = r < end ? g.lse[stat] * LOG2E : INFINITY;
     st->delta[i] = r < end ? g.delta[stat] : 0.0f;
     st->visible[i] = r < end ? a.visible[at] : 0;
 }
 
-static __device__ __forceinline__ void add_pair(bf16 *to, float x, float y)
+static __device__ __forceinline__ void put_pair(bf16 *to, float x, float y, bool add)
 {
-    __nv_bfloat162 old = *(__nv_bfloat162 *)to;
+    __nv_bfloat162 old = add ? *(__nv_bfloat162 *)to : __nv_bfloat162(0, 0);
     *(uint32_t *)to = pair(__bfloat162float(old.x) + x, __bfloat162float(old.y) + y);
 }
 
@@ -145,9 +144,9 @@ static __global__ void __launch_bounds__(tile_threads<M>, D == 64 ? 3 : 2)
     struct row_stats *stats = (struct row_stats *)(tile_g + 2 * tile_elements<D>);
     const struct att_keys t = table[blockIdx.x];
     int kv_head = (int)blockIdx.y, lane = (int)threadIdx.x % SL_WARP, r_warp = (int)threadIdx.x / SL_WARP * 16 * M;
-    int end = t.n_q * a.group, begin = t.j0 < 0 ? 0 : first_to_see(a.visible, t.q0, t.n_q, t.j0) * a.group;
+    int end = t.n_q * a.group, begin = t.begin * a.group;
     float scale = a.scale * LOG2E, dk[M][D / 8][4] = {}, dv[M][D / 8][4] = {};
-    if (begin >= end)
+    if (!t.n_keys || (begin >= end && (t.j0 < 0 || !a.set_keys)))
         return;
     tile_load<D, threads>(tile_k, in.k, [&](int row) {
         return row < t.n_keys ? in.k + (int64_t)(t.key0 + row) * in.ldk + (int64_t)kv_head * D : (const bf16 *)NULL;
@@ -216,8 +215,8 @@ static __global__ void __launch_bounds__(tile_threads<M>, D == 64 ? 3 : 2)
                     *(float2 *)to = make_float2(k0, k1);
                     *(float2 *)(to + cols) = make_float2(v0, v1);
                 } else {
-                    add_pair(g.dk + (int64_t)(t.key0 + key) * g.lddk + col + i * 8, k0, k1);
-                    add_pair(g.dv + (int64_t)(t.key0 + key) * g.lddv + col + i * 8, v0, v1);
+                    put_pair(g.dk + (int64_t)(t.key0 + key) * g.lddk + col + i * 8, k0, k1, !a.set_keys);
+                    put_pair(g.dv + (int64_t)(t.key0 + key) * g.lddv + col + i * 8, v0, v1, !a.set_keys);
                 }
             }
         }

@@ -16,7 +16,7 @@ bool att_mma_fits(const struct att *a, const struct att_in<bf16> *in)
 }
 
 template <int D, int THREADS>
-static __device__ __forceinline__ void load_keys(const struct sl_seq &s, int j0, int n, const bf16 *x, int64_t ld,
+static __device__ __forceinline__ void load_keys(const struct att_tile &s, int j0, int n, const bf16 *x, int64_t ld,
                                                  bf16 *tile)
 {
     tile_load<D, THREADS>(tile, x,
@@ -69,25 +69,24 @@ static __global__ void __launch_bounds__(tile_threads<M>, D == 64 ? 4 : 2)
     extern __shared__ __align__(16) bf16 shared[];
     constexpr int threads = tile_threads<M>;
     bf16 *tile_q = shared, *tile_k = tile_q + tile_elements<D>, *tile_v = tile_k + 2 * tile_elements<D>;
-    const struct att_tile tile = tiles[blockIdx.x];
-    const struct sl_seq s = a.seqs[tile.seq];
+    const struct att_tile s = tiles[blockIdx.x];
+    if (!s.q_len)
+        return;
     int kv_head = (int)blockIdx.y, rows = s.q_len * a.group, lane = (int)threadIdx.x % SL_WARP;
     int r_warp = (int)threadIdx.x / SL_WARP * 16 * M;
     const bf16 *k = in.k + (int64_t)kv_head * D, *v = in.v + (int64_t)kv_head * D;
-    int last = tile.r0 + TILE < rows ? tile.r0 + TILE - 1 : rows - 1;
-    int n = s.prefix_len + a.visible[s.q_start + last / a.group]; /* keys that any row sees, and that all rows see */
-    int full = s.prefix_len + a.visible[s.q_start + tile.r0 / a.group];
+    const int n = s.n, full = s.full;
     float scale = a.scale * LOG2E, top[M][2], sum[M][2] = {}, acc[M][D / 8][4] = {};
     int seen[M][2];
     for (int m = 0; m < M; m++)
         for (int h = 0; h < 2; h++) {
-            int r = tile.r0 + r_warp + m * 16 + lane / 4 + 8 * h;
-            seen[m][h] = r < rows ? s.prefix_len + a.visible[s.q_start + r / a.group] : 0;
+            int r = s.r0 + r_warp + m * 16 + lane / 4 + 8 * h;
+            seen[m][h] = r < rows ? s.prefix_len + a.visible[s.q_start + row_pos(a, r)] : 0;
             top[m][h] = -INFINITY;
         }
     tile_load<D, threads>(tile_q, in.q, [&](int row) {
-        int r = tile.r0 + row;
-        return r < rows ? in.q + (int64_t)(s.q_start + r / a.group) * in.ldq + (int64_t)(kv_head * a.group + r % a.group) * D
+        int r = s.r0 + row;
+        return r < rows ? in.q + (int64_t)(s.q_start + row_pos(a, r)) * in.ldq + (int64_t)(kv_head * a.group + row_head(a, r)) * D
                         : (const bf16 *)NULL;
     });
     load_keys<D, threads>(s, 0, n, k, in.ldk, tile_k);
@@ -118,8 +117,8 @@ static __global__ void __launch_bounds__(tile_threads<M>, D == 64 ? 4 : 2)
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int r = tile.r0 + r_warp + m * 16 + lane / 4 + 8 * h, query = s.q_start + r / a.group;
-            int head = kv_head * a.group + r % a.group;
+            int r = s.r0 + r_warp + m * 16 + lane / 4 + 8 * h, query = s.q_start + row_pos(a, r);
+            int head = kv_head * a.group + row_head(a, r);
             float all = sum[m][h];
             all += __shfl_xor_sync(SL_ALL_LANES, all, 1);
             all += __shfl_xor_sync(SL_ALL_LANES, all, 2);

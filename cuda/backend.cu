@@ -64,7 +64,7 @@ int sl_cuda_take_kept(struct sl_backend *be, struct sl_err *err)
     return rc;
 }
 
-/* ---- scratch and small tables */
+/* ---- scratch, and what is on its way to the device */
 void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t bytes)
 {
     if (be->scratch[which].bytes >= bytes && be->scratch[which].p)
@@ -92,59 +92,13 @@ void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t 
 static char *ring_take(struct sl_backend *be, size_t bytes)
 {
     if (be->ring_used + bytes > SL_CUDA_RING_BYTES) {
-        if (sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "waiting for table copies"))
+        if (sl_cuda_failed(be, cudaStreamSynchronize(be->stream), "waiting for uploads"))
             return NULL;
         be->ring_used = 0;
     }
     char *p = be->ring + be->ring_used;
     be->ring_used += (bytes + ALIGN - 1) / ALIGN * ALIGN;
     return p;
-}
-
-static bool table_room(struct sl_backend *be, enum sl_cuda_table which, size_t bytes)
-{
-    auto *t = &be->table[which];
-    if (bytes <= t->room)
-        return true;
-    size_t room = bytes + bytes / 2 + ALIGN;
-    cudaFree(t->device);
-    free(t->host);
-    *t = {};
-    t->host = malloc(room);
-    if (!t->host) {
-        sl_err_set(&be->kept, SL_NOMEM, "no memory for a table of %zu bytes", room);
-        return false;
-    }
-    be->info.allocations++;
-    if (sl_cuda_failed(be, cudaMalloc(&t->device, room), "memory for a batch's tables"))
-        return false;
-    t->room = room;
-    return true;
-}
-
-void *sl_cuda_table(struct sl_backend *be, enum sl_cuda_table which, const void *host, size_t bytes)
-{
-    auto *t = &be->table[which];
-    if (t->device && bytes == t->bytes && !memcmp(t->host, host, bytes))
-        return t->device;
-    if (!table_room(be, which, bytes))
-        return NULL;
-    cudaError_t e;
-    t->bytes = 0;
-    if (bytes <= SL_CUDA_RING_BYTES / 4) {
-        char *pinned = ring_take(be, bytes);
-        if (!pinned)
-            return NULL;
-        memcpy(pinned, host, bytes);
-        e = cudaMemcpyAsync(t->device, pinned, bytes, cudaMemcpyHostToDevice, be->stream);
-    } else { /* from pageable memory: host may be reused when the call returns */
-        e = cudaMemcpyAsync(t->device, host, bytes, cudaMemcpyHostToDevice, be->stream);
-    }
-    if (sl_cuda_failed(be, e, "copying a batch's tables"))
-        return NULL;
-    memcpy(t->host, host, bytes);
-    t->bytes = bytes;
-    return t->device;
 }
 
 /* ---- open and close */
@@ -159,10 +113,7 @@ static void cuda_close(struct sl_backend *be)
     sl_cuda_blas_free(be->blas);
     for (int i = 0; i < SL_SCRATCHES; i++)
         cudaFree(be->scratch[i].p);
-    for (int i = 0; i < SL_TABLES; i++) {
-        cudaFree(be->table[i].device);
-        free(be->table[i].host);
-    }
+    sl_cuda_cut_free(be->cut);
     cudaFreeHost(be->ring);
     cudaFreeHost(be->stage[0]);
     cudaFreeHost(be->stage[1]);

@@ -16,7 +16,7 @@ extern "C" {
 #define SL_CUDA_OLDEST_MAJOR 8 /* compute capability: bf16 tensor cores, cp.async */
 #define SL_CUDA_FP8_MAJOR 9   /* the one whose cublasLt has a scale a row */
 #define SL_CUDA_STAGE_BYTES ((size_t)16 << 20) /* each of the two pinned buffers weights pass through */
-#define SL_CUDA_RING_BYTES ((size_t)8 << 20)   /* of batches and host tables on their way to the device */
+#define SL_CUDA_RING_BYTES ((size_t)8 << 20)   /* of batches on their way to the device */
 
 typedef __nv_bfloat16 bf16;
 
@@ -37,10 +37,10 @@ enum sl_cuda_scratch {
     SL_SCRATCH_VALUES, /* an int8 weight multiplied out */
     SL_SCRATCHES
 };
-enum sl_cuda_table { SL_TABLE_TILES, SL_TABLE_KEYS, SL_TABLE_CHUNKS, SL_TABLE_PREFIXES, SL_TABLES };
 
 struct sl_cuda_blas;   /* matmul.cu */
 struct sl_cuda_graphs; /* graph.cu */
+struct sl_cuda_cut;    /* attention_cut.cu */
 
 struct sl_backend {
     int device;
@@ -56,10 +56,7 @@ struct sl_backend {
         void *p;
         size_t bytes;
     } scratch[SL_SCRATCHES];
-    struct { /* what sl_cuda_table last gave to each user */
-        void *host, *device;
-        size_t bytes, room;
-    } table[SL_TABLES];
+    struct sl_cuda_cut *cut;
     char *ring; /* pinned */
     size_t ring_used;
     char *stage[2]; /* pinned, each with its part of stage_device; made by the first weight */
@@ -84,9 +81,6 @@ void sl_cuda_graphs_free(struct sl_cuda_graphs *graphs);
 void *sl_cuda_scratch(struct sl_backend *be, enum sl_cuda_scratch which, size_t bytes);
 /* Memory that stays, of what is reserved while there is some. NULL: kept. */
 void *sl_cuda_take(struct sl_backend *be, size_t bytes);
-/* A device copy of a small host table, good until the same user's next call in stream order. Equal content
- * as last time costs nothing: the layers of a model share their batch. NULL: kept. */
-void *sl_cuda_table(struct sl_backend *be, enum sl_cuda_table which, const void *host, size_t bytes);
 
 /* The number of a stage that is free for the host to write; -1: kept. Say staged once its last use is queued. */
 int sl_cuda_stage(struct sl_backend *be);
@@ -97,6 +91,7 @@ int sl_cuda_raw(struct sl_backend *be, const struct sl_raw *part, int n, int64_t
 
 int sl_cuda_blas_new(struct sl_cuda_blas **ret_blas, struct sl_err *err);
 void sl_cuda_blas_free(struct sl_cuda_blas *b);
+void sl_cuda_cut_free(struct sl_cuda_cut *c);
 
 /* ---- device code */
 #define SL_WARP 32

@@ -7,7 +7,7 @@
 
 #define SL_CUDA_LIBRARY "libsoftlaunch-cuda.so"
 #define SL_CUDA_ENTRY "sl_cuda_ops"
-#define SL_CUDA_ABI 4u /* raised with every change of ops.h that leaves its size as it was */
+#define SL_CUDA_ABI 5u /* raised with every change of ops.h that leaves its size as it was */
 
 /* The library's one export: the table with fp32 or with bf16 activations, or NULL when worker and library do
  * not belong together. */

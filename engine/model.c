@@ -86,6 +86,7 @@ static int upload(struct sl_model *m, const struct sl_batch *b, void *block, str
     w->dev = on_device(b, block);
     w->full = sl_attention_over(m, b->seq, w->dev.seq, b->n_seqs, w->dev.visible, b->n_tokens,
                                 b->n_tokens);
+    w->full.set_keys = true; /* every key is some sequence's */
     w->outs = sl_attention_over(m, b->out_seq, w->dev.out_seq, b->n_out_seqs, w->dev.out_visible,
                                 b->n_out, b->n_tokens);
     if (b->n_out <= m->logit_rows) {

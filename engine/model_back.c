@@ -110,7 +110,6 @@ static void back_to_qkv(struct sl_model *m, struct sl_work *w, int layer)
     back_mlp(m, w, layer, rows, w->dx);
     ops->matmul_back(m->be, w->dx, m->arch.hidden, rows, m->layers[layer].o, false, w->tmp,
                      m->q_cols);
-    ops->zero(m->be, w->dqkv, (size_t)(rows * ld) * ops->act_bytes);
     back_attention(m, &w->full, s->qkv, ld, sl_at(m, s->qkv, m->q_cols),
                    sl_at(m, s->raw, m->q_cols + m->kv_cols), ld, s, w->tmp, w->dqkv,
                    sl_at(m, w->dqkv, m->q_cols));

@@ -81,6 +81,7 @@ struct sl_attention {
     const struct sl_seq *seqs; /* device, [n_seqs] */
     const int32_t *visible;    /* device, [n_queries] */
     const struct sl_seq *host_seqs; /* the same on the host, for launch shapes */
+    bool set_keys; /* attention_back sets dk, dv of the sequences' own keys instead of adding to them */
 };
 
 enum sl_act_kind { SL_ACT_NONE, SL_ACT_RELU, SL_ACT_GELU_TANH, SL_ACT_GELU_ERF, SL_ACT_SWIGLU };
@@ -201,7 +202,8 @@ struct sl_ops {
 
     /* ---- attention. q [n_queries, heads*head_dim], k and v [n_keys, kv_heads*head_dim], o as q, lse fp32
      * [heads, n_queries]. Keys outside a query's view never touch it, not even as 0 x NaN.
-     * attention_back sets dq and adds to dk, dv; a prefix's share is summed over its sequences in order. */
+     * attention_back sets dq and adds to dk, dv, or sets what is a sequence's own there (set_keys; 0 where nobody looks);
+     * a prefix's share, summed over its sequences in order, is added after that. */
     void (*attention)(struct sl_backend *be, const struct sl_attention *a, const sl_act *q, int64_t ldq,
                       const sl_act *k, int64_t ldk, const sl_act *v, int64_t ldv, sl_act *o, int64_t ldo,
                       float *lse);

@@ -187,6 +187,11 @@ void sl_cpu_attention_back(struct sl_backend *be, const struct sl_attention *a, 
     f.partials = shared + chunk_floats;
     memset(f.partials, 0, partial_floats * sizeof *f.partials);
 
+    for (int i = 0; a->set_keys && i < a->n_seqs; i++)
+        for (int64_t j = a->host_seqs[i].kv_start; j < a->host_seqs[i].kv_start + a->host_seqs[i].kv_len; j++) {
+            memset(f.dk + j * lddk, 0, (size_t)a->kv_heads * (size_t)a->head_dim * sizeof *f.dk);
+            memset(f.dv + j * lddv, 0, (size_t)a->kv_heads * (size_t)a->head_dim * sizeof *f.dv);
+        }
 #pragma omp parallel for num_threads(be->threads) schedule(dynamic)
     for (int t = 0; t < n * a->kv_heads; t++) {
         const struct chunk *c = &chunks[t / a->kv_heads];

@@ -5,8 +5,8 @@
 #define TESTS_OPS_CASES_ATTENTION_H
 #include "tests/ops/harness.h"
 
-#define MAX_QUERIES 512
-#define MAX_KEYS 1024
+#define MAX_QUERIES 1024
+#define MAX_KEYS 1536
 #define MAX_SEQS 64
 
 struct att_ref {
@@ -107,6 +107,27 @@ static struct att_ref wide_inputs(struct dev *d)
     return r;
 }
 
+/* Head sizes that have kernels of their own, at every kind of edge: a prefix of none, one or a hundred keys; sequences of
+ * one row, of just a tile or two, and around; heads that share keys; rows enough for a block of two warpgroups. */
+static struct att_ref ragged_inputs(struct dev *d)
+{
+    static const int dims[] = {64, 128, 80, 96}, prefixes[] = {100, 0, 1}, lengths[] = {1, 64, 128, 63, 65, 129};
+    struct att_ref r = {.a = {.kv_heads = rnd_int(d, 1, 2), .head_dim = dims[rnd(d) % 4]}};
+    struct sl_attention *a = &r.a;
+    int group = rnd_int(d, 1, 3), prefix = prefixes[rnd(d) % 3];
+    a->heads = a->kv_heads * group;
+    a->scale = 1.3f / sqrtf((float)a->head_dim);
+    if (prefix)
+        att_add_seq(d, &r, prefix, 0, 0, false);
+    att_add_seq(d, &r, lengths[rnd(d) % 6], 0, prefix, false);
+    att_add_seq(d, &r, lengths[rnd(d) % 6], 0, prefix, rnd(d) & 1);
+    att_add_seq(d, &r, 512 / group + rnd_int(d, 0, 40), 0, prefix, false);
+    att_add_seq(d, &r, 1, 0, prefix, false);
+    a->set_keys = rnd(d) & 1;
+    att_fill(d, &r, 8);
+    return r;
+}
+
 static void ref_attention(const struct att_ref *r, double *o, double *lse)
 {
     const struct sl_attention *a = &r->a;
@@ -140,6 +161,40 @@ static void ref_attention(const struct att_ref *r, double *o, double *lse)
                 for (int c = 0; c < d; c++)
                     out[c] /= sum;
                 lse[h * a->n_queries + query] = max + log(sum);
+            }
+}
+
+/* The gradients; adds to dk and dv. */
+static void ref_attention_back(const struct att_ref *r, const double *o, const double *lse, double *dq, double *dk, double *dv)
+{
+    const struct sl_attention *a = &r->a;
+    for (int i = 0; i < a->n_seqs; i++)
+        for (int t = 0; t < r->seq[i].q_len; t++)
+            for (int h = 0; h < a->heads; h++) {
+                const struct sl_seq *s = &r->seq[i];
+                int query = s->q_start + t, n = s->prefix_len + r->visible[query], d = a->head_dim;
+                size_t at = (size_t)query * r->q_cols + (size_t)(h * d), kh = (size_t)(h / (a->heads / a->kv_heads) * d);
+                double delta = 0;
+                for (int c = 0; c < d; c++) {
+                    delta += o[at + (size_t)c] * r->d_o[at + (size_t)c];
+                    dq[at + (size_t)c] = 0;
+                }
+                for (int j = 0; j < n; j++) {
+                    int key = j < s->prefix_len ? s->prefix_start + j : s->kv_start + j - s->prefix_len;
+                    size_t k = (size_t)key * r->kv_cols + kh;
+                    double score = 0, dp = 0;
+                    for (size_t c = 0; c < (size_t)d; c++) {
+                        score += r->q[at + c] * r->k[k + c];
+                        dp += r->d_o[at + c] * r->v[k + c];
+                    }
+                    double p = exp((double)a->scale * score - lse[h * a->n_queries + query]);
+                    double ds = p * (dp - delta) * (double)a->scale;
+                    for (size_t c = 0; c < (size_t)d; c++) {
+                        dq[at + c] += ds * r->k[k + c];
+                        dk[k + c] += ds * r->q[at + c];
+                        dv[k + c] += p * r->d_o[at + c];
+                    }
+                }
             }
 }
 
@@ -247,6 +302,52 @@ static void case_attention_back(struct dev *d, struct vec *got, struct vec *want
 static void case_wide_attention_back(struct dev *d, struct vec *got, struct vec *want)
 {
     attention_back_of(d, wide_inputs(d), d->bits_only ? 5000 : 16, got, want);
+}
+
+/* With set_keys, gradients of a sequence's own keys are `value` beforehand. */
+static void att_before(const struct att_ref *r, double *dk, double *dv, double value)
+{
+    for (int i = 0; r->a.set_keys && i < r->a.n_seqs; i++)
+        for (size_t j = (size_t)r->seq[i].kv_start * r->kv_cols; j < (size_t)(r->seq[i].kv_start + r->seq[i].kv_len) * r->kv_cols; j++)
+            dk[j] = dv[j] = value;
+}
+
+/* Forward and backward, every element. */
+static void case_ragged_attention(struct dev *d, struct vec *got, struct vec *want)
+{
+    struct att_ref r = ragged_inputs(d);
+    size_t n = (size_t)r.a.n_queries, keys = (size_t)r.a.n_keys, all = n * r.q_cols, kv = keys * r.kv_cols,
+           stats = n * (size_t)r.a.heads;
+    double *o = host_new(d, all), *lse = host_new(d, stats), *dq = host_new(d, all);
+    double *dk = host_random(d, kv, 1), *dv = host_random(d, kv, 1);
+    if (!d->bits_only)
+        ref_attention(&r, o, lse);
+    struct att_dev x = att_upload(d, &r, o, lse);
+    att_before(&r, dk, dv, NAN);
+    sl_act *dev_dq = dev_act(d, host_nan(d, all), n, r.q_cols, r.ldo), *dev_dk = dev_act(d, dk, keys, r.kv_cols, r.ldk);
+    sl_act *dev_dv = dev_act(d, dv, keys, r.kv_cols, r.ldv), *dev_do = dev_act(d, r.d_o, n, r.q_cols, r.ldq);
+    d->ops->attention(d->be, &x.a, x.q, (int64_t)r.ldq, x.k, (int64_t)r.ldk, x.v, (int64_t)r.ldv, x.o, (int64_t)r.ldo, x.lse);
+    d->ops->attention_back(d->be, &x.a, x.q, (int64_t)r.ldq, x.k, (int64_t)r.ldk, x.v, (int64_t)r.ldv, x.o, (int64_t)r.ldo,
+                           x.lse, dev_do, (int64_t)r.ldq, dev_dq, (int64_t)r.ldo, dev_dk, (int64_t)r.ldk, dev_dv,
+                           (int64_t)r.ldv);
+    att_before(&r, dk, dv, 0);
+    if (!d->bits_only)
+        ref_attention_back(&r, o, lse, dq, dk, dv);
+    segment(got, want, "o");
+    get_act(d, x.o, n, r.q_cols, r.ldo, got);
+    put(want, o, all);
+    segment(got, want, "lse");
+    get_f32(d, x.lse, stats, got);
+    put(want, lse, stats);
+    segment(got, want, "dq");
+    get_act(d, dev_dq, n, r.q_cols, r.ldo, got);
+    put(want, dq, all);
+    segment(got, want, "dk");
+    get_act(d, dev_dk, keys, r.kv_cols, r.ldk, got);
+    put(want, dk, kv);
+    segment(got, want, "dv");
+    get_act(d, dev_dv, keys, r.kv_cols, r.ldv, got);
+    put(want, dv, kv);
 }
 
 #endif

@@ -51,6 +51,7 @@ static const struct op_case {
     {"adamw", case_adamw, 1e-6, 1e-6, ROUNDS},
     {"wide attention", case_wide_attention, 6e-6, 1e-2, ROUNDS},
     {"wide attention_back", case_wide_attention_back, 1e-5, 3e-2, 2},
+    {"ragged attention", case_ragged_attention, 6e-5, 6e-2, 4},
     {"model matmul", case_model_matmul, 4e-6, 5e-3, 2},
     {"odd matmul", case_odd_matmul, 4e-6, 6e-3, 2},
     {"model attention", case_model_attention, 1e-5, 3e-2, 2},
