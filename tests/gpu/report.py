@@ -116,7 +116,7 @@ def show(out):
             out["demo"]["seconds"], out["demo"]["cpu_seconds"],
             ", ".join("%s %.1f%%" % (t["name"], 100 * t["accuracy_tuned"]) for t in out["demo"]["tasks"])))
     for r in out["checks"]:
-        word = {0: "ok", 77: "not run"}.get(r["status"], "FAILED")
+        word = {0: "ok", 77: "not run", 124: "time up"}.get(r["status"], "FAILED")
         print("%-8s%-18s %4d tests passed %4d s" % (word, r["name"], r["passed"], r["seconds"]))
 
 
