@@ -10,7 +10,8 @@
 /* Estimates from above of what is not counted. */
 #define CUDA_CONTEXT_BYTES (600 * MIB) /* context, kernels, cublasLt's handle */
 #define CUDA_WORKSPACE_BYTES (80 * MIB) /* cublasLt's workspace, weights on their way, tables of a batch */
-#define CUDA_PREFIX_CHUNKS 16           /* partial sums of a shared prefix's keys and values */
+#define CUDA_PREFIX_ROWS 2048           /* partial sums of shared prefixes' keys and values, at least; else */
+#define CUDA_PREFIX_BLOCK 64            /* rows of a prefix are rounded up to so many */
 #define CPU_PROCESS_BYTES (96 * MIB)    /* the program, its libraries and OpenBLAS's buffers */
 #define CPU_THREADS_MOST 64
 
@@ -23,6 +24,7 @@ static int64_t larger(int64_t a, int64_t b)
 static int64_t workspace_bytes(const struct sl_plan *p, const struct sl_model *m)
 {
     const struct sl_arch *a = &m->arch;
+    int64_t prefix = larger(CUDA_PREFIX_ROWS, p->most.n_prompts + (int64_t)CUDA_PREFIX_BLOCK * p->most.n_slots);
     int64_t rows = p->most.n_tokens, kv = 2 * m->kv_cols, widest = larger(m->pre_cols, m->q_cols + kv), bytes;
     int64_t values = p->device.precision == SL_PRECISION_INT8 ? widest * a->hidden * (int64_t)m->ops->act_bytes : 0;
 
@@ -33,7 +35,7 @@ static int64_t workspace_bytes(const struct sl_plan *p, const struct sl_model *m
     if (p->device.precision == SL_PRECISION_FP8)
         bytes += rows * widest + 2 * (int64_t)widest * a->hidden;
     bytes += rows * a->heads * (int64_t)sizeof(float);                                         /* rows of dO . O */
-    bytes += CUDA_PREFIX_CHUNKS * (int64_t)p->most.n_prompts * kv * (int64_t)sizeof(float); /* prefixes' keys */
+    bytes += prefix * kv * (int64_t)sizeof(float);                                             /* prefixes' keys */
     return bytes + bytes / 4;
 }
 
