@@ -233,7 +233,7 @@ static json_t *build_spec(struct reading *r)
 {
     static const char *const keys[] = {"api",     "project",  "queue",    "priority",
                                        "retry",   "outputs",  "datasets", "resources",
-                                       "dedupe",  "schedule", "time_limit_s"};
+                                       "dedupe",  "schedule", "time_limit_s", "trials"};
     json_t *spec = json_object(), *name = as_name(json_object_get(r->work, "name")), *model, *data,
            *datasets;
 
@@ -429,7 +429,8 @@ static int convert(struct reading *r)
     if (r->options->config_only) {
         static const char *const keys[] = {"name",   "api",      "project",     "queue",
                                            "retry",  "outputs",  "datasets",    "resources",
-                                           "dedupe", "schedule", "time_limit_s", "priority"};
+                                           "dedupe", "schedule", "time_limit_s", "priority",
+                                           "trials"};
 
         for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
             json_object_del(r->work, keys[i]);

@@ -92,12 +92,12 @@ static bool takes_part(const struct sl_trial *trial, enum phase phase)
 }
 
 /* Of what may be captured (sl_ops.step_begin): equal for the same trials. 0: not to be captured, since dropout
- * follows the step and the backend chooses how an LSTM runs. */
+ * follows the step, the backend chooses how an LSTM runs, and one trial alone has little to gain. */
 static uint64_t bucket_of(const struct sl_trainer *t, enum phase phase)
 {
     uint64_t h = (1469598103934665603u ^ (uint64_t)phase) * 1099511628211u;
 
-    if (!t->ops->step_replay)
+    if (!t->ops->step_replay || t->n_trials == 1)
         return 0;
     for (int k = 0; k < t->n_trials; k++) {
         const struct sl_trial *trial = &t->trial[k];
