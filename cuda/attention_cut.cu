@@ -106,6 +106,8 @@ static __device__ int cut_prefixes(const struct sl_seq *seqs, int n_seqs, struct
                                    struct att_prefix *prefixes, int most_prefixes)
 {
     int n = 0, n_keys = 0, partial = 0, all = prefix_blocks(seqs, n_seqs);
+    if (all > most_prefixes)
+        __trap(); /* a captured step ran on a batch that it does not fit (attention.cuh) */
     for (int s = 0, e, queries; s < n_seqs; s = e) {
         struct sl_seq first = seqs[s];
         e = prefix_run(seqs, n_seqs, s, &queries);
