@@ -333,7 +333,7 @@ template <typename T, typename F> static constexpr F *for_bf16(F *entry)
         .from_f32 = sl_cuda_from_f32<T>, .weight_new = sl_cuda_weight_new<T>,                           \
         .linear_new = sl_cuda_linear_new<T>,                                                            \
         .weight_raw = sl_cuda_weight_raw<T>,                                                            \
-        .weight_free = sl_cuda_weight_free, .step_replay = NULL,                             \
+        .weight_free = sl_cuda_weight_free, .step_replay = sl_cuda_step_replay,              \
         .step_begin = sl_cuda_step_begin, .step_end = sl_cuda_step_end,   \
         .matmul = sl_cuda_matmul<T>, .matmul_back = sl_cuda_matmul_back<T>,                          \
         .mlp_back = for_bf16<T>(sl_cuda_mlp_back),                                                   \

@@ -1,6 +1,6 @@
 /* RMSNorm and LayerNorm, forward and backward to the input, of whole rows and of heads.
  *
- * A team of 1, 4 or 8 warps has a row in its registers, 16 bytes an access; rows that are too long or not
+ * A team of 1, 2, 4 or 8 warps has a row in its registers, 16 bytes an access; rows that are too long or not
  * aligned go through a plain loop. */
 #include "cuda/cuda.cuh"
 
@@ -197,7 +197,7 @@ template <typename T> static int team_for(int cols, bool aligned)
     int lane = PACKS * sl_wide<T> * SL_WARP;
     if (!aligned || cols % sl_wide<T>)
         return 0;
-    return cols <= lane ? 1 : cols <= 4 * lane ? 4 : cols <= 8 * lane ? 8 : 0;
+    return cols <= lane ? 1 : cols <= 2 * lane ? 2 : cols <= 4 * lane ? 4 : cols <= 8 * lane ? 8 : 0;
 }
 
 template <typename T>
@@ -215,6 +215,8 @@ void sl_cuda_norm(struct sl_backend *be, const sl_act *x, int64_t rows, int cols
                                                                                   rms, (T *)y, mean, rstd)
     if (team == 1)
         GO(1);
+    else if (team == 2)
+        GO(2);
     else if (team == 4)
         GO(4);
     else if (team == 8)
@@ -241,6 +243,8 @@ void sl_cuda_norm_back(struct sl_backend *be, const sl_act *dy, const sl_act *x,
                                                                                   w->f32, rms, accumulate, (T *)dx)
     if (team == 1)
         GO(1);
+    else if (team == 2)
+        GO(2);
     else if (team == 4)
         GO(4);
     else if (team == 8)
