@@ -293,6 +293,25 @@ static int find_programs(struct sl_agent *a, struct sl_err *err)
     return rc;
 }
 
+void sl_agent_offer(const struct sl_agent *a, bool all, char ret_offer[SL_QUEUE_CLASS_MAX + 1])
+{
+    int gpus = a->devices.n;
+
+    for (int i = 0; i < a->n_slots && !all; i++)
+        gpus -= __builtin_popcountll(a->slot[i].work.gpus);
+    sl_queue_class(gpus, gpus ? a->gpu_memory_gib : 0, a->labels, ret_offer, NULL); /* its length was checked at the start */
+}
+
+static int find_offer(struct sl_agent *a, struct sl_err *err)
+{
+    int rc = sl_agent_test_devices(a, err);
+
+    a->labels = json_array();
+    for (int i = 0; i < a->config->n_labels; i++)
+        json_array_append_new(a->labels, json_string(a->config->labels[i]));
+    return rc ? rc : sl_queue_class(a->devices.n, a->gpu_memory_gib, a->labels, a->offer, err);
+}
+
 static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_err *err)
 {
     char host[64] = "agent", random[SL_ID_HEX + 1];
@@ -301,10 +320,7 @@ static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_
     gethostname(host, sizeof host - 1);
     sl_random_id(random);
     snprintf(a->id, sizeof a->id, "%s-%.8s", host, random);
-    sl_devices_find(getenv("CUDA_VISIBLE_DEVICES"), "/dev", &a->devices);
     rc = find_programs(a, err);
-    if (!rc)
-        rc = sl_queue_class(a->devices.n, 0, NULL, a->offer, err);
     if (!rc)
         rc = sl_path(a->cache, err, "%s/cache", a->config->work_dir);
     if (!rc)
@@ -313,6 +329,8 @@ static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_
         rc = sl_rundir_clean(a->config->work_dir, err);
     if (!rc)
         rc = sl_loop_new(&a->loop, err);
+    if (!rc)
+        rc = find_offer(a, err);
     if (!rc)
         rc = sl_loop_signal(a->loop, SIGTERM, on_term, a, err);
     if (!rc)
@@ -355,7 +373,7 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
     if (!a)
         return sl_err_set(err, SL_NOMEM, "out of memory");
     a->config = config;
-    a->beat_timer = a->leave_timer = a->wait_timer = -1;
+    a->beat_timer = a->leave_timer = a->wait_timer = a->quarantine_timer = -1;
     a->n_slots = config->slots;
     for (int i = 0; i < a->n_slots; i++) {
         struct sl_slot *s = &a->slot[i];
@@ -377,6 +395,7 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
     sl_redis_async_free(a->redis);
     for (int i = 0; i < a->n_slots; i++)
         clear_slot(&a->slot[i]);
+    json_decref(a->labels);
     if (a->loop)
         sl_loop_free(a->loop);
     free(a);

@@ -13,6 +13,7 @@
 #include "queue/queue.h"
 
 #define SL_AGENT_SLOTS_MAX 64
+#define SL_AGENT_WEIGHT_MAX 1000
 #define SL_AGENT_ALLOW_PATHS_MAX 16
 #define SL_AGENT_LEASE_MS 30000
 #define SL_AGENT_LEASE_MS_MIN 500
@@ -29,6 +30,8 @@
                                              */
 #define SL_AGENT_LEAVE_US INT64_C(15000000) /* and when the agent ends in any case */
 #define SL_AGENT_GOODBYE_US INT64_C(1000000) /* for Redis's answer to the goodbye */
+#define SL_AGENT_BREAKER 3 /* device failures in a row: then no run is taken for a while */
+#define SL_AGENT_QUARANTINE_US INT64_C(1800000000) /* and then the devices are tested again */
 #define SL_AGENT_RECORD_RETRY_US INT64_C(1000000) /* an outcome that Redis refuses for now */
 #define SL_AGENT_PUBLISH_TRIES 20 /* while the server is away, with growing pauses */
 
@@ -36,10 +39,13 @@ struct sl_agent_config {
     const char *redis_url, *server_url, *work_dir;
     const char *token; /* for the server; goes to the transfer children only; may be NULL */
     const char *queues[SL_QUEUE_NAMES_MAX];
+    int weights[SL_QUEUE_NAMES_MAX]; /* all 0: strictly in this order */
     int n_queues;
+    const char *labels[SL_QUEUE_LABELS_MAX]; /* what runs may ask for, as "zone=eu" */
+    int n_labels;
     const char *allow_paths[SL_AGENT_ALLOW_PATHS_MAX]; /* folders that a spec may name files in */
     int n_allow_paths;
-    int64_t lease_ms;
+    int64_t lease_ms, quarantine_us;
     int slots;           /* runs at a time */
     int max_runs;        /* ends after so many; 0: never */
     bool exit_when_idle; /* ends when there is nothing to do */

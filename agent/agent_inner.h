@@ -71,7 +71,7 @@ struct sl_work {
                             asked for */
     struct sl_rundir dir;
     struct sl_report *report;
-    uint64_t gpus; /* of the agent's devices, a bit each: the worker's while it lives */
+    uint64_t gpus; /* of the agent's devices, a bit each: the run's own */
     bool renewing;
     int64_t renew_sent_us;
     bool cancelled, lost;
@@ -113,14 +113,19 @@ struct sl_agent {
     struct sl_loop *loop;
     struct sl_redis_async *redis, *bell; /* commands; the one that blocks */
     char id[128], self[SL_PATH_MAX], worker[SL_PATH_MAX], cache[SL_PATH_MAX];
-    char offer[SL_QUEUE_CLASS_MAX + 1];
+    char offer[SL_QUEUE_CLASS_MAX + 1]; /* all that the machine has */
     enum sl_agent_wanted wanted; /* by an operator */
     enum { WAIT_NONE, WAIT_RING, WAIT_ALL } waiting; /* what the bell connection blocks on */
+    char waiting_for[SL_QUEUE_CLASS_MAX + 1];         /* with this offer */
     bool leaving, told_away, told_there;             /* told: in the log */
     int runs_done;
-    int beat_timer, leave_timer, wait_timer;
+    int beat_timer, leave_timer, wait_timer, quarantine_timer;
+    int device_failures;  /* in a row */
+    char quarantine[512]; /* why no run is taken; "": runs are taken */
     int64_t term_us;
     struct sl_devices devices;
+    int gpu_memory_gib; /* of the smallest of them; 0: none, or not known */
+    json_t *labels;
     int n_slots;
     struct sl_slot slot[SL_AGENT_SLOTS_MAX];
 };
@@ -139,6 +144,15 @@ int sl_agent_count(const struct sl_agent *a, enum sl_agent_state state); /* slot
 int sl_agent_busy(const struct sl_agent *a); /* slots with a run, or about to have one */
 void sl_agent_look(struct sl_agent *a); /* an idle slot asks for a run, when none does already */
 void sl_agent_left(struct sl_agent *a); /* a slot has left: when all have, the agent ends */
+
+/* What is free on the machine, or (all) what it has, as a class of the queue. */
+void sl_agent_offer(const struct sl_agent *a, bool all, char ret_offer[SL_QUEUE_CLASS_MAX + 1]);
+
+/* health.c: no run is given to a machine that breaks them */
+int sl_agent_test_devices(struct sl_agent *a, struct sl_err *err); /* blocks; then a->devices are those that passed */
+void sl_agent_device_failed(struct sl_agent *a, const char *msg);
+void sl_agent_device_good(struct sl_agent *a);
+void sl_agent_return(struct sl_agent *a, const char *why); /* from quarantine */
 
 /* calls.c */
 void sl_agent_wait(struct sl_agent *a); /* blocks on the doorbell, unless it does already */

@@ -183,7 +183,13 @@ static void on_beat(void *arg, const redisReply *reply, const struct sl_err *err
 
     if (err || a->leaving)
         return;
-    if (!sl_queue_heartbeat_reply(reply, &wanted, NULL) && wanted != a->wanted) {
+    if (sl_queue_heartbeat_reply(reply, &wanted, NULL))
+        return;
+    if (wanted == SL_AGENT_RESUMED) { /* an operator's word that also ends a quarantine */
+        wanted = SL_AGENT_ACTIVE;
+        sl_agent_return(a, "an operator said so");
+    }
+    if (wanted != a->wanted) {
         sl_log(SL_INFO, NULL, "asked to %s",
                wanted == SL_AGENT_ACTIVE   ? "take runs"
                : wanted == SL_AGENT_PAUSED ? "take no runs for now"
@@ -222,15 +228,18 @@ void sl_agent_heartbeat(struct sl_agent *a)
                                             "name", a->slot[i].work.claim.name, "state",
                                             sl_agent_state_name(a->slot[i].state)));
     gethostname(host, sizeof host - 1);
-    o = json_pack("{s:s, s:i, s:s, s:o, s:s, s:i, s:o, s:s}", "host", host, "pid", (int)getpid(),
+    o = json_pack("{s:s, s:i, s:s, s:o, s:s, s:s*, s:i, s:o, s:s}", "host", host, "pid", (int)getpid(),
                   "offer", a->offer, "queues", queues, "state",
                   a->leaving              ? "leaving"
+                  : a->quarantine[0]      ? "quarantined"
                   : json_array_size(runs) ? "busy"
                                           : "idle",
-                  "slots", a->n_slots, "runs", runs, "version", SL_VERSION);
+                  "quarantine", a->quarantine[0] ? a->quarantine : NULL, "slots", a->n_slots, "runs", runs,
+                  "version", SL_VERSION);
     json = sl_json_dump(o);
     json_decref(o);
-    sl_queue_cmd_heartbeat(&c, a->id, json, a->offer, a->config->queues, a->config->n_queues);
+    /* A machine in quarantine is none that could serve a run. */
+    sl_queue_cmd_heartbeat(&c, a->id, json, a->offer, config->queues, a->quarantine[0] ? 0 : config->n_queues);
     sl_redis_async_call(a->redis, &c, 0, on_beat, a, NULL);
     sl_cmd_release(&c);
     free(json);
@@ -281,6 +290,16 @@ static void claim_later(void *arg)
     sl_slot_handle(s, EV_NOTHING);
 }
 
+/* The run's own GPUs, until it is over here. */
+static int reserve_gpus(struct sl_slot *s, struct sl_err *err)
+{
+    uint64_t busy = 0;
+
+    for (int i = 0; i < s->agent->n_slots; i++)
+        busy |= s->agent->slot[i].work.gpus;
+    return sl_devices_pick(&s->agent->devices, busy, s->work.claim.gpus, &s->work.gpus, err);
+}
+
 static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *err)
 {
     const struct sl_report_owner owner = {work_lost, work_taken, arg};
@@ -301,6 +320,9 @@ static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *
         w->exit_code = w->exit_signal = -1;
         w->deadline_us = s->claim_sent_us + s->agent->config->lease_ms * 1000;
         w->dir.lock_fd = -1;
+        rc = reserve_gpus(s, &failed);
+    }
+    if (!rc) {
         rc = sl_report_new(s->agent->loop, s->agent->redis, w->claim.run, w->lease, &owner,
                            &w->report, &failed);
     }
@@ -322,20 +344,22 @@ static void on_claimed(void *arg, const redisReply *reply, const struct sl_err *
 void sl_slot_claim(struct sl_slot *s)
 {
     struct sl_agent *a = s->agent;
-    char offer[SL_QUEUE_CLASS_MAX + 1]; /* what no run here has */
-    int gpus = a->devices.n;
+    const struct sl_agent_config *config = a->config;
+    const char *queues[SL_QUEUE_NAMES_MAX];
+    int order[SL_QUEUE_NAMES_MAX];
+    char offer[SL_QUEUE_CLASS_MAX + 1];
     struct sl_cmd c;
 
     if (s->claiming || s->retry_timer >= 0)
         return;
-    for (int i = 0; i < a->n_slots; i++)
-        gpus -= a->slot[i].work.claim.gpus;
-    if (sl_queue_class(gpus > 0 ? gpus : 0, 0, NULL, offer, NULL))
-        return;
     if (!s->claim_sent_us)
         s->claim_sent_us = sl_boot_us();
-    sl_queue_cmd_claim(&c, s->lease, a->id, a->config->lease_ms, offer, a->config->queues,
-                       a->config->n_queues);
+    if (config->weights[0])
+        sl_queue_turns(config->weights, config->n_queues, order);
+    for (int i = 0; i < config->n_queues; i++)
+        queues[i] = config->queues[config->weights[0] ? order[i] : i];
+    sl_agent_offer(a, false, offer);
+    sl_queue_cmd_claim(&c, s->lease, a->id, config->lease_ms, offer, queues, config->n_queues);
     sl_fault_point("claim.before");
     s->claiming = !sl_redis_async_call(a->redis, &c, 0, on_claimed, s, NULL);
     sl_cmd_release(&c);
@@ -376,20 +400,22 @@ static void on_bell(void *arg, const redisReply *reply, const struct sl_err *err
 
 void sl_agent_wait(struct sl_agent *a)
 {
-    bool idle =
-        sl_agent_count(a, ST_IDLE) > 0 && !a->leaving && a->wanted == SL_AGENT_ACTIVE;
+    bool idle = sl_agent_count(a, ST_IDLE) > 0 && !a->leaving && a->wanted == SL_AGENT_ACTIVE && !a->quarantine[0];
+    char offer[SL_QUEUE_CLASS_MAX + 1];
     struct sl_cmd c;
 
     /* An agent without an idle slot waits for its own ring only: it must not take a bell that is
      * meant for an idle one. When that changes it rings itself, to wait anew. */
-    if (a->waiting && (a->waiting == WAIT_ALL) != idle) {
+    sl_agent_offer(a, false, offer);
+    if (a->waiting && ((a->waiting == WAIT_ALL) != idle || (idle && strcmp(offer, a->waiting_for) != 0))) {
         sl_queue_cmd_ring(&c, a->id);
         sl_redis_async_call(a->redis, &c, 0, nothing_to_do, NULL, NULL);
         sl_cmd_release(&c);
     }
     if (a->waiting || a->wait_timer >= 0 || (!sl_agent_count(a, ST_IDLE) && !sl_agent_busy(a)))
         return;
-    sl_queue_cmd_wait(&c, a->id, a->offer, a->config->queues, idle ? a->config->n_queues : 0,
+    memcpy(a->waiting_for, offer, sizeof offer);
+    sl_queue_cmd_wait(&c, a->id, offer, a->config->queues, idle ? a->config->n_queues : 0,
                       SL_AGENT_WAIT_MS);
     if (!sl_redis_async_call(a->bell, &c, SL_AGENT_WAIT_MS * 1000, on_bell, a, NULL))
         a->waiting = idle ? WAIT_ALL : WAIT_RING;

@@ -60,8 +60,6 @@ static void on_exited(void *arg, struct sl_child *child, int status)
     sl_rundir_name_sources(&s->work.dir, &s->work.claim, s->ended.msg, sizeof s->ended.msg);
     json_decref(held->result);
     held->result = NULL;
-    if (held->role == ROLE_WORK)
-        s->work.gpus = 0;
     sl_slot_handle(s, held == &s->main ? EV_CHILD : EV_PUSHED);
 }
 
@@ -161,42 +159,22 @@ int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err)
     return rc ? rc : start_transfer(s, &s->main, ROLE_FETCH, plan, err);
 }
 
-/* A run that asks for no GPU computes on the CPU, one that does sees its own only; SOFTLAUNCH_DEVICE in the agent's
- * environment has the last word about the kind. */
-static int give_devices(struct sl_slot *s, char visible[SL_DEVICES_TEXT_MAX + 32], const char **env, struct sl_err *err)
-{
-    int gpus = (int)sl_json_int(s->work.claim.spec, "resources.gpus", 0), rc;
-    char names[SL_DEVICES_TEXT_MAX];
-    uint64_t busy = 0;
-
-    if (!getenv("SOFTLAUNCH_DEVICE"))
-        *env++ = gpus ? "SOFTLAUNCH_DEVICE=cuda" : "SOFTLAUNCH_DEVICE=cpu";
-    if (!gpus)
-        return 0;
-    for (int i = 0; i < s->agent->n_slots; i++)
-        busy |= s->agent->slot[i].work.gpus;
-    rc = sl_devices_pick(&s->agent->devices, busy, gpus, &s->work.gpus, names, err);
-    if (rc)
-        return rc;
-    snprintf(visible, SL_DEVICES_TEXT_MAX + 32, "CUDA_VISIBLE_DEVICES=%s", names);
-    *env = visible;
-    return 0;
-}
-
 int sl_slot_start_work(struct sl_slot *s, struct sl_err *err)
 {
     const char *argv[] = {s->agent->worker, "train", "--run-dir", s->work.dir.path, NULL};
-    char visible[SL_DEVICES_TEXT_MAX + 32];
+    char names[SL_DEVICES_TEXT_MAX], visible[SL_DEVICES_TEXT_MAX + 32];
     const char *env[3] = {NULL, NULL, NULL};
-    int rc = sl_rundir_run_json(&s->work.dir, &s->work.claim, err);
+    int n = 0, rc = sl_rundir_run_json(&s->work.dir, &s->work.claim, err);
 
-    if (!rc)
-        rc = give_devices(s, visible, env, err);
-    if (!rc)
-        rc = start(s, &s->main, ROLE_WORK, argv, env, err);
-    if (rc)
-        s->work.gpus = 0;
-    return rc;
+    /* A run that asks for no GPU computes on the CPU, one that does sees its own only; SOFTLAUNCH_DEVICE in the
+     * agent's environment has the last word about the kind. */
+    if (!getenv("SOFTLAUNCH_DEVICE"))
+        env[n++] = s->work.gpus ? "SOFTLAUNCH_DEVICE=cuda" : "SOFTLAUNCH_DEVICE=cpu";
+    sl_devices_names(&s->agent->devices, s->work.gpus, names);
+    snprintf(visible, sizeof visible, "CUDA_VISIBLE_DEVICES=%s", names);
+    if (s->work.gpus)
+        env[n] = visible;
+    return rc ? rc : start(s, &s->main, ROLE_WORK, argv, env, err);
 }
 
 int sl_slot_start_publish(struct sl_slot *s, struct sl_err *err)

@@ -48,13 +48,20 @@ void sl_devices_find(const char *visible, const char *dev, struct sl_devices *re
     *ret_devices = d;
 }
 
-int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *ret_taken,
-                    char ret_names[SL_DEVICES_TEXT_MAX], struct sl_err *err)
+void sl_devices_names(const struct sl_devices *d, uint64_t bits, char ret_names[SL_DEVICES_TEXT_MAX])
+{
+    size_t len = 0;
+
+    ret_names[0] = 0;
+    for (int i = 0; i < d->n; i++)
+        if (bits >> i & 1)
+            len += (size_t)snprintf(ret_names + len, SL_DEVICES_TEXT_MAX - len, "%s%s", len ? "," : "", d->id[i]);
+}
+
+int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *ret_taken, struct sl_err *err)
 {
     uint64_t taken = 0;
-    size_t len = 0;
     int found = 0, n_free = 0;
-    char names[SL_DEVICES_TEXT_MAX] = "";
 
     for (int i = 0; i < d->n; i++) {
         if (busy >> i & 1)
@@ -62,8 +69,6 @@ int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *
         n_free++;
         if (found == n)
             continue;
-        len +=
-            (size_t)snprintf(names + len, sizeof names - len, "%s%s", found ? "," : "", d->id[i]);
         taken |= UINT64_C(1) << i;
         found++;
     }
@@ -73,6 +78,5 @@ int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *
             "the run asks for %d GPUs (resources.gpus); this machine has %d, and %d of them free",
             n, d->n, n_free);
     *ret_taken = taken;
-    memcpy(ret_names, names, len + 1);
     return 0;
 }

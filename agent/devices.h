@@ -20,9 +20,9 @@ struct sl_devices {
 /* visible: CUDA_VISIBLE_DEVICES' value (as CUDA reads it, the list ends before what cannot be a
  * device), or NULL; dev: the folder "/dev". */
 void sl_devices_find(const char *visible, const char *dev, struct sl_devices *ret_devices);
-/* The first n that are not busy (a bit each): their bits, and their names with commas between.
- * SL_RETRY when there are not so many free. */
-int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *ret_taken,
-                    char ret_names[SL_DEVICES_TEXT_MAX], struct sl_err *err);
+/* The first n that are not busy (a bit each), as bits. SL_RETRY when there are not so many free. */
+int sl_devices_pick(const struct sl_devices *d, uint64_t busy, int n, uint64_t *ret_taken, struct sl_err *err);
+/* The names of some, with commas between: what CUDA_VISIBLE_DEVICES is for a run that has them. */
+void sl_devices_names(const struct sl_devices *d, uint64_t bits, char ret_names[SL_DEVICES_TEXT_MAX]);
 
 #endif

@@ -61,6 +61,8 @@ static void end_with_err(struct sl_slot *s, const struct sl_err *err)
 
 static void end_with_child(struct sl_slot *s)
 {
+    if (sl_code_from_name(s->ended.cause) == SL_DEVICE)
+        sl_agent_device_failed(s->agent, s->ended.msg);
     s->work.exit_code = s->ended.exit_code;
     s->work.exit_signal = s->ended.exit_signal;
     end_work(s, kind_of(s->ended.cause), s->ended.cause, s->ended.msg);
@@ -159,7 +161,7 @@ void sl_step_claim(struct sl_slot *s)
             sl_step_leave(s);
             return;
         }
-        if (a->wanted == SL_AGENT_PAUSED) {
+        if (a->wanted == SL_AGENT_PAUSED || a->quarantine[0]) {
             sl_agent_wait(a);
             return;
         }
@@ -295,6 +297,8 @@ void sl_step_trained(struct sl_slot *s)
 
     sl_loop_timer_cancel(s->agent->loop, s->grace_timer);
     s->grace_timer = -1;
+    if (how == END_OK)
+        sl_agent_device_good(s->agent);
     if (s->work.cancelled || how == END_CANCELLED)
         sl_step_cancelled(s);
     else if (how == END_OK)

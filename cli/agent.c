@@ -26,22 +26,48 @@ static int work_dir(const char *given, char ret_path[SL_PATH_MAX], struct sl_err
     return rc;
 }
 
-static int take_lists(const struct cli_list *queues, const struct cli_list *paths, struct sl_agent_config *config,
+/* NAME or NAME:WEIGHT. */
+static int take_queue(const char *text, char name[SL_QUEUE_NAME_MAX + 1], struct sl_agent_config *config,
                       struct sl_err *err)
 {
-    for (int i = 0; i < queues->n; i++) {
-        const char *name = queues->items[i];
-        if (i == SL_QUEUE_NAMES_MAX || !*name || strlen(name) > SL_QUEUE_NAME_MAX)
-            return sl_err_set(err, SL_SPEC, "--queue: at most %d names of at most %d bytes", SL_QUEUE_NAMES_MAX,
-                              SL_QUEUE_NAME_MAX);
-        config->queues[config->n_queues++] = name;
-    }
-    for (int i = 0; i < paths->n; i++) {
+    const char *colon = strchr(text, ':');
+    size_t len = colon ? (size_t)(colon - text) : strlen(text);
+    int weight = colon ? atoi(colon + 1) : 0, n = config->n_queues;
+
+    if (n == SL_QUEUE_NAMES_MAX || !len || len > SL_QUEUE_NAME_MAX)
+        return sl_err_set(err, SL_SPEC, "--queue: at most %d names of at most %d bytes", SL_QUEUE_NAMES_MAX,
+                          SL_QUEUE_NAME_MAX);
+    if (colon && (weight < 1 || weight > SL_AGENT_WEIGHT_MAX))
+        return sl_err_set(err, SL_SPEC, "--queue %s: a weight is a number from 1 to %d", text, SL_AGENT_WEIGHT_MAX);
+    if (n && !weight != !config->weights[0])
+        return sl_err_set(err, SL_SPEC, "--queue %s: give every queue a weight, or none: then the first is served first",
+                          text);
+    memcpy(name, text, len);
+    name[len] = 0;
+    config->queues[n] = name;
+    config->weights[config->n_queues++] = weight;
+    return 0;
+}
+
+static int take_lists(const struct cli_list *queues, const struct cli_list *paths, const struct cli_list *labels,
+                      char names[SL_QUEUE_NAMES_MAX][SL_QUEUE_NAME_MAX + 1], struct sl_agent_config *config,
+                      struct sl_err *err)
+{
+    int rc = 0;
+
+    for (int i = 0; i < queues->n && !rc; i++)
+        rc = take_queue(queues->items[i], names[i < SL_QUEUE_NAMES_MAX ? i : 0], config, err);
+    for (int i = 0; i < paths->n && !rc; i++) {
         if (i == SL_AGENT_ALLOW_PATHS_MAX || *paths->items[i] != '/')
             return sl_err_set(err, SL_SPEC, "--allow-path: at most %d absolute paths", SL_AGENT_ALLOW_PATHS_MAX);
         config->allow_paths[config->n_allow_paths++] = paths->items[i];
     }
-    return 0;
+    for (int i = 0; i < labels->n && !rc; i++) {
+        if (i == SL_QUEUE_LABELS_MAX)
+            return sl_err_set(err, SL_SPEC, "--label: at most %d", SL_QUEUE_LABELS_MAX);
+        config->labels[config->n_labels++] = labels->items[i];
+    }
+    return rc;
 }
 
 int cmd_agent(int argc, char **argv)
@@ -49,8 +75,9 @@ int cmd_agent(int argc, char **argv)
     struct sl_agent_config config = {.redis_url = from_env("SOFTLAUNCH_REDIS"),
                                      .server_url = from_env("SOFTLAUNCH_SERVER"), .slots = 1};
     const char *token_file = NULL, *dir = NULL;
-    struct cli_list queues = {.n = 0}, paths = {.n = 0};
-    int lease_ms = SL_AGENT_LEASE_MS;
+    struct cli_list queues = {.n = 0}, paths = {.n = 0}, labels = {.n = 0};
+    char names[SL_QUEUE_NAMES_MAX][SL_QUEUE_NAME_MAX + 1];
+    int lease_ms = SL_AGENT_LEASE_MS, quarantine_s = (int)(SL_AGENT_QUARANTINE_US / 1000000);
     bool once = false, verbose = false;
     const struct cli_option options[] = {
         {"redis", 0, CLI_TEXT, &config.redis_url, "URL", CLI_REDIS_HELP, 0, 0},
@@ -58,13 +85,17 @@ int cmd_agent(int argc, char **argv)
          "where artifacts come from and go to (SOFTLAUNCH_SERVER)", 0, 0},
         {"token-file", 0, CLI_TEXT, &token_file, "FILE", "the server's token (SOFTLAUNCH_TOKEN)", 0, 0},
         {"work-dir", 0, CLI_TEXT, &dir, "DIR", "cache and run folders; agents of one machine may share it", 0, 0},
-        {"queue", 0, CLI_LIST, &queues, "NAME", "may be given several times (default)", 0, 0},
+        {"queue", 0, CLI_LIST, &queues, "NAME[:WEIGHT]",
+         "may be given several times: served in this order, or, with weights, in turns (default)", 0, 0},
+        {"label", 0, CLI_LIST, &labels, "NAME=VALUE", "what runs may ask for (resources.labels); several times", 0, 0},
         {"allow-path", 0, CLI_LIST, &paths, "DIR", "a folder below which a spec may name files", 0, 0},
         {"lease-ms", 0, CLI_INT, &lease_ms, "N", "how long a run stays ours without a word from us (30000)",
          SL_AGENT_LEASE_MS_MIN, SL_AGENT_LEASE_MS_MAX},
         {"slots", 0, CLI_INT, &config.slots, "N", "runs at a time (1)", 1, SL_AGENT_SLOTS_MAX},
         {"once", 0, CLI_FLAG, &once, NULL, "ends after one run", 0, 0},
         {"max-runs", 0, CLI_INT, &config.max_runs, "N", "ends after N runs", 1, INT_MAX},
+        {"quarantine-s", 0, CLI_INT, &quarantine_s, "N",
+         "how long no run is taken after device failures in a row (1800)", 1, 7 * 86400},
         {"exit-when-idle", 0, CLI_FLAG, &config.exit_when_idle, NULL, "ends when nothing is in line", 0, 0},
         {"worker", 0, CLI_TEXT, &config.worker, "PATH", "the worker (softlaunch-worker beside this program)", 0, 0},
         {"verbose", 0, CLI_FLAG, &verbose, NULL, "logs each change of state", 0, 0},
@@ -85,8 +116,9 @@ int cmd_agent(int argc, char **argv)
         return cli_usage_status(at);
     if (!config.redis_url || !config.server_url || !dir)
         return cli_wrong(&usage, "--redis, --server and --work-dir are needed");
-    rc = take_lists(&queues, &paths, &config, &err);
+    rc = take_lists(&queues, &paths, &labels, names, &config, &err);
     config.lease_ms = lease_ms;
+    config.quarantine_us = quarantine_s * INT64_C(1000000);
     if (once)
         config.max_runs = 1;
     if (!config.n_queues)

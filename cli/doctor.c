@@ -1,4 +1,5 @@
 /* `softlaunch doctor`: whether this machine and what it talks to are fit for runs. It changes nothing. */
+#include "agent/device_test.h"
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/file.h"
@@ -240,52 +241,21 @@ static void check_server(json_t *checks, const char *server, const char *token_f
     sl_api_free(api);
 }
 
-static int read_child(int fd, pid_t pid, struct sl_buf *text, int *ret_status)
-{
-    char data[4096];
-    ssize_t n;
-
-    while ((n = read(fd, data, sizeof data)) > 0 || (n < 0 && errno == EINTR))
-        if (n > 0)
-            sl_buf_add(text, data, (size_t)n);
-    while (waitpid(pid, ret_status, 0) < 0)
-        if (errno != EINTR)
-            return -1;
-    return 0;
-}
-
 static void check_device(json_t *checks, const char *device)
 {
-    char dir[SL_PATH_MAX], path[SL_PATH_MAX], ended[64];
-    const char *argv[] = {path, "selftest", "--json", device ? "--device" : NULL, device, NULL};
+    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
     struct sl_err err = SL_ERR_INIT;
-    struct sl_buf text;
     json_t *o = NULL;
-    int ends[2] = {-1, -1}, status = 0, rc = sl_self_dir(dir, sizeof dir, &err);
-    pid_t pid;
+    int rc = sl_self_dir(dir, sizeof dir, &err);
 
-    sl_buf_init(&text, 1 << 16);
     if (!rc)
         rc = sl_path(path, &err, "%s/softlaunch-worker", dir);
-    if (!rc && pipe(ends))
-        rc = sl_err_errno(&err, "pipe");
-    if (!rc) {
-        struct sl_spawn s = {.argv = argv, .fds = {-1, ends[1], STDERR_FILENO}, .n_fds = 3};
-        rc = sl_spawn(&s, &pid, &err);
-        close(ends[1]);
-    }
-    if (!rc && read_child(ends[0], pid, &text, &status))
-        rc = sl_err_errno(&err, "waiting for the worker");
-    if (ends[0] >= 0)
-        close(ends[0]);
     if (!rc)
-        o = json_loads(text.p, 0, NULL);
-    sl_wait_text(status, ended);
-    if (rc)
+        rc = sl_device_test(path, device, NULL, &o, &err);
+    if (rc == SL_DEVICE)
+        say(checks, ERROR, "device", "take this device out of use, or see what the worker says above", "%s", err.msg);
+    else if (rc)
         say(checks, ERROR, "device", "install softlaunch-worker beside softlaunch", "%s", err.msg);
-    else if (!o)
-        say(checks, ERROR, "device", "take this device out of use, or see what the worker says above",
-            "the worker's self-test ended with %s", ended);
     else if (!sl_json_bool(o, "ok", false))
         say(checks, ERROR, "device", "do not run an agent on this device until it is repaired", "%s",
             sl_json_str(o, "msg", "?"));
@@ -293,7 +263,6 @@ static void check_device(json_t *checks, const char *device)
         say(checks, OK, "device", "", "%s (%s) multiplies right", sl_json_str(o, "device", "?"),
             sl_json_str(o, "kernel", "?"));
     json_decref(o);
-    sl_buf_release(&text);
 }
 
 /* ---- the command ------------------------------------------------------------------------------------------ */

@@ -225,6 +225,7 @@ int sl_queue_heartbeat_reply(const redisReply *reply, enum sl_agent_wanted *ret_
         return sl_err_set(err, SL_DATA, "the heartbeat's reply has an unknown form");
     *ret_wanted = !strcmp(reply->str, "paused")     ? SL_AGENT_PAUSED
                   : !strcmp(reply->str, "draining") ? SL_AGENT_DRAINING
+                  : !strcmp(reply->str, "resumed")  ? SL_AGENT_RESUMED
                                                     : SL_AGENT_ACTIVE;
     return 0;
 }

@@ -112,7 +112,8 @@ int sl_queue_agents(struct sl_queue *q, json_t **ret_agents, struct sl_err *err)
 enum sl_agent_wanted {
     SL_AGENT_ACTIVE,
     SL_AGENT_PAUSED,  /* finishes its runs, claims none until active again */
-    SL_AGENT_DRAINING /* finishes its runs, then ends */
+    SL_AGENT_DRAINING, /* finishes its runs, then ends */
+    SL_AGENT_RESUMED   /* in a reply only: an operator has just made it active */
 };
 int sl_queue_set_agent(struct sl_queue *q, const char *agent, enum sl_agent_wanted wanted,
                        struct sl_err *err);

@@ -31,8 +31,8 @@
 --                      line: or let:)
 --   P:offers:Q         sorted set: offers by when an agent had them last (ms)
 --   P:gated            set: "q:Q" and "p:PROJECT" of those with limits, or with runs still in a line
---   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms); P:wanted:AGENT: string, paused or
---                      draining
+--   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms); P:wanted:AGENT: string, paused,
+--                      draining, or resumed until it has heard that
 -- Streams and bells:
 --   P:events:ID        stream: type t, JSON d, attempt a
 --   P:bell:Q:OFFER, P:ring:AGENT  lists of at most one entry: what waiting agents block on

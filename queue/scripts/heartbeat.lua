@@ -1,6 +1,6 @@
 -- An agent says that it is there and what it has, or ('' as JSON) that it leaves.
 -- ARGV: agent, JSON about it, offer, queue...
--- Reply: what it is to do: 'active', 'paused', 'draining'
+-- Reply: what it is to do: 'active', 'paused', 'draining'; 'resumed' once after an operator has made it active
 local agent, json, offer = ARGV[1], ARGV[2], ARGV[3]
 if json == '' then
   redis.call('HDEL', P .. ':agents', agent)
@@ -12,4 +12,6 @@ end
 redis.call('HSET', P .. ':agents', agent, json)
 redis.call('ZADD', P .. ':agents_seen', int(NOW), agent)
 for i = 4, #ARGV do note_offer(queue_of(ARGV[i]), offer) end
-return redis.call('GET', P .. ':wanted:' .. agent) or 'active'
+local wanted = redis.call('GET', P .. ':wanted:' .. agent)
+if wanted == 'resumed' then redis.call('DEL', P .. ':wanted:' .. agent) end
+return wanted or 'active'

@@ -4,10 +4,7 @@
 -- Checks: the agent is there (NOTFOUND).
 local agent, wanted = ARGV[1], ARGV[2]
 if redis.call('HEXISTS', P .. ':agents', agent) == 0 then return err('NOTFOUND no agent ' .. agent) end
-if wanted == 'active' then
-  redis.call('DEL', P .. ':wanted:' .. agent)
-else
-  redis.call('SET', P .. ':wanted:' .. agent, wanted)
-end
+if wanted == 'active' then wanted = 'resumed' end -- heard once; it ends a quarantine, too
+redis.call('SET', P .. ':wanted:' .. agent, wanted)
 ring_agent(agent)
 return 'OK'
