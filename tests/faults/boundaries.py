@@ -2,7 +2,7 @@
 """The agent is killed right before and right after each call to Redis and each artifact step (base/fault.h), and stopped
 right before each, past its lease, to wake up when another agent has finished its run. Each run must finish exactly
 once, and the old owner must publish nothing."""
-import concurrent.futures, glob, hashlib, os, re, signal, subprocess, sys, time
+import concurrent.futures, contextlib, glob, hashlib, os, re, signal, subprocess, sys, time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "system"))
 from queue_fixture import *
@@ -76,7 +76,8 @@ def strike(point, action):
         new = agent(queue, 2)
         r = check(run, artifact, {1} if point == "claim.before" else {2})
         for pid in [old.pid, *children(old.pid)]:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         time.sleep(2 * w.lease_ms / 1000)    # time enough to do what it was about to do
         again = check(run, artifact, {r["attempt"]})
         for key in ("attempt", "finished_ms", "step", "metrics"):
