@@ -48,7 +48,7 @@ def check(run, artifact, attempts):
     r = w.ended(run, 60)
     assert r["state"] == "succeeded", r
     assert r["attempt"] in attempts, r
-    status, made = w.api("GET", f"/api/v1/artifacts/{artifact}")
+    made = wait(lambda: (lambda a: a[1] if a[0] == 200 else None)(w.api("GET", f"/api/v1/artifacts/{artifact}")), 20, artifact)
     assert [v["version"] for v in made["versions"]] == ["v0"], made["versions"]
     assert len(r["outputs"]) == 1 and r["outputs"][0]["version"] == "v0", r["outputs"]
     order = [e["attempt"] for e in w.events(run)]
