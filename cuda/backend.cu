@@ -261,6 +261,13 @@ static int cuda_reserve(struct sl_backend *be, size_t bytes, struct sl_err *err)
     return rc;
 }
 
+static int64_t cuda_memory_left(struct sl_backend *be)
+{
+    size_t left = 0, all = 0;
+    sl_cuda_failed(be, cudaMemGetInfo(&left, &all), "asking for free memory");
+    return (int64_t)left;
+}
+
 int sl_cuda_alloc(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err)
 {
     void *p = sl_block_take(&be->block, bytes);
@@ -328,7 +335,7 @@ template <typename T, typename F> static constexpr F *for_bf16(F *entry)
 #define TABLE(T, NAME, OPEN)                                                                         \
     {                                                                                                \
         .name = NAME, .act_bytes = sizeof(T), .counts_only = false, .open = OPEN, .close = cuda_close, .info = cuda_info,  \
-        .reserve = cuda_reserve, .alloc = sl_cuda_alloc, .free = sl_cuda_free, .upload = sl_cuda_upload, .download = cuda_download,    \
+        .reserve = cuda_reserve, .memory_left = cuda_memory_left, .alloc = sl_cuda_alloc, .free = sl_cuda_free, .upload = sl_cuda_upload, .download = cuda_download,    \
         .zero = cuda_zero, .copy = cuda_copy, .to_f32 = sl_cuda_to_f32<T>,                           \
         .from_f32 = sl_cuda_from_f32<T>, .weight_new = sl_cuda_weight_new<T>,                           \
         .linear_new = sl_cuda_linear_new<T>,                                                            \

@@ -114,6 +114,7 @@ struct sl_ops {
     /* ---- memory. Aligned to 256 bytes, not cleared. Blocking. reserve takes bytes at once, once a backend: alloc and
      * weights are given of them until they are used up, and what is freed of them comes back in close. */
     int (*reserve)(struct sl_backend *be, size_t bytes, struct sl_err *err);
+    int64_t (*memory_left)(struct sl_backend *be); /* optional: of info's memory_bytes, now */
     int (*alloc)(struct sl_backend *be, size_t bytes, void **ret_p, struct sl_err *err);
     void (*free)(struct sl_backend *be, void *p);
     int (*upload)(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,

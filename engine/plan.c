@@ -8,8 +8,9 @@
 #define GIB (INT64_C(1) << 30)
 
 /* Estimates from above of what is not counted. */
-#define CUDA_CONTEXT_BYTES (600 * MIB) /* context, kernels, cublasLt's handle */
-#define CUDA_WORKSPACE_BYTES (80 * MIB) /* cublasLt's workspace, weights on their way, tables of a batch */
+#define CUDA_CONTEXT_BYTES (600 * MIB)
+#define CUDA_WORKSPACE_BYTES (160 * MIB) /* cublasLt's workspace and kernels, weights on their way, tables of a batch */
+#define CUDA_SHARE 64                    /* of the two blocks, for what the driver needs to map them */
 #define CUDA_PREFIX_ROWS 2048           /* partial sums of shared prefixes' keys and values, at least; else */
 #define CUDA_PREFIX_BLOCK 64            /* rows of a prefix are rounded up to so many */
 #define CPU_PROCESS_BYTES (96 * MIB)    /* the program, its libraries and OpenBLAS's buffers */
@@ -36,7 +37,7 @@ static int64_t workspace_bytes(const struct sl_plan *p, const struct sl_model *m
         bytes += rows * widest + 2 * (int64_t)widest * a->hidden;
     bytes += rows * a->heads * (int64_t)sizeof(float);                                         /* rows of dO . O */
     bytes += prefix * kv * (int64_t)sizeof(float);                                             /* prefixes' keys */
-    return bytes + bytes / 4;
+    return bytes + bytes / 4 + (p->persistent + p->arena) / CUDA_SHARE;
 }
 
 /* What passes with at most these counts take: small ones are padded where they may be captured (model.c). */

@@ -288,6 +288,7 @@ static int validate_all(struct sl_trainer *t, bool *ret_any, struct sl_err *err)
 
 int sl_trainer_run(struct sl_trainer *t, enum sl_wire_want *ret_want, struct sl_err *err)
 {
+    bool stepped = false;
     bool trains = t->trial[0].n_groups > 0;
     int64_t saved_step = t->step; /* resumed from; step 0 needs no checkpoint */
     int rc = 0;
@@ -324,6 +325,9 @@ int sl_trainer_run(struct sl_trainer *t, enum sl_wire_want *ret_want, struct sl_
         rc = step(t, err);
         if (rc)
             break;
+        if (!stepped)
+            sl_trainer_tell_memory(t);
+        stepped = true;
     }
     for (int k = 0; k < t->n_trials && !rc; k++)
         rc = keep_tables(t, &t->trial[k], err);

@@ -193,6 +193,8 @@ int sl_trainer_look(struct sl_trainer *t, const struct sl_run *run, const struct
 /* ---- parts of sl_trainer_init ---- */
 /* Sets t->plan for the opened backend. SL_NOMEM with what would fit. */
 int sl_trainer_fit(struct sl_trainer *t, struct sl_err *err);
+/* After a process's first step: what the device says was taken, beside what was planned. */
+void sl_trainer_tell_memory(struct sl_trainer *t);
 /* All that lies in the backend for the whole run: model, tables, encoders, optimizers; and the end of it. */
 int sl_trainer_make(struct sl_trainer *t, struct sl_err *err);
 void sl_trainer_unmake(struct sl_trainer *t);

@@ -445,3 +445,16 @@ int sl_trainer_fit(struct sl_trainer *t, struct sl_err *err)
                     t->plan.recompute - 1);
     return rc;
 }
+
+void sl_trainer_tell_memory(struct sl_trainer *t)
+{
+    char taken[SL_BYTES_TEXT_MAX], planned[SL_BYTES_TEXT_MAX];
+    struct sl_backend_info info;
+
+    if (!t->ops->memory_left)
+        return;
+    t->ops->info(t->be, &info);
+    sl_emit_log(t->report, SL_INFO, "memory: %s taken after the first step, %s planned, the device's context left out",
+                sl_bytes_text(info.memory_bytes - t->ops->memory_left(t->be), taken),
+                sl_bytes_text(t->plan.total - t->plan.outside, planned));
+}

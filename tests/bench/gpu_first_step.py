@@ -34,6 +34,8 @@ def run(worker, folder, device):
                 times["start"], times["kernel"] = now, e["kernel"]
             elif e["ev"] == "metric" and e.get("step") == 1 and "loss" in e:
                 times["first_step"] = now
+            elif e["ev"] == "log" and e["msg"].startswith("memory: "):
+                times["memory"] = e["msg"]
             elif e["ev"] == "result" and e["state"] != "succeeded":
                 cause = f"{e.get('cause')}: {e.get('msg')}"
     p.wait()
@@ -80,6 +82,7 @@ def main():
         print("%-12s first step after %.2f s (%s); model ready after %.2f s; %s" % (
             name, statistics.median(times), ", ".join("%.2f" % t for t in times),
             statistics.median(r["start"] for r in runs), runs[0]["kernel"]), flush=True)
+        print("             " + runs[0].get("memory", ""), flush=True)
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"first_step": results}, f, indent=1)
