@@ -7,8 +7,8 @@ MODEL:STEPS says how many steps our side runs. Squad profile, 8 rows a step and 
 bf16; the trials differ in seed and learning rate. Ours is `softlaunch-worker train` from its start to its end, the tables on
 disk. Where STEPS is below --full, the seconds of --full steps are the measured ones and the rest at the median step.
 PEFT's is trials x (start-up + --full x its median step), both measured: start-up in --starts processes of its own, from
-their start to the end of the first step, less one median step. --check K: K trials also run alone for --check-steps, in bf16
-and fp32. Needs torch, transformers, peft (not with --no-peft).
+their start to the end of the first step, less one median step. --check K: K trials of the first model also run alone for
+--check-steps, in bf16 and fp32. The JSON file is there after each model. Needs torch, transformers, peft (not with --no-peft).
 """
 
 import argparse
@@ -181,7 +181,7 @@ def main():
         r["ours"], _ = ours(args.worker, args.device, run, work + "/all")
         o = r["ours"]
         r["ours_s"] = o["end_s"] + max(0, args.full - steps) * (o["step_s"] or 0)
-        if args.check:
+        if args.check and not results:
             r["check"] = check(args.worker, args.device, run, work, args.check, args.check_steps)
         if not args.no_peft:
             p = r["peft"] = peft(model, args.starts, UNTIMED + args.steps)
@@ -190,6 +190,9 @@ def main():
             r["ratio_without_start"] = (args.trials * args.full * p["step_s"]) / (r["ours_s"] - o["first_step_s"] + o["step_s"])
         results.append(r)
         print(json.dumps(r), flush=True)
+        if args.json:
+            with open(args.json, "w") as f:
+                json.dump({"trials": results}, f, indent=1)
     for r in results:
         o, p, c = r["ours"], r.get("peft"), r.get("check")
         print("%-9s %d trials x %d steps: ours %.1f s (%d steps run, start %.1f s, step %.1f ms)%s%s" % (
@@ -198,9 +201,6 @@ def main():
                 r["peft_s"], p["start_s"], 1e3 * p["step_s"], r["ratio"], r["ratio_without_start"]) if p else "",
             "".join("; %d alone in %s: losses within %.1e (rounding %.1e)" % (x["trials"], x["precision"], x["difference"],
                                                                              x["rounding"]) for x in c or [])))
-    if args.json:
-        with open(args.json, "w") as f:
-            json.dump({"trials": results}, f, indent=1)
 
 
 if __name__ == "__main__":
