@@ -112,8 +112,8 @@ def a_machine_that_breaks_runs_takes_no_more():
         return next(x for x in w.api("GET", "/api/v1/agents")[1]["agents"] if x["pid"] == a.pid)
     wait(lambda: about()["state"] == "quarantined", 60, "the breaker trips")
     assert "in a row" in about()["quarantine"], about()
-    r = w.run(run)
-    assert r["failures"] == 0 and r["lost"] == 3, r
+    r = w.until(run, lambda r: r["lost"] == 3, 10)
+    assert r["failures"] == 0, r
     os.unlink(FAULT)
     time.sleep(3)
     assert w.run(run)["attempt"] == 3, "it was claimed in quarantine"
