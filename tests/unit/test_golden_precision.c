@@ -15,7 +15,7 @@ static const struct {
     double loss, gradient;
 } tolerance[] = {[SL_PRECISION_BF16] = {0.02, 0.06},
                  [SL_PRECISION_INT8] = {0.03, 0.08},
-                 [SL_PRECISION_FP8] = {0.05, 0.3}};
+                 [SL_PRECISION_FP8] = {0.05, 0.15}};
 
 static const char *const runs[] = {"train_mlp.safetensors", "train_lstm.safetensors",
                                    "train_tpmlp.safetensors", "train_prompt.safetensors",
