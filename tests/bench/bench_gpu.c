@@ -165,8 +165,7 @@ int main(int argc, char **argv)
                                   .seed = 1};
     must(sl_encoder_new(&c, ops, be, &e, &err));
     must(sl_optim_init(&optim, ops, be, &err));
-    int n_params;
-    struct sl_param *params = sl_encoder_params(e, &n_params);
+    struct sl_param whole = sl_encoder_whole(e); /* as the trainer does */
     for (int i = 0; i < steps + UNTIMED; i++) {
         struct sl_batch *b = &batch[i % n];
         int64_t t = sl_boot_us();
@@ -174,7 +173,7 @@ int main(int argc, char **argv)
         sl_encoder_forward(e, true, i, prompts);
         must(sl_model_step(m, b, prompts, dprompts, host_loss, &err));
         sl_encoder_backward(e, dprompts);
-        must(sl_optim_step(&optim, params, n_params, 1e-4f, i + 1, &norm, &err));
+        must(sl_optim_step(&optim, &whole, 1, 1e-4f, i + 1, &norm, &err));
         loss = loss_of(b, host_loss);
         if (i == 0)
             first = sl_boot_us();
@@ -188,7 +187,7 @@ int main(int argc, char **argv)
         sl_encoder_zero_grad(e);
         sl_encoder_forward(e, true, i, prompts);
         sl_encoder_backward(e, dprompts);
-        must(sl_optim_step(&optim, params, n_params, 1e-4f, steps + UNTIMED + i + 1, &norm, &err));
+        must(sl_optim_step(&optim, &whole, 1, 1e-4f, steps + UNTIMED + i + 1, &norm, &err));
         encoder[i] = (double)(sl_boot_us() - t) / 1e6;
     }
     qsort(encoder, ENCODER_STEPS, sizeof *encoder, by_size);
