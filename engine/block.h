@@ -1,5 +1,6 @@
-/* One block of memory given out in pieces, for backends: reserve() in ops.h. Pieces are aligned to 256 bytes and come
- * back with the whole block; only the last one given can be given again before. */
+/* One block of memory given out in pieces, for backends: reserve() in ops.h. Pieces are aligned to
+ * 256 bytes and come back with the whole block; only the last one given can be given again before.
+ */
 #ifndef SL_ENGINE_BLOCK_H
 #define SL_ENGINE_BLOCK_H
 #include <stdbool.h>
@@ -9,7 +10,7 @@
 #define SL_BLOCK_ALIGN ((size_t)256)
 
 struct sl_block {
-    char *base; /* NULL: none */
+    char *base;               /* NULL: none */
     size_t bytes, used, last; /* last: where the piece given last begins */
 };
 

@@ -1,5 +1,5 @@
-/* Where everything lies in the arena of a step, and how large that is. The arena is laid out twice, first without
- * memory: what is counted is what is taken. */
+/* Where everything lies in the arena of a step, and how large that is. The arena is laid out twice,
+ * first without memory: what is counted is what is taken. */
 #include "engine/model_parts.h"
 
 #define ARENA_ALIGN 256
@@ -28,8 +28,8 @@ static void *take_rows(const struct sl_model *m, struct sl_arena *a, int64_t row
 }
 
 /* All of a layer but x. heads: the memory of normed and rotated Q and K that layers share. */
-static void lay_out_layer(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b, bool last,
-                          const struct sl_saved *heads, struct sl_saved *s)
+static void lay_out_layer(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b,
+                          bool last, const struct sl_saved *heads, struct sl_saved *s)
 {
     int64_t hidden = m->arch.hidden, all = b->n_tokens, rows = last ? b->n_out : all;
     s->mean1 = sl_arena_take(a, all, sizeof(float));
@@ -50,7 +50,8 @@ static void lay_out_layer(const struct sl_model *m, struct sl_arena *a, const st
     s->pre = take_rows(m, a, rows, m->pre_cols);
 }
 
-static struct sl_saved lay_out_heads(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b, bool last)
+static struct sl_saved lay_out_heads(const struct sl_model *m, struct sl_arena *a,
+                                     const struct sl_batch *b, bool last)
 {
     struct sl_saved s = {0};
     int64_t all = b->n_tokens, rows = last ? b->n_out : all;
@@ -64,8 +65,8 @@ static struct sl_saved lay_out_heads(const struct sl_model *m, struct sl_arena *
 }
 
 /* recompute: of so many first layers only x is their own. */
-static void lay_out_layers(struct sl_arena *a, const struct sl_model *m, const struct sl_batch *b, bool gradient,
-                           int recompute, struct sl_saved *saved)
+static void lay_out_layers(struct sl_arena *a, const struct sl_model *m, const struct sl_batch *b,
+                           bool gradient, int recompute, struct sl_saved *saved)
 {
     int last = m->arch.layers - 1;
     struct sl_saved shared = {0}, heads = lay_out_heads(m, a, b, last == 0);
@@ -87,9 +88,9 @@ static void lay_out_layers(struct sl_arena *a, const struct sl_model *m, const s
 
 /* Everything a pass needs, at addresses in the arena (or just counted). Returns the block of the
  * batch's arrays; behind it lie the entries' rows within their chunks. */
-static void *lay_out(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b, bool gradient,
-                     bool want_logits, int recompute, struct sl_saved *saved, struct sl_work *w,
-                     struct sl_step_bytes *bytes)
+static void *lay_out(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b,
+                     bool gradient, bool want_logits, int recompute, struct sl_saved *saved,
+                     struct sl_work *w, struct sl_step_bytes *bytes)
 {
     int64_t hidden = m->arch.hidden, rows = b->n_tokens, outs = b->n_out, nv = b->n_virtual;
     int64_t wide = m->q_cols > hidden ? m->q_cols : hidden, qkv = m->q_cols + 2 * m->kv_cols;
@@ -127,8 +128,8 @@ static void *lay_out(const struct sl_model *m, struct sl_arena *a, const struct 
     return block;
 }
 
-void sl_model_step_bytes(const struct sl_model *m, const struct sl_batch *most, bool gradient, int n_layers,
-                         struct sl_step_bytes *ret_bytes)
+void sl_model_step_bytes(const struct sl_model *m, const struct sl_batch *most, bool gradient,
+                         int n_layers, struct sl_step_bytes *ret_bytes)
 {
     struct sl_arena a = {NULL, 0};
     struct sl_saved saved[SL_MAX_LAYERS];
@@ -147,14 +148,15 @@ int sl_model_reserve(struct sl_model *m, int64_t bytes, struct sl_err *err)
     m->arena_cap = 0;
     int rc = m->ops->alloc(m->be, (size_t)bytes, &m->arena, err);
     if (rc)
-        return sl_err_wrap(err, rc, "activations of this batch need %.1f MiB; lower micro_batch_size",
+        return sl_err_wrap(err, rc,
+                           "activations of this batch need %.1f MiB; lower micro_batch_size",
                            (double)bytes / (1 << 20));
     m->arena_cap = (size_t)bytes;
     return 0;
 }
 
-int sl_model_place(struct sl_model *m, const struct sl_batch *batch, bool gradient, bool want_logits, struct sl_work *w,
-                   void **ret_block, struct sl_err *err)
+int sl_model_place(struct sl_model *m, const struct sl_batch *batch, bool gradient,
+                   bool want_logits, struct sl_work *w, void **ret_block, struct sl_err *err)
 {
     struct sl_step_bytes bytes;
     struct sl_arena a = {NULL, 0};

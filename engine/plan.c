@@ -9,11 +9,13 @@
 
 /* Estimates from above of what is not counted. */
 #define CUDA_CONTEXT_BYTES (600 * MIB)
-#define CUDA_WORKSPACE_BYTES (160 * MIB) /* cublasLt's workspace and kernels, weights on their way, tables of a batch */
-#define CUDA_SHARE 64                    /* of the two blocks, for what the driver needs to map them */
-#define CUDA_PREFIX_ROWS 2048           /* partial sums of shared prefixes' keys and values, at least; else */
-#define CUDA_PREFIX_BLOCK 64            /* rows of a prefix are rounded up to so many */
-#define CPU_PROCESS_BYTES (96 * MIB)    /* the program, its libraries and OpenBLAS's buffers */
+#define CUDA_WORKSPACE_BYTES                                                                       \
+    (160 * MIB) /* cublasLt's workspace and kernels, weights on their way, tables of a batch */
+#define CUDA_SHARE 64         /* of the two blocks, for what the driver needs to map them */
+#define CUDA_PREFIX_ROWS 2048 /* partial sums of shared prefixes' keys and values, at least; else  \
+                               */
+#define CUDA_PREFIX_BLOCK 64  /* rows of a prefix are rounded up to so many */
+#define CPU_PROCESS_BYTES (96 * MIB) /* the program, its libraries and OpenBLAS's buffers */
 #define CPU_THREADS_MOST 64
 
 static int64_t larger(int64_t a, int64_t b)
@@ -25,9 +27,13 @@ static int64_t larger(int64_t a, int64_t b)
 static int64_t workspace_bytes(const struct sl_plan *p, const struct sl_model *m)
 {
     const struct sl_arch *a = &m->arch;
-    int64_t prefix = larger(CUDA_PREFIX_ROWS, p->most.n_prompts + (int64_t)CUDA_PREFIX_BLOCK * p->most.n_slots);
-    int64_t rows = p->most.n_tokens, kv = 2 * m->kv_cols, widest = larger(m->pre_cols, m->q_cols + kv), bytes;
-    int64_t values = p->device.precision == SL_PRECISION_INT8 ? widest * a->hidden * (int64_t)m->ops->act_bytes : 0;
+    int64_t prefix =
+        larger(CUDA_PREFIX_ROWS, p->most.n_prompts + (int64_t)CUDA_PREFIX_BLOCK * p->most.n_slots);
+    int64_t rows = p->most.n_tokens, kv = 2 * m->kv_cols,
+            widest = larger(m->pre_cols, m->q_cols + kv), bytes;
+    int64_t values = p->device.precision == SL_PRECISION_INT8
+                         ? widest * a->hidden * (int64_t)m->ops->act_bytes
+                         : 0;
 
     if (!p->device.accelerator) /* blocks of attention a thread; a step's partial sums */
         return values + rows * (a->heads + kv) * (int64_t)sizeof(float) +
@@ -35,14 +41,16 @@ static int64_t workspace_bytes(const struct sl_plan *p, const struct sl_model *m
     bytes = CUDA_WORKSPACE_BYTES + values;
     if (p->device.precision == SL_PRECISION_FP8)
         bytes += rows * widest + 2 * (int64_t)widest * a->hidden;
-    bytes += rows * a->heads * (int64_t)sizeof(float);                                         /* rows of dO . O */
-    bytes += prefix * kv * (int64_t)sizeof(float);                                             /* prefixes' keys */
+    bytes += rows * a->heads * (int64_t)sizeof(float); /* rows of dO . O */
+    bytes += prefix * kv * (int64_t)sizeof(float);     /* prefixes' keys */
     return bytes + bytes / 4 + (p->persistent + p->arena) / CUDA_SHARE;
 }
 
-/* What passes with at most these counts take: small ones are padded where they may be captured (model.c). */
-static void step_bytes(const struct sl_plan *p, const struct sl_model *m, const struct sl_batch *most, bool gradient,
-                       int recompute, struct sl_step_bytes *ret)
+/* What passes with at most these counts take: small ones are padded where they may be captured
+ * (model.c). */
+static void step_bytes(const struct sl_plan *p, const struct sl_model *m,
+                       const struct sl_batch *most, bool gradient, int recompute,
+                       struct sl_step_bytes *ret)
 {
     struct sl_batch small = *most, padded;
     struct sl_step_bytes bytes, other;
@@ -59,7 +67,8 @@ static void step_bytes(const struct sl_plan *p, const struct sl_model *m, const 
     *ret = bytes;
 }
 
-void sl_plan_set(struct sl_plan *p, const struct sl_model *model, const struct sl_batch *forward, int recompute)
+void sl_plan_set(struct sl_plan *p, const struct sl_model *model, const struct sl_batch *forward,
+                 int recompute)
 {
     struct sl_step_bytes validation = {0};
 
@@ -116,7 +125,11 @@ int sl_bytes_parse(const char *text, int64_t *ret_bytes, struct sl_err *err)
     static const struct {
         const char *unit;
         double bytes;
-    } units[] = {{"", 1}, {"KiB", 1024}, {"MiB", (double)MIB}, {"GiB", (double)GIB}, {"TiB", 1024 * (double)GIB}};
+    } units[] = {{"", 1},
+                 {"KiB", 1024},
+                 {"MiB", (double)MIB},
+                 {"GiB", (double)GIB},
+                 {"TiB", 1024 * (double)GIB}};
     char *end;
     double n = strtod(text, &end);
 
@@ -125,11 +138,12 @@ int sl_bytes_parse(const char *text, int64_t *ret_bytes, struct sl_err *err)
             *ret_bytes = (int64_t)(n * units[i].bytes);
             return 0;
         }
-    return sl_err_set(err, SL_SPEC, "'%s': expected memory such as 80GiB, 512MiB or a number of bytes", text);
+    return sl_err_set(err, SL_SPEC,
+                      "'%s': expected memory such as 80GiB, 512MiB or a number of bytes", text);
 }
 
-__attribute__((format(printf, 4, 5))) static void line(struct sl_buf *text, const char *what, int64_t bytes,
-                                                       const char *fmt, ...)
+__attribute__((format(printf, 4, 5))) static void line(struct sl_buf *text, const char *what,
+                                                       int64_t bytes, const char *fmt, ...)
 {
     va_list ap;
 
@@ -147,7 +161,8 @@ static const char *recomputed(const struct sl_plan *p, char ret_text[96])
     if (!p->recompute)
         snprintf(ret_text, 96, "%d layers", p->layers);
     else
-        snprintf(ret_text, 96, "%d layers; 0 to %d keep their input and are computed again", p->layers, p->recompute - 1);
+        snprintf(ret_text, 96, "%d layers; 0 to %d keep their input and are computed again",
+                 p->layers, p->recompute - 1);
     return ret_text;
 }
 
@@ -164,14 +179,16 @@ void sl_plan_table(const struct sl_plan *p, struct sl_buf *text)
 
     sl_buf_addf(text, "device: %s, precision %s\n", p->device.accelerator ? "NVIDIA GPU" : "CPU",
                 precision_name(p->device.precision));
-    sl_buf_addf(text, "largest micro-batch: %d rows, at most %d packed positions, %d of them virtual, %d with loss\n\n",
+    sl_buf_addf(text,
+                "largest micro-batch: %d rows, at most %d packed positions, %d of them virtual, %d "
+                "with loss\n\n",
                 b->n_rows, b->n_tokens, b->n_virtual, b->n_out);
     sl_buf_addf(text, "%-26s %12s\n", "", "MiB");
     line(text, "weights", p->weights, NULL);
     line(text, "prompt encoder", p->encoder_parameters + p->encoder_gradients + p->encoder_moments,
-         "parameters %.1f, gradients %.1f, moments %.1f; checkpoint %.1f", (double)p->encoder_parameters / (double)MIB,
-         (double)p->encoder_gradients / (double)MIB, (double)p->encoder_moments / (double)MIB,
-         (double)p->checkpoint / (double)MIB);
+         "parameters %.1f, gradients %.1f, moments %.1f; checkpoint %.1f",
+         (double)p->encoder_parameters / (double)MIB, (double)p->encoder_gradients / (double)MIB,
+         (double)p->encoder_moments / (double)MIB, (double)p->checkpoint / (double)MIB);
     line(text, "prompts, encoder's inside", p->others, p->n_trials > 1 ? "of all trials" : NULL);
     line(text, "kept for backward", p->step.kept, "%s", recomputed(p, more));
     line(text, "scratch of a layer", p->step.scratch, NULL);
@@ -190,12 +207,14 @@ void sl_plan_table(const struct sl_plan *p, struct sl_buf *text)
 json_t *sl_plan_json(const struct sl_plan *p)
 {
     const struct sl_batch *b = &p->most;
-    json_t *j = json_pack("{s:s, s:s, s:I, s:b, s:i, s:i, s:i}", "device", p->device.accelerator ? "cuda" : "cpu",
-                          "precision", precision_name(p->device.precision), "memory_bytes",
-                          (json_int_t)p->device.memory_bytes, "fits", sl_plan_fits(p), "layers", p->layers,
-                          "recomputed_layers", p->recompute, "trials", p->n_trials);
-    json_t *micro = json_pack("{s:i, s:i, s:i, s:i, s:i}", "micro_batch_size", p->micro_batch, "rows", b->n_rows,
-                              "positions", b->n_tokens, "virtual", b->n_virtual, "with_loss", b->n_out);
+    json_t *j = json_pack("{s:s, s:s, s:I, s:b, s:i, s:i, s:i}", "device",
+                          p->device.accelerator ? "cuda" : "cpu", "precision",
+                          precision_name(p->device.precision), "memory_bytes",
+                          (json_int_t)p->device.memory_bytes, "fits", sl_plan_fits(p), "layers",
+                          p->layers, "recomputed_layers", p->recompute, "trials", p->n_trials);
+    json_t *micro = json_pack("{s:i, s:i, s:i, s:i, s:i}", "micro_batch_size", p->micro_batch,
+                              "rows", b->n_rows, "positions", b->n_tokens, "virtual", b->n_virtual,
+                              "with_loss", b->n_out);
     const struct {
         const char *name;
         int64_t bytes;

@@ -44,13 +44,15 @@ static void count_free(struct sl_backend *be, void *p)
     sl_block_give(&be->block, p);
 }
 
-static int count_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes, struct sl_err *err)
+static int count_upload(struct sl_backend *be, void *dst, const void *host_src, size_t bytes,
+                        struct sl_err *err)
 {
     (void)be, (void)dst, (void)host_src, (void)bytes, (void)err;
     return 0;
 }
 
-static int count_download(struct sl_backend *be, void *host_dst, const void *src, size_t bytes, struct sl_err *err)
+static int count_download(struct sl_backend *be, void *host_dst, const void *src, size_t bytes,
+                          struct sl_err *err)
 {
     (void)be, (void)src, (void)err;
     memset(host_dst, 0, bytes);
@@ -72,15 +74,17 @@ static void count_to_f32(struct sl_backend *be, const sl_act *x, int64_t n, floa
     (void)be, (void)x, (void)n, (void)y;
 }
 
-static void count_embed(struct sl_backend *be, const struct sl_weight *embed, const struct sl_weight *pos_embed,
-                        const float *prompts, const int32_t *src, const int32_t *pos, int64_t rows, int hidden,
-                        sl_act *x)
+static void count_embed(struct sl_backend *be, const struct sl_weight *embed,
+                        const struct sl_weight *pos_embed, const float *prompts, const int32_t *src,
+                        const int32_t *pos, int64_t rows, int hidden, sl_act *x)
 {
-    (void)be, (void)embed, (void)pos_embed, (void)prompts, (void)src, (void)pos, (void)rows, (void)hidden, (void)x;
+    (void)be, (void)embed, (void)pos_embed, (void)prompts, (void)src, (void)pos, (void)rows,
+        (void)hidden, (void)x;
 }
 
 /* Takes pieces of so many bytes each. */
-static int take_weight(struct sl_backend *be, const size_t *bytes, int n, struct sl_weight **ret_w, struct sl_err *err)
+static int take_weight(struct sl_backend *be, const size_t *bytes, int n, struct sl_weight **ret_w,
+                       struct sl_err *err)
 {
     void *p;
     int rc = 0;
@@ -94,8 +98,9 @@ static int take_weight(struct sl_backend *be, const size_t *bytes, int n, struct
     return rc;
 }
 
-static int count_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read, void *ctx,
-                            struct sl_weight **ret_w, struct sl_err *err)
+static int count_weight_new(struct sl_backend *be, int64_t rows, int64_t cols,
+                            sl_read_rows_fn *read, void *ctx, struct sl_weight **ret_w,
+                            struct sl_err *err)
 {
     size_t n = (size_t)rows * (size_t)cols, bytes[] = {n * be->act_bytes, n * sizeof(float)};
     (void)read, (void)ctx;
@@ -103,8 +108,9 @@ static int count_weight_new(struct sl_backend *be, int64_t rows, int64_t cols, s
     return take_weight(be, bytes, rows == 1 && be->device.accelerator ? 2 : 1, ret_w, err);
 }
 
-static int count_linear_new(struct sl_backend *be, int64_t rows, int64_t cols, sl_read_rows_fn *read, void *ctx,
-                            struct sl_weight **ret_w, struct sl_err *err)
+static int count_linear_new(struct sl_backend *be, int64_t rows, int64_t cols,
+                            sl_read_rows_fn *read, void *ctx, struct sl_weight **ret_w,
+                            struct sl_err *err)
 {
     size_t n = (size_t)rows * (size_t)cols, scale = (size_t)rows * sizeof(float);
     size_t int8[] = {n, scale}, fp8[] = {n * be->act_bytes, n, (size_t)cols * sizeof(float)};
@@ -127,17 +133,17 @@ static size_t count_lstm_saved(const struct sl_lstm *l)
     return (size_t)2 * (size_t)l->seqs * (size_t)l->steps * 5 * (size_t)l->hidden;
 }
 
-#define TABLE(BYTES)                                                                                            \
-    {                                                                                                           \
-        .name = "count", .act_bytes = (BYTES), .counts_only = true, .close = count_close, .info = count_info,   \
-        .alloc = count_alloc, .free = count_free, .upload = count_upload, .download = count_download,           \
-        .zero = count_zero, .copy = count_copy, .to_f32 = count_to_f32, .weight_new = count_weight_new,         \
-        .linear_new = count_linear_new, .weight_free = count_weight_free, .embed = count_embed,                 \
-        .lstm_saved = count_lstm_saved,                                                                         \
+#define TABLE(BYTES)                                                                               \
+    {                                                                                              \
+        .name = "count", .act_bytes = (BYTES), .counts_only = true, .close = count_close,          \
+        .info = count_info, .alloc = count_alloc, .free = count_free, .upload = count_upload,      \
+        .download = count_download, .zero = count_zero, .copy = count_copy,                        \
+        .to_f32 = count_to_f32, .weight_new = count_weight_new, .linear_new = count_linear_new,    \
+        .weight_free = count_weight_free, .embed = count_embed, .lstm_saved = count_lstm_saved,    \
     }
 
-int sl_count_open(const struct sl_plan_device *device, const struct sl_ops **ret_ops, struct sl_backend **ret_be,
-                  struct sl_err *err)
+int sl_count_open(const struct sl_plan_device *device, const struct sl_ops **ret_ops,
+                  struct sl_backend **ret_be, struct sl_err *err)
 {
     static const struct sl_ops in_fp32 = TABLE(sizeof(float)), in_bf16 = TABLE(2);
     const struct sl_ops *ops =

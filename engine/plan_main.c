@@ -5,8 +5,8 @@
 #include <string.h>
 
 /* The device by its name, here or not. */
-static int find_device(const struct sl_trainer_options *o, enum sl_precision precision, struct sl_plan_device *ret,
-                       struct sl_err *err)
+static int find_device(const struct sl_trainer_options *o, enum sl_precision precision,
+                       struct sl_plan_device *ret, struct sl_err *err)
 {
     struct sl_plan_device device = {.precision = precision, .memory_bytes = o->memory_bytes};
     const char *name = o->device ? o->device : getenv("SOFTLAUNCH_DEVICE");

@@ -1,10 +1,11 @@
-/* The memory of a run before it is loaded: its largest micro-batch, what it takes, and what would do where that is
- * too much. */
+/* The memory of a run before it is loaded: its largest micro-batch, what it takes, and what would
+ * do where that is too much. */
 #include "engine/trainer.h"
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows whose micro-batches are looked at. In a longer run a later micro-batch may be larger: then the arena grows. */
+/* Rows whose micro-batches are looked at. In a longer run a later micro-batch may be larger: then
+ * the arena grows. */
 #define MAX_VISITS (INT64_C(1) << 24)
 
 /* What a row adds to a packed batch. */
@@ -12,7 +13,8 @@ struct cost {
     int positions, own, own_virtual, targets; /* own: behind what all rows of its task begin with */
 };
 
-/* Rows of one trainer data, and by task what they all begin with: they may share more, never less. */
+/* Rows of one trainer data, and by task what they all begin with: they may share more, never less.
+ */
 struct costs {
     struct cost *row;
     int *shared, *shared_virtual;
@@ -33,7 +35,8 @@ static void costs_release(struct costs *c)
     free(c->shared_virtual);
 }
 
-static int costs_of(const struct sl_dataset *ds, int n_tasks, bool share, struct costs *c, struct sl_err *err)
+static int costs_of(const struct sl_dataset *ds, int n_tasks, bool share, struct costs *c,
+                    struct sl_err *err)
 {
     int n = sl_dataset_rows(ds), *first = calloc((size_t)n_tasks, sizeof *first);
 
@@ -64,7 +67,8 @@ static int costs_of(const struct sl_dataset *ds, int n_tasks, bool share, struct
         int len = c->shared[row.slot];
 
         c->shared_virtual[row.slot] = virtual_in(&row, 0, len);
-        c->row[i] = (struct cost){row.n, row.n - len, virtual_in(&row, len, row.n), sl_dataset_row_targets(ds, i)};
+        c->row[i] = (struct cost){row.n, row.n - len, virtual_in(&row, len, row.n),
+                                  sl_dataset_row_targets(ds, i)};
     }
     free(first);
     return 0;
@@ -135,7 +139,8 @@ static int order_of(struct walk *w, int k, int64_t step, struct sl_err *err)
     if (!w->order[k])
         return sl_err_set(err, SL_NOMEM, "no memory for the order of %d rows", n);
     if (w->order_epoch[k] != epoch)
-        sl_dataset_order(trial->data->train, trial->config->seed, epoch, trial->config->data.shuffle, w->order[k]);
+        sl_dataset_order(trial->data->train, trial->config->seed, epoch,
+                         trial->config->data.shuffle, w->order[k]);
     w->order_epoch[k] = epoch;
     return 0;
 }
@@ -180,8 +185,8 @@ static void count_arrays(const struct sl_trainer *t, struct sl_batch *b)
 }
 
 /* The largest counts of any pass with micro-batches of so many rows. */
-static int largest(const struct sl_trainer *t, struct costs *costs, int micro, struct sl_batch *ret_most,
-                   struct sl_err *err)
+static int largest(const struct sl_trainer *t, struct costs *costs, int micro,
+                   struct sl_batch *ret_most, struct sl_err *err)
 {
     struct walk w = {.t = t, .costs = costs, .pass = 1};
     int64_t visits = 0, each = (int64_t)t->rows_per_step * t->n_trials;
@@ -208,7 +213,8 @@ static int largest(const struct sl_trainer *t, struct costs *costs, int micro, s
     return 0;
 }
 
-/* Counts that no validation pass exceeds, cut as trainer_validate.c does it, but for what rows share. */
+/* Counts that no validation pass exceeds, cut as trainer_validate.c does it, but for what rows
+ * share. */
 static struct sl_batch validation_pass(const struct sl_trainer *t)
 {
     struct sl_batch most = {0};
@@ -241,7 +247,8 @@ static struct sl_batch validation_pass(const struct sl_trainer *t)
 
 /* ---- the plan */
 
-/* What stays for the whole run, made on a backend that only counts; the model is left for the step's layout. */
+/* What stays for the whole run, made on a backend that only counts; the model is left for the
+ * step's layout. */
 static int count_persistent(struct sl_trainer *t, struct sl_plan *p, struct sl_err *err)
 {
     struct sl_backend_info info;
@@ -257,7 +264,9 @@ static int count_persistent(struct sl_trainer *t, struct sl_plan *p, struct sl_e
 
         for (int i = 0; i < trial->n_params; i++)
             floats += (int64_t)trial->params[i].rows * trial->params[i].cols;
-        best += (int64_t)(keep < 1 ? 1 : keep > SL_CHECKPOINT_MAX_BEST ? SL_CHECKPOINT_MAX_BEST : keep) *
+        best += (int64_t)(keep < 1                        ? 1
+                          : keep > SL_CHECKPOINT_MAX_BEST ? SL_CHECKPOINT_MAX_BEST
+                                                          : keep) *
                 trial->n_prompts * t->hidden;
     }
     p->layers = sl_model_arch(t->model)->layers;
@@ -312,7 +321,8 @@ static int advise(const struct sl_trainer *t, struct costs *costs, const struct 
         }
     }
     if (longest > 1)
-        sl_buf_addf(text, "; model.micro_batch_size 1 and model.data.max_seq_length %d fit", longest);
+        sl_buf_addf(text, "; model.micro_batch_size 1 and model.data.max_seq_length %d fit",
+                    longest);
     else
         sl_buf_adds(text, "; no micro-batch fits beside what stays");
     return 0;
@@ -321,8 +331,8 @@ static int advise(const struct sl_trainer *t, struct costs *costs, const struct 
 static int too_large(struct sl_trainer *t, struct costs *costs, const struct sl_plan *p,
                      const struct sl_batch *forward, struct sl_err *err)
 {
-    char total[SL_BYTES_TEXT_MAX], have[SL_BYTES_TEXT_MAX], weights[SL_BYTES_TEXT_MAX], encoder[SL_BYTES_TEXT_MAX],
-        step[SL_BYTES_TEXT_MAX];
+    char total[SL_BYTES_TEXT_MAX], have[SL_BYTES_TEXT_MAX], weights[SL_BYTES_TEXT_MAX],
+        encoder[SL_BYTES_TEXT_MAX], step[SL_BYTES_TEXT_MAX];
     struct sl_buf text;
     int rc;
 
@@ -331,17 +341,21 @@ static int too_large(struct sl_trainer *t, struct costs *costs, const struct sl_
     if (!rc)
         rc = sl_err_set(
             err, SL_NOMEM,
-            "out of memory before the first step: this run takes %s of %s: weights %s, prompt encoders with gradients "
+            "out of memory before the first step: this run takes %s of %s: weights %s, prompt "
+            "encoders with gradients "
             "and moments %s, a micro-batch of %d rows and at most %d packed positions %s%s%s",
             sl_bytes_text(p->total, total), sl_bytes_text(p->device.memory_bytes, have),
-            sl_bytes_text(p->weights, weights), sl_bytes_text(4 * p->encoder_parameters, encoder), p->most.n_rows,
-            p->most.n_tokens, sl_bytes_text(p->arena, step),
-            p->recompute ? ", with every layer but the last computed again in the backward pass" : "", text.p);
+            sl_bytes_text(p->weights, weights), sl_bytes_text(4 * p->encoder_parameters, encoder),
+            p->most.n_rows, p->most.n_tokens, sl_bytes_text(p->arena, step),
+            p->recompute ? ", with every layer but the last computed again in the backward pass"
+                         : "",
+            text.p);
     sl_buf_release(&text);
     return rc;
 }
 
-static int plan_with(struct sl_trainer *t, struct costs *costs, struct sl_plan *p, bool explain, struct sl_err *err)
+static int plan_with(struct sl_trainer *t, struct costs *costs, struct sl_plan *p, bool explain,
+                     struct sl_err *err)
 {
     struct sl_batch forward = validation_pass(t);
     int rc = 0, micro = t->trial[0].config->micro_batch;
@@ -369,8 +383,8 @@ static int plan_with(struct sl_trainer *t, struct costs *costs, struct sl_plan *
     return explain && !sl_plan_fits(p) ? too_large(t, costs, p, &forward, err) : 0;
 }
 
-static int plan(struct sl_trainer *t, const struct sl_plan_device *device, bool explain, struct sl_plan *ret_plan,
-                struct sl_err *err)
+static int plan(struct sl_trainer *t, const struct sl_plan_device *device, bool explain,
+                struct sl_plan *ret_plan, struct sl_err *err)
 {
     const struct sl_ops *ops = t->ops;
     struct sl_backend *be = t->be;
@@ -380,7 +394,8 @@ static int plan(struct sl_trainer *t, const struct sl_plan_device *device, bool 
 
     for (int d = 0; d < t->n_data && !rc; d++)
         if (t->data[d].train)
-            rc = costs_of(t->data[d].train, t->data[d].of->config.n_tasks, !t->options.no_share, &costs[d], err);
+            rc = costs_of(t->data[d].train, t->data[d].of->config.n_tasks, !t->options.no_share,
+                          &costs[d], err);
     t->pass_positions = device->accelerator ? SL_PASS_POSITIONS_DEVICE : SL_PASS_POSITIONS_CPU;
     if (!rc)
         rc = sl_count_open(device, &t->ops, &t->be, err);
@@ -399,13 +414,14 @@ static int plan(struct sl_trainer *t, const struct sl_plan_device *device, bool 
     return rc;
 }
 
-int sl_trainer_plan_for(struct sl_trainer *t, const struct sl_plan_device *device, struct sl_plan *ret_plan,
-                        struct sl_err *err)
+int sl_trainer_plan_for(struct sl_trainer *t, const struct sl_plan_device *device,
+                        struct sl_plan *ret_plan, struct sl_err *err)
 {
     return plan(t, device, false, ret_plan, err);
 }
 
-int sl_trainer_too_large(struct sl_trainer *t, const struct sl_plan_device *device, struct sl_err *err)
+int sl_trainer_too_large(struct sl_trainer *t, const struct sl_plan_device *device,
+                         struct sl_err *err)
 {
     struct sl_plan_device smaller = *device;
     struct sl_err why = SL_ERR_INIT;
@@ -414,7 +430,8 @@ int sl_trainer_too_large(struct sl_trainer *t, const struct sl_plan_device *devi
     int rc = plan(t, device, true, &p, &why);
 
     smaller.precision = SL_PRECISION_INT8;
-    if (rc == SL_NOMEM && device->precision != SL_PRECISION_INT8 && !sl_trainer_plan_for(t, &smaller, &q, NULL))
+    if (rc == SL_NOMEM && device->precision != SL_PRECISION_INT8 &&
+        !sl_trainer_plan_for(t, &smaller, &q, NULL))
         return sl_err_set(err, rc, "%s; trainer.precision int8 takes %s of weights%s", why.msg,
                           sl_bytes_text(q.weights, bytes), sl_plan_fits(&q) ? " and fits" : "");
     return rc ? sl_err_set(err, rc, "%s", why.msg) : 0;
@@ -431,7 +448,8 @@ int sl_trainer_fit(struct sl_trainer *t, struct sl_err *err)
     device.accelerator = info.accelerator;
     device.memory_bytes = info.memory_bytes;
     device.open = true;
-    if (t->options.memory_bytes && (!info.memory_bytes || t->options.memory_bytes < info.memory_bytes)) {
+    if (t->options.memory_bytes &&
+        (!info.memory_bytes || t->options.memory_bytes < info.memory_bytes)) {
         device.memory_bytes = t->options.memory_bytes;
         device.open = false;
     }
@@ -440,7 +458,8 @@ int sl_trainer_fit(struct sl_trainer *t, struct sl_err *err)
         rc = sl_trainer_too_large(t, &device, err);
     if (!rc && t->plan.recompute)
         sl_emit_log(t->report, SL_INFO,
-                    "memory: %s of %s; layers 0 to %d keep only their input and are computed again in the backward pass",
+                    "memory: %s of %s; layers 0 to %d keep only their input and are computed again "
+                    "in the backward pass",
                     sl_bytes_text(t->plan.total, total), sl_bytes_text(device.memory_bytes, have),
                     t->plan.recompute - 1);
     return rc;
@@ -454,7 +473,8 @@ void sl_trainer_tell_memory(struct sl_trainer *t)
     if (!t->ops->memory_left)
         return;
     t->ops->info(t->be, &info);
-    sl_emit_log(t->report, SL_INFO, "memory: %s taken after the first step, %s planned, the device's context left out",
+    sl_emit_log(t->report, SL_INFO,
+                "memory: %s taken after the first step, %s planned, the device's context left out",
                 sl_bytes_text(info.memory_bytes - t->ops->memory_left(t->be), taken),
                 sl_bytes_text(t->plan.total - t->plan.outside, planned));
 }

@@ -1,6 +1,7 @@
-/* How much memory this process may have: the machine's, or less where a control group says so (cgroups(7): version 2's
- * memory.max and memory.current, version 1's memory.limit_in_bytes and memory.usage_in_bytes; a group's limits hold for
- * those below it). Files in memory that could be read again do not count as used. */
+/* How much memory this process may have: the machine's, or less where a control group says so
+ * (cgroups(7): version 2's memory.max and memory.current, version 1's memory.limit_in_bytes and
+ * memory.usage_in_bytes; a group's limits hold for those below it). Files in memory that could be
+ * read again do not count as used. */
 #include "base/file.h"
 #include "engine/cpu/cpu.h"
 #include <stdio.h>
@@ -9,7 +10,8 @@
 
 #define TEXT_MAX ((size_t)64 << 10)
 
-/* The number that follows key in the file's text, times scale; without a key the file's first. -1: there is none. */
+/* The number that follows key in the file's text, times scale; without a key the file's first. -1:
+ * there is none. */
 static int64_t number_in(const char *root, const char *path, const char *key, int64_t scale)
 {
     char full[SL_PATH_MAX];
@@ -24,7 +26,8 @@ static int64_t number_in(const char *root, const char *path, const char *key, in
         if (at) {
             at += key ? strlen(key) : 0;
             n = strtoll(at, &end, 10);
-            n = end == at || n < 0 || n > INT64_MAX / scale ? -1 : n * scale; /* "max" is no number */
+            n = end == at || n < 0 || n > INT64_MAX / scale ? -1
+                                                            : n * scale; /* "max" is no number */
         }
     }
     sl_buf_release(&text);
@@ -32,8 +35,8 @@ static int64_t number_in(const char *root, const char *path, const char *key, in
 }
 
 /* What the groups from `group` up leave, at most `most`. */
-static int64_t within(const char *root, const char *mount, const char *group, const char *limit, const char *usage,
-                      const char *file_key, int64_t most)
+static int64_t within(const char *root, const char *mount, const char *group, const char *limit,
+                      const char *usage, const char *file_key, int64_t most)
 {
     char dir[SL_PATH_MAX], path[SL_PATH_MAX];
 
@@ -78,10 +81,11 @@ int64_t sl_cpu_memory(const char *root)
             if (!strcmp(group, "/"))
                 group++;
             if (!names[1])
-                most = within(root, "/sys/fs/cgroup", group, "memory.max", "memory.current", "\ninactive_file ", most);
+                most = within(root, "/sys/fs/cgroup", group, "memory.max", "memory.current",
+                              "\ninactive_file ", most);
             else if (!strcmp(names + 1, "memory"))
-                most = within(root, "/sys/fs/cgroup/memory", group, "memory.limit_in_bytes", "memory.usage_in_bytes",
-                              "\ntotal_inactive_file ", most);
+                most = within(root, "/sys/fs/cgroup/memory", group, "memory.limit_in_bytes",
+                              "memory.usage_in_bytes", "\ntotal_inactive_file ", most);
         }
     }
     sl_buf_release(&text);

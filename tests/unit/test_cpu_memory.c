@@ -1,4 +1,5 @@
-/* How much memory the CPU backend says there is, by files as Linux writes them; and memory that is reserved at once. */
+/* How much memory the CPU backend says there is, by files as Linux writes them; and memory that is
+ * reserved at once. */
 #include "base/file.h"
 #include "engine/cpu/cpu.h"
 #include <setjmp.h>
@@ -30,27 +31,33 @@ static int64_t memory_of(const struct text *files, int n)
     return bytes;
 }
 
-#define MEMINFO {"/proc/meminfo", "MemTotal:       16384000 kB\nMemFree:   100 kB\nMemAvailable:    8388608 kB\n"}
+#define MEMINFO                                                                                    \
+    {                                                                                              \
+        "/proc/meminfo",                                                                           \
+            "MemTotal:       16384000 kB\nMemFree:   100 kB\nMemAvailable:    8388608 kB\n"        \
+    }
 
 static void test_machine_and_groups(void **state)
 {
     const struct text machine[] = {MEMINFO};
-    const struct text v2[] = {MEMINFO,
-                              {"/proc/self/cgroup", "0::/work.slice/run\n"},
-                              {"/sys/fs/cgroup/work.slice/run/memory.max", "max\n"},
-                              {"/sys/fs/cgroup/work.slice/memory.max", "1073741824\n"}, /* 1 GiB, of the one above */
-                              {"/sys/fs/cgroup/work.slice/memory.current", "536870912\n"},
-                              {"/sys/fs/cgroup/work.slice/memory.stat", "anon 1\nfile 2\ninactive_file 134217728\n"}};
+    const struct text v2[] = {
+        MEMINFO,
+        {"/proc/self/cgroup", "0::/work.slice/run\n"},
+        {"/sys/fs/cgroup/work.slice/run/memory.max", "max\n"},
+        {"/sys/fs/cgroup/work.slice/memory.max", "1073741824\n"}, /* 1 GiB, of the one above */
+        {"/sys/fs/cgroup/work.slice/memory.current", "536870912\n"},
+        {"/sys/fs/cgroup/work.slice/memory.stat", "anon 1\nfile 2\ninactive_file 134217728\n"}};
     const struct text inside[] = {MEMINFO, /* a container that sees its own group as the root */
                                   {"/proc/self/cgroup", "0::/kubepods/pod1\n"},
                                   {"/sys/fs/cgroup/memory.max", "2147483648\n"},
                                   {"/sys/fs/cgroup/memory.current", "1048576\n"}};
-    const struct text v1[] = {MEMINFO,
-                              {"/proc/self/cgroup", "5:cpu:/\n4:memory:/docker/x\n0::/\n"},
-                              {"/sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes", "268435456\n"},
-                              {"/sys/fs/cgroup/memory/docker/x/memory.usage_in_bytes", "67108864\n"},
-                              {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"},
-                              {"/sys/fs/cgroup/memory/memory.usage_in_bytes", "67108864\n"}};
+    const struct text v1[] = {
+        MEMINFO,
+        {"/proc/self/cgroup", "5:cpu:/\n4:memory:/docker/x\n0::/\n"},
+        {"/sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes", "268435456\n"},
+        {"/sys/fs/cgroup/memory/docker/x/memory.usage_in_bytes", "67108864\n"},
+        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"},
+        {"/sys/fs/cgroup/memory/memory.usage_in_bytes", "67108864\n"}};
     (void)state;
     assert_int_equal(memory_of(machine, 1), 8192 * MIB);
     assert_int_equal(memory_of(v2, 6), (1024 - 512 + 128) * MIB);
@@ -94,6 +101,7 @@ static void test_reserved_memory(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_machine_and_groups), cmocka_unit_test(test_reserved_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_machine_and_groups),
+                                       cmocka_unit_test(test_reserved_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

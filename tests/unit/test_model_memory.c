@@ -1,5 +1,5 @@
-/* What a step keeps and computes: activations to the byte, layers that are computed again to the bit, and the rows
- * that the first and the last layer leave out. */
+/* What a step keeps and computes: activations to the byte, layers that are computed again to the
+ * bit, and the rows that the first and the last layer leave out. */
 #include "engine/model_parts.h"
 #include "tests/golden/golden_train.h"
 #include "tests/unit/tiny_model.h"
@@ -13,12 +13,28 @@
 
 enum { LAYERS = 5, V = 3, ROWS = 6, MOST = 11, HIDDEN = 32, VOCAB = 40 };
 
-static const struct tiny llama = {.layers = LAYERS, .hidden = HIDDEN, .heads = 4, .kv_heads = 2, .ffn = 48,
-                                  .vocab = VOCAB, .positions = 32, .untied = true, .qkv_bias = true, .seed = 1};
-static const struct tiny gpt2 = {.gpt2 = true, .layers = LAYERS, .hidden = HIDDEN, .heads = 4, .kv_heads = 4,
-                                 .ffn = 128, .vocab = VOCAB, .positions = 32, .seed = 4};
+static const struct tiny llama = {.layers = LAYERS,
+                                  .hidden = HIDDEN,
+                                  .heads = 4,
+                                  .kv_heads = 2,
+                                  .ffn = 48,
+                                  .vocab = VOCAB,
+                                  .positions = 32,
+                                  .untied = true,
+                                  .qkv_bias = true,
+                                  .seed = 1};
+static const struct tiny gpt2 = {.gpt2 = true,
+                                 .layers = LAYERS,
+                                 .hidden = HIDDEN,
+                                 .heads = 4,
+                                 .kv_heads = 4,
+                                 .ffn = 128,
+                                 .vocab = VOCAB,
+                                 .positions = 32,
+                                 .seed = 4};
 
-/* Two slots with a shared prefix each: virtual tokens, two equal ones, then rows of different lengths. */
+/* Two slots with a shared prefix each: virtual tokens, two equal ones, then rows of different
+ * lengths. */
 static void pack(struct sl_batch *ret_batch)
 {
     static int32_t id[ROWS][MOST];
@@ -95,9 +111,9 @@ static void test_layers_computed_again_give_the_same_bits(void **state)
     }
 }
 
-/* Elements a token and layer: 10 H for GPT-2 (two residual inputs, Q, K, V, attention's output, before GELU), with
- * H = heads and 4 H the feed-forward size; for Llama two residual inputs, Q, output, K, V, gate and up. And fp32
- * numbers: mean and rstd twice, log-sum-exp of each head. */
+/* Elements a token and layer: 10 H for GPT-2 (two residual inputs, Q, K, V, attention's output,
+ * before GELU), with H = heads and 4 H the feed-forward size; for Llama two residual inputs, Q,
+ * output, K, V, gate and up. And fp32 numbers: mean and rstd twice, log-sum-exp of each head. */
 static void test_what_is_kept(void **state)
 {
     const struct {
@@ -108,17 +124,23 @@ static void test_what_is_kept(void **state)
     (void)state;
     for (int k = 0; k < 2; k++) {
         struct tiny_model t;
-        struct sl_batch most = {.n_tokens = tokens, .n_out = outs, .n_entries = outs, .n_virtual = 64, .memory_bytes = 256};
+        struct sl_batch most = {.n_tokens = tokens,
+                                .n_out = outs,
+                                .n_entries = outs,
+                                .n_virtual = 64,
+                                .memory_bytes = 256};
         struct sl_step_bytes all, some;
         int kv = 2 * HIDDEN / 4 * cases[k].config->kv_heads, floats = 4 + 4;
         int64_t layer = (int64_t)tokens * (cases[k].elements + floats) * 4;
-        int64_t last = (int64_t)tokens * (HIDDEN + kv + 2) * 4 + (int64_t)outs * (cases[k].elements - HIDDEN - kv + 6) * 4;
+        int64_t last = (int64_t)tokens * (HIDDEN + kv + 2) * 4 +
+                       (int64_t)outs * (cases[k].elements - HIDDEN - kv + 6) * 4;
         tiny_open(cases[k].config, &t);
         sl_model_step_bytes(t.model, &most, true, 0, &all);
         assert_int_equal(all.kept, (LAYERS - 1) * layer + last);
         for (int n = 2; n < LAYERS; n++) {
             sl_model_step_bytes(t.model, &most, true, n, &some);
-            assert_int_equal(all.kept - some.kept, (n - 1) * (layer - (int64_t)tokens * HIDDEN * 4));
+            assert_int_equal(all.kept - some.kept,
+                             (n - 1) * (layer - (int64_t)tokens * HIDDEN * 4));
             assert_int_equal(all.scratch, some.scratch);
         }
         assert_int_equal(all.total, all.batch + all.kept + all.scratch + all.logits);
@@ -145,15 +167,16 @@ static void note(const struct sl_weight *w, int64_t rows, bool back)
     *(back ? &seen[i].rows_back : &seen[i].rows) += rows;
 }
 
-static void noted_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows, const struct sl_weight *w,
-                         const struct sl_weight *bias, const sl_act *add, int64_t ld_add, sl_act *y, int64_t ldy)
+static void noted_matmul(struct sl_backend *be, const sl_act *x, int64_t ldx, int64_t rows,
+                         const struct sl_weight *w, const struct sl_weight *bias, const sl_act *add,
+                         int64_t ld_add, sl_act *y, int64_t ldy)
 {
     note(w, rows, false);
     sl_cpu_ops.matmul(be, x, ldx, rows, w, bias, add, ld_add, y, ldy);
 }
 
-static void noted_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows, const struct sl_weight *w,
-                       bool accumulate, sl_act *dx, int64_t ldx)
+static void noted_back(struct sl_backend *be, const sl_act *dy, int64_t ldy, int64_t rows,
+                       const struct sl_weight *w, bool accumulate, sl_act *dx, int64_t ldx)
 {
     note(w, rows, true);
     sl_cpu_ops.matmul_back(be, dy, ldy, rows, w, accumulate, dx, ldx);
@@ -203,7 +226,8 @@ static void test_rows_left_out(void **state)
             expect_rows(layer->down, rows, rows);
         }
         expect_rows(m->head, b.n_out, b.n_out);
-        n_seen = 0; /* computed again: all of layers 0 to 2 but the way back to the residual stream */
+        n_seen =
+            0; /* computed again: all of layers 0 to 2 but the way back to the residual stream */
         memset(seen, 0, sizeof seen);
         step(m, 4, &r);
         for (int l = 0; l < LAYERS - 1; l++) {

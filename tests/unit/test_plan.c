@@ -1,5 +1,6 @@
-/* A run's plan: what it says is what is taken, to the byte, once and for all; a run that does not fit computes layers
- * again, to the same bits, or says at once what would fit. On the GPU with SL_TEST_DEVICE=cuda. */
+/* A run's plan: what it says is what is taken, to the byte, once and for all; a run that does not
+ * fit computes layers again, to the same bits, or says at once what would fit. On the GPU with
+ * SL_TEST_DEVICE=cuda. */
 #include "engine/cpu/coretype.h"
 #include "engine/plan.h"
 #include "tests/unit/train_run.h"
@@ -68,15 +69,18 @@ static float *finish(struct whole *w)
 static const char *const configs[][6] = {
     {NULL},
     {"model.p_tuning.encoder_type=lstm", "model.p_tuning.dropout=0.3", NULL},
-    {"model.p_tuning.encoder_type=mlp", "model.p_tuning.num_layers=3", "model.data.shuffle=false", NULL},
+    {"model.p_tuning.encoder_type=mlp", "model.p_tuning.num_layers=3", "model.data.shuffle=false",
+     NULL},
     {"model.virtual_prompt_style=prompt-tuning",
      "model.prompt_tuning={\"new_prompt_init_methods\": [\"text\", \"random\"],"
      " \"new_prompt_init_text\": [\"is it so\", null]}",
      NULL},
     {"trainer.precision=bf16", "model.micro_batch_size=3", NULL},
     {"trials=[{\"name\":\"a\",\"overrides\":{}},{\"name\":\"b\",\"overrides\":{\"model.seed\":7,"
-     "\"model.p_tuning.encoder_hidden\":8}},{\"name\":\"c\",\"overrides\":{\"model.p_tuning.encoder_type\":\"lstm\","
-     "\"model.task_templates.0.total_virtual_tokens\":9,\"model.task_templates.1.total_virtual_tokens\":9,"
+     "\"model.p_tuning.encoder_hidden\":8}},{\"name\":\"c\",\"overrides\":{\"model.p_tuning."
+     "encoder_type\":\"lstm\","
+     "\"model.task_templates.0.total_virtual_tokens\":9,\"model.task_templates.1.total_virtual_"
+     "tokens\":9,"
      "\"model.task_templates.1.virtual_token_splits\":[4,5]}}]",
      NULL},
     {"trainer.precision=int8", "model.p_tuning.encoder_type=embedding", NULL},
@@ -103,7 +107,8 @@ static void test_what_is_planned_is_what_is_taken(void **state)
         free(finish(&w));
         after = info_of(&w);
         assert_int_equal(after.given_bytes, before.given_bytes);
-        if (!after.accelerator) /* a GPU's operations have scratch that grows with the first steps */
+        if (!after
+                 .accelerator) /* a GPU's operations have scratch that grows with the first steps */
             assert_int_equal(after.allocations, before.allocations);
         assert_true(sl_model_arena_bytes(w.t.model) <= w.t.plan.arena);
 
@@ -117,11 +122,15 @@ static void test_what_is_planned_is_what_is_taken(void **state)
     }
 }
 
-/* Packs every micro-batch of every step as training does: none exceeds the plan, and some reaches it. */
+/* Packs every micro-batch of every step as training does: none exceeds the plan, and some reaches
+ * it. */
 static void test_the_largest_micro_batch(void **state)
 {
-    static const char *const sizes[][4] = {{NULL}, {"model.micro_batch_size=8", "model.global_batch_size=8", NULL},
-                                           {"model.micro_batch_size=1", NULL}, {"model.data.shuffle=false", NULL}};
+    static const char *const sizes[][4] = {
+        {NULL},
+        {"model.micro_batch_size=8", "model.global_batch_size=8", NULL},
+        {"model.micro_batch_size=1", NULL},
+        {"model.data.shuffle=false", NULL}};
     (void)state;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         struct whole w;
@@ -132,8 +141,9 @@ static void test_the_largest_micro_batch(void **state)
         struct sl_trial *trial = &w.t.trial[0];
         int micro = trial->config->micro_batch, per = w.t.rows_per_step;
         for (int64_t step = 0; step < w.t.steps; step++) {
-            sl_dataset_order(trial->data->train, trial->config->seed, (int)(step / trial->steps_per_epoch),
-                             trial->config->data.shuffle, order);
+            sl_dataset_order(trial->data->train, trial->config->seed,
+                             (int)(step / trial->steps_per_epoch), trial->config->data.shuffle,
+                             order);
             for (int at = 0; at < per; at += micro) {
                 struct sl_row rows[TRAIN_ROWS];
                 struct sl_batch b;
@@ -141,25 +151,30 @@ static void test_the_largest_micro_batch(void **state)
                 for (int k = 0; k < n; k++)
                     rows[k] = sl_dataset_row(trial->data->train,
                                              order[step % trial->steps_per_epoch * per + at + k]);
-                assert_int_equal(sl_batch_pack(rows, n, w.t.slot_v, w.t.n_slots, sl_model_arch(w.t.model)->vocab, 64,
-                                               true, NULL, &b, &err), 0);
-                assert_true(b.n_tokens <= w.t.plan.most.n_tokens && b.n_out <= w.t.plan.most.n_out &&
-                            b.n_virtual <= w.t.plan.most.n_virtual && b.n_seqs <= w.t.plan.most.n_seqs &&
-                            b.n_entries <= w.t.plan.most.n_entries && b.n_rows <= w.t.plan.most.n_rows &&
-                            b.memory_bytes <= w.t.plan.most.memory_bytes);
+                assert_int_equal(sl_batch_pack(rows, n, w.t.slot_v, w.t.n_slots,
+                                               sl_model_arch(w.t.model)->vocab, 64, true, NULL, &b,
+                                               &err),
+                                 0);
+                assert_true(
+                    b.n_tokens <= w.t.plan.most.n_tokens && b.n_out <= w.t.plan.most.n_out &&
+                    b.n_virtual <= w.t.plan.most.n_virtual && b.n_seqs <= w.t.plan.most.n_seqs &&
+                    b.n_entries <= w.t.plan.most.n_entries && b.n_rows <= w.t.plan.most.n_rows &&
+                    b.memory_bytes <= w.t.plan.most.memory_bytes);
                 most = b.n_tokens > most ? b.n_tokens : most;
                 outs = b.n_out > outs ? b.n_out : outs;
                 seqs = b.n_seqs > seqs ? b.n_seqs : seqs;
                 sl_batch_release(&b);
             }
         }
-        assert_true(most >= w.t.plan.most.n_tokens - 4); /* rows of a batch may share a letter or two more than all do */
+        assert_true(most >= w.t.plan.most.n_tokens -
+                                4); /* rows of a batch may share a letter or two more than all do */
         assert_true(outs >= w.t.plan.most.n_out - 8 && seqs >= w.t.plan.most.n_seqs - 2);
         end(&w);
     }
 }
 
-/* The memory is a byte too small for the plain run: layers are computed again, the result is the same. */
+/* The memory is a byte too small for the plain run: layers are computed again, the result is the
+ * same. */
 static void test_too_large_for_the_plain_run(void **state)
 {
     struct whole plain, small;
@@ -180,7 +195,8 @@ static void test_too_large_for_the_plain_run(void **state)
     free(b);
     d = plain.t.plan.device;
     d.open = false;
-    for (int n = layers - 1; n != 1; n--) { /* the memory of each choice, to the byte, and one less */
+    for (int n = layers - 1; n != 1;
+         n--) { /* the memory of each choice, to the byte, and one less */
         struct sl_model *m = plain.t.model;
         struct sl_batch none = {0};
         struct sl_plan q = plain.t.plan;
@@ -205,7 +221,8 @@ static void test_what_would_fit(void **state)
 {
     struct whole w;
     (void)state;
-    begin(&w, (const char *const[]){"model.micro_batch_size=8", "datasets.validation=[]", NULL}, (struct sl_trainer_options){0});
+    begin(&w, (const char *const[]){"model.micro_batch_size=8", "datasets.validation=[]", NULL},
+          (struct sl_trainer_options){0});
     if (w.rc)
         fail_msg("%s", err.msg);
     int64_t all = w.t.plan.total, arena = w.t.plan.step.total;
@@ -222,7 +239,8 @@ static void test_what_would_fit(void **state)
     for (int more = 0; more < 2; more++) { /* what it says fits does, and one row more does not */
         char size[64];
         snprintf(size, sizeof size, "model.micro_batch_size=%d", fits + more);
-        begin(&w, (const char *const[]){size, "datasets.validation=[]", NULL}, (struct sl_trainer_options){.memory_bytes = all - arena * 3 / 4});
+        begin(&w, (const char *const[]){size, "datasets.validation=[]", NULL},
+              (struct sl_trainer_options){.memory_bytes = all - arena * 3 / 4});
         assert_int_equal(w.rc, more ? SL_NOMEM : 0);
         end(&w);
     }
@@ -251,8 +269,8 @@ static void test_padding_grows_with_the_batch(void **state)
         b.n_out_seqs = b.n_seqs;
         sl_batch_pad_counts(&a, &pa);
         sl_batch_pad_counts(&b, &pb);
-        assert_true(pa.n_out <= pb.n_out && pa.n_entries <= pb.n_entries && pa.n_seqs <= pb.n_seqs &&
-                    pa.n_virtual <= pb.n_virtual);
+        assert_true(pa.n_out <= pb.n_out && pa.n_entries <= pb.n_entries &&
+                    pa.n_seqs <= pb.n_seqs && pa.n_virtual <= pb.n_virtual);
         sl_batch_pad_bound(&b, &pb);
         assert_true(pa.n_tokens <= pb.n_tokens && pa.memory_bytes <= pb.memory_bytes);
     }
