@@ -21,7 +21,8 @@ agents = []
 def agent(name="agent", more=(), **env):
     for name_of_ours in ("SOFTLAUNCH_DEVICE", "CUDA_VISIBLE_DEVICES"):
         os.environ.pop(name_of_ours, None)
-    a = w.agent(name, more=["--worker", PLACE + "/softlaunch-worker", *more], env={"SL_FAULT_FILE": FAULT, **env})
+    a = w.agent(name, more=["--worker", PLACE + "/softlaunch-worker", *more], env={
+        "SL_FAULT_FILE": FAULT, "ASAN_OPTIONS": "allocator_may_return_null=1", **env})    # as malloc does without ASan
     agents.append(a)
     wait(lambda: "connected to Redis" in open(a.log).read(), 30, "the agent has tested its devices")
     return a
