@@ -1,10 +1,11 @@
 """Redis, a server and agents that faults are done to, and the faults. Everything lies in one folder, speaks over unix
 sockets and loopback, and is ended by process id."""
 import contextlib, hashlib, json, os, random, shutil, signal, socket, subprocess, sys, threading, time
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "..", "system"))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
 from queue_fixture import *
 import checker
+
+HERE = os.path.dirname(os.path.abspath(__file__))    # not queue_fixture's
 
 STATES = {  # where a victim is stopped: the fault strikes while it stands there
     "queued": "claim.before", "fetching": "fetch.before", "training": "start.after", "checkpointing": "blob.before",
@@ -59,6 +60,7 @@ class Line:
 
     def __init__(self, listen, connect):
         self.listen_at, self.connect_to, self.delay_s, self.is_cut, self.ends = listen, connect, 0, False, []
+        self.deaf = False    # what is sent arrives, and no answer comes back
         family = socket.AF_UNIX if isinstance(listen, str) else socket.AF_INET
         self.listener = socket.socket(family)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,11 +96,13 @@ class Line:
                 continue
             self.ends += [client, server]
             for a, b in ((client, server), (server, client)):
-                threading.Thread(target=self.forward, args=(a, b), daemon=True).start()
+                threading.Thread(target=self.forward, args=(a, b, a is server), daemon=True).start()
 
-    def forward(self, source, sink):
+    def forward(self, source, sink, answers):
         try:
             while data := source.recv(1 << 16):
+                if answers and self.deaf:
+                    continue
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 sink.sendall(data)
@@ -122,7 +126,6 @@ class Arena(World):
         self.ready = True
         self.put("model", "weights\n")
         self.put("data", '{"taskname":"t","a":"x","b":"y"}\n')
-        self.expected = self.undisturbed()
 
     # ---- parts whose clock can be put forward, and whose disk can be full
     def clock(self, name):
@@ -163,7 +166,7 @@ class Arena(World):
             state = ((state ^ x) * 1099511628211) & (2**64 - 1)
         return hashlib.sha256(f"{state}\n".encode()).hexdigest()
 
-    def add_run(self, queue="default", mode="ok"):
+    def add_run(self, queue="default", mode="ok", steps=STEPS):
         with self.lock:
             self.n += 1
             artifact = f"result-{self.n}"
@@ -171,7 +174,7 @@ class Arena(World):
         while True:    # the same key: a lost answer makes no second run
             try:
                 status, reply = self.api("POST", "/api/v1/runs", make_spec(
-                    f"fault.{STEPS}.{STEP_MS}.{mode}", queue=queue, priority=random.choice(["high", "medium", "low"]),
+                    f"fault.{steps}.{STEP_MS}.{mode}", queue=queue, priority=random.choice(["high", "medium", "low"]),
                     outputs={"artifact": artifact}, retry={"max_attempts": 100}), **{"Idempotency-Key": key})
                 if status in (200, 201):
                     with self.lock:
@@ -303,6 +306,6 @@ class Arena(World):
         return {"ready": sum(int(self.cli("zcard", k) or 0) for k in keys), "leases": int(self.cli("zcard", "{softlaunch}:leases")),
                 "delayed": int(self.cli("zcard", "{softlaunch}:delayed")), "outbox": int(self.cli("hlen", "{softlaunch}:outbox"))}
 
-    def judge(self, run):
+    def judge(self, run, steps=STEPS):
         record, versions, events = self.outcome(run)
-        return checker.check_run(run, record, versions, events, self.expected), record, events
+        return checker.check_run(run, record, versions, events, self.undisturbed(steps)), record, events

@@ -1,0 +1,3 @@
+# script: finish.lua
+# an old owner publishes, too
+s/^if h.lease ~= lease then/if false then/
