@@ -25,7 +25,7 @@ if had[1] then
   if h.lease ~= lease then return err(LOST) end
   return reply(had[1], h)
 end
-if had[2] then return false end
+if had[2] and had[2] ~= 'resumed' then return false end -- paused or draining
 
 -- The first run of a queue that the offer serves.
 local function first_of(q)

@@ -171,6 +171,7 @@ def a_run_over_its_time_is_stopped():
 
 
 def the_index_is_made_anew_and_numbers_go_on():
+    wait(lambda: w.cli("zcard", P + ":ended") == "0", 20, "what has ended is in the archive")
     before = [x["run"] for x in w.api("GET", "/api/v1/runs?limit=200")[1]["runs"]]
     highest = w.api("GET", "/api/v1/runs?limit=1")[1]["runs"][0]["seq"]
     w.end(w.server)
