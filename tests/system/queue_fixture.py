@@ -15,6 +15,8 @@ class Skip(Exception):
 
 
 class World:
+    appendfsync = "always"
+
     def __init__(self, lease_ms=1500, program=BIN, serve=()):
         """program: of the server and the agents; serve: more arguments of the server."""
         self.program, self.serve = program, serve
@@ -38,7 +40,7 @@ class World:
 
     def start_redis(self, **kw):
         self.redis = self.spawn("redis", ["redis-server", "--port", "0", "--unixsocket", self.sock, "--dir", self.dir,
-                                          "--appendonly", "yes", "--appendfsync", "always", "--save", ""], **kw)
+                                          "--appendonly", "yes", "--appendfsync", self.appendfsync, "--save", ""], **kw)
         wait(lambda: self.cli("ping") == "PONG", 10, "Redis answers")
 
     def start_server(self, port=0, **kw):
