@@ -59,8 +59,9 @@ def an_agent_under_valgrind():
     env = dict(os.environ, SOFTLAUNCH_TOKEN=TOKEN, LD_PRELOAD=os.path.join(a.build, "faults", "pidfd.so"))
     runs = [a.add_run(queue="valgrind", steps=2) for _ in range(options.valgrind_runs)]
     agent = a.spawn("valgrind-agent", [
-        "valgrind", "-q", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect,possible", "--error-exitcode=99", "--child-silent-after-fork=yes", "--log-file=" + log, BIN, "agent", "--redis", a.redis_url, "--server", a.url,
-        "--work-dir", a.dir + "/valgrind-work", "--worker", a.worker, "--queue", "valgrind", "--slots", "2",
+        "valgrind", "-q", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect,possible", "--error-exitcode=99",
+        "--child-silent-after-fork=yes", "--log-file=" + log, BIN, "agent", "--redis", a.redis_url, "--server", a.url, "--work-dir",
+        a.dir + "/valgrind-work", "--worker", a.worker, "--queue", "valgrind", "--slots", "2",
         "--max-runs", str(len(runs))], env=env)
     status = agent.wait(240)
     text = open(log).read()
