@@ -153,6 +153,9 @@ pending = list(a.acked)
 while pending and time.monotonic() < limit:
     pending = [r for r in pending if (a.api("GET", "/api/v1/runs/" + r)[1] or {}).get("state", "gone") not in (*checker.FINAL, "gone")]
     time.sleep(0.5)
+limit = time.monotonic() + 60    # version records that could not be written at once, as on a full disk, are written by the next look
+while a.left()["outbox"] and time.monotonic() < limit:
+    time.sleep(0.5)
 events_of = {}
 for run in a.acked:
     found, record, events = a.judge(run)
