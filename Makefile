@@ -145,7 +145,7 @@ deps:
 # A second make, so that pkg-config is asked only after its packages are there.
 test: deps
 	$(MAKE) --no-print-directory -j2 all unit test-programs
-	tests/run.sh $(BUILD) $(SUITE)
+	tests/run.sh $(BUILD) "$(or $(SUITE),.)"
 
 test-long: deps
 	$(MAKE) --no-print-directory -j2 all unit test-programs
