@@ -88,10 +88,20 @@ const char *sl_slot_run(const struct sl_slot *s)
  * ------------------------------------------------------------------------------------------------
  */
 
+static void set_anew(struct sl_loop *loop, int *timer, int64_t delay_us, sl_timer_fn *fn, void *arg)
+{
+    sl_loop_timer_cancel(loop, *timer);
+    *timer = sl_loop_timer(loop, delay_us > 0 ? delay_us : 0, fn, arg, NULL);
+}
+
 void sl_slot_timer(struct sl_slot *s, int *timer, int64_t delay_us, sl_timer_fn *fn)
 {
-    sl_loop_timer_cancel(s->agent->loop, *timer);
-    *timer = sl_loop_timer(s->agent->loop, delay_us > 0 ? delay_us : 0, fn, s, NULL);
+    set_anew(s->agent->loop, timer, delay_us, fn, s);
+}
+
+void sl_agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn)
+{
+    set_anew(a->loop, timer, delay_us, fn, a);
 }
 
 static void grace_due(void *arg)
@@ -152,12 +162,6 @@ void sl_slot_watch_lease(struct sl_slot *s)
 /* ---- all slots together
  * ------------------------------------------------------------------------------------- */
 
-static void every_slot(struct sl_agent *a, enum sl_agent_event event)
-{
-    for (int i = 0; i < a->n_slots; i++)
-        sl_slot_handle(&a->slot[i], event);
-}
-
 int sl_agent_count(const struct sl_agent *a, enum sl_agent_state state)
 {
     int n = 0;
@@ -183,17 +187,11 @@ void sl_agent_look(struct sl_agent *a)
         }
 }
 
-static void agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn)
-{
-    sl_loop_timer_cancel(a->loop, *timer);
-    *timer = sl_loop_timer(a->loop, delay_us, fn, a, NULL);
-}
-
 static void beat_due(void *arg)
 {
     struct sl_agent *a = arg;
 
-    agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
+    sl_agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
     sl_agent_heartbeat(a);
 }
 
@@ -213,7 +211,7 @@ void sl_agent_left(struct sl_agent *a)
     if (sl_agent_count(a, ST_LEFT) < a->n_slots)
         return;
     a->leaving = true;
-    agent_timer(a, &a->leave_timer, SL_AGENT_GOODBYE_US, leave_due);
+    sl_agent_timer(a, &a->leave_timer, SL_AGENT_GOODBYE_US, leave_due);
     sl_agent_goodbye(a);
 }
 
@@ -268,8 +266,9 @@ static void on_term(void *arg, int signo)
            sl_agent_busy(a) ? "giving runs back, then leaving" : "leaving");
     a->leaving = true;
     a->term_us = sl_boot_us();
-    agent_timer(a, &a->leave_timer, SL_AGENT_LEAVE_US, leave_due);
-    every_slot(a, EV_TERM);
+    sl_agent_timer(a, &a->leave_timer, SL_AGENT_LEAVE_US, leave_due);
+    for (int i = 0; i < a->n_slots; i++)
+        sl_slot_handle(&a->slot[i], EV_TERM);
 }
 
 /* ---- start and end
@@ -304,12 +303,13 @@ void sl_agent_offer(const struct sl_agent *a, bool all, char ret_offer[SL_QUEUE_
 
 static int find_offer(struct sl_agent *a, struct sl_err *err)
 {
+    char longest[SL_QUEUE_CLASS_MAX + 1]; /* what is free later is no longer */
     int rc = sl_agent_test_devices(a, err);
 
     a->labels = json_array();
     for (int i = 0; i < a->config->n_labels; i++)
         json_array_append_new(a->labels, json_string(a->config->labels[i]));
-    return rc ? rc : sl_queue_class(a->devices.n, a->gpu_memory_gib, a->labels, a->offer, err);
+    return rc ? rc : sl_queue_class(a->devices.n, a->gpu_memory_gib, a->labels, longest, err);
 }
 
 static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_err *err)
@@ -386,7 +386,7 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
     signal(SIGPIPE, SIG_IGN);
     rc = set_up(a, &url, err);
     if (!rc) {
-        agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
+        sl_agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
         rc = sl_loop_run(a->loop, err);
     }
     for (int i = 0; i < a->n_slots; i++)

@@ -113,7 +113,6 @@ struct sl_agent {
     struct sl_loop *loop;
     struct sl_redis_async *redis, *bell; /* commands; the one that blocks */
     char id[128], self[SL_PATH_MAX], worker[SL_PATH_MAX], cache[SL_PATH_MAX];
-    char offer[SL_QUEUE_CLASS_MAX + 1]; /* all that the machine has */
     enum sl_agent_wanted wanted; /* by an operator */
     enum { WAIT_NONE, WAIT_RING, WAIT_ALL } waiting; /* what the bell connection blocks on */
     char waiting_for[SL_QUEUE_CLASS_MAX + 1];         /* with this offer */
@@ -135,6 +134,7 @@ void sl_slot_handle(struct sl_slot *s, enum sl_agent_event event);
 void sl_slot_enter(struct sl_slot *s, enum sl_agent_state state);
 void sl_slot_timer(struct sl_slot *s, int *timer, int64_t delay_us,
                    sl_timer_fn *fn); /* sets it anew; fn gets the slot */
+void sl_agent_timer(struct sl_agent *a, int *timer, int64_t delay_us, sl_timer_fn *fn); /* the agent */
 void sl_slot_grace(struct sl_slot *s, int64_t delay_us);
 void sl_slot_limit(struct sl_slot *s); /* starts the clock of the claim's time limit, if it has one */
 void sl_slot_watch_lease(struct sl_slot *s); /* after deadline_us has changed */

@@ -212,11 +212,12 @@ void sl_agent_heartbeat(struct sl_agent *a)
 {
     const struct sl_agent_config *config = a->config;
     json_t *queues, *runs, *o;
-    char host[256] = "", *json;
+    char host[256] = "", offer[SL_QUEUE_CLASS_MAX + 1], *json;
     struct sl_cmd c;
 
     if (a->leaving && !sl_agent_busy(a))
         return; /* it says goodbye, or has */
+    sl_agent_offer(a, true, offer);
     queues = json_array();
     runs = json_array();
     for (int i = 0; i < config->n_queues; i++)
@@ -229,7 +230,7 @@ void sl_agent_heartbeat(struct sl_agent *a)
                                             sl_agent_state_name(a->slot[i].state)));
     gethostname(host, sizeof host - 1);
     o = json_pack("{s:s, s:i, s:s, s:o, s:s, s:s*, s:i, s:o, s:s}", "host", host, "pid", (int)getpid(),
-                  "offer", a->offer, "queues", queues, "state",
+                  "offer", offer, "queues", queues, "state",
                   a->leaving              ? "leaving"
                   : a->quarantine[0]      ? "quarantined"
                   : json_array_size(runs) ? "busy"
@@ -239,7 +240,7 @@ void sl_agent_heartbeat(struct sl_agent *a)
     json = sl_json_dump(o);
     json_decref(o);
     /* A machine in quarantine is none that could serve a run. */
-    sl_queue_cmd_heartbeat(&c, a->id, json, a->offer, config->queues, a->quarantine[0] ? 0 : config->n_queues);
+    sl_queue_cmd_heartbeat(&c, a->id, json, offer, config->queues, a->quarantine[0] ? 0 : config->n_queues);
     sl_redis_async_call(a->redis, &c, 0, on_beat, a, NULL);
     sl_cmd_release(&c);
     free(json);
@@ -259,7 +260,7 @@ void sl_agent_goodbye(struct sl_agent *a)
 {
     struct sl_cmd c;
 
-    sl_queue_cmd_heartbeat(&c, a->id, NULL, a->offer, NULL, 0);
+    sl_queue_cmd_heartbeat(&c, a->id, NULL, "", NULL, 0);
     if (sl_redis_async_call(a->redis, &c, 0, on_goodbye, a, NULL))
         sl_loop_stop(a->loop);
     sl_cmd_release(&c);
@@ -382,8 +383,7 @@ static void on_bell(void *arg, const redisReply *reply, const struct sl_err *err
         return; /* bell_state goes on */
     if (err) {
         sl_log(SL_ERROR, NULL, "waiting for runs: %s", err->msg);
-        sl_loop_timer_cancel(a->loop, a->wait_timer);
-        a->wait_timer = sl_loop_timer(a->loop, SL_AGENT_AGAIN_MS * 1000, wait_later, a, NULL);
+        sl_agent_timer(a, &a->wait_timer, SL_AGENT_AGAIN_MS * 1000, wait_later);
         return;
     }
     if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 && reply->element[0]->str &&

@@ -81,8 +81,7 @@ static void quarantine(struct sl_agent *a, const char *why)
     snprintf(a->quarantine, sizeof a->quarantine, "%s", why);
     sl_utf8_trim(a->quarantine);
     sl_log(SL_ERROR, NULL, "takes no runs for %.0f s: %s", (double)a->config->quarantine_us / 1e6, a->quarantine);
-    sl_loop_timer_cancel(a->loop, a->quarantine_timer);
-    a->quarantine_timer = sl_loop_timer(a->loop, a->config->quarantine_us, quarantine_due, a, NULL);
+    sl_agent_timer(a, &a->quarantine_timer, a->config->quarantine_us, quarantine_due);
 }
 
 void sl_agent_device_failed(struct sl_agent *a, const char *msg)

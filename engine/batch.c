@@ -202,7 +202,7 @@ static int collect_wants(const struct sl_row *rows, int n_rows, struct plan *p, 
     return 0;
 }
 
-static void *take(char *base, size_t *used, size_t n, size_t size)
+void *sl_batch_take(char *base, size_t *used, size_t n, size_t size)
 {
     size_t at = *used;
     *used = (at + n * size + BATCH_ALIGN - 1) / BATCH_ALIGN * BATCH_ALIGN;
@@ -214,7 +214,7 @@ static void *take(char *base, size_t *used, size_t n, size_t size)
 static size_t lay_out(struct sl_batch *b, char *base)
 {
     size_t used = 0;
-#define TAKE(field, n) b->field = take(base, &used, (size_t)(n), sizeof *b->field)
+#define TAKE(field, n) b->field = sl_batch_take(base, &used, (size_t)(n), sizeof *b->field)
     TAKE(seq, b->n_seqs);
     TAKE(out_seq, b->n_seqs);
     TAKE(src, b->n_tokens);

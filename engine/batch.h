@@ -79,6 +79,8 @@ int sl_batch_pack(const struct sl_row *rows, int n_rows, const int *slot_v, int 
 /* memory_bytes of a batch with these counts. */
 size_t sl_batch_bytes(const struct sl_batch *counts);
 void sl_batch_release(struct sl_batch *b); /* NULL-safe */
+/* The address of n elements of a block whose first *used bytes are taken, and takes them; base NULL only counts. */
+void *sl_batch_take(char *base, size_t *used, size_t n, size_t size);
 
 /* A copy whose numbers of positions, out rows and entries are rounded up, so that batches of like rows have equal
  * numbers and a captured step serves them all: one row more behind the others, of token 0, without prefix, with out rows

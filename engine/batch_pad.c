@@ -2,8 +2,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PAD_ALIGN 64
-
 /* n rounded up to a multiple of the largest power of two that is at most n / parts. */
 static int round_up(int n, int parts)
 {
@@ -13,17 +11,10 @@ static int round_up(int n, int parts)
     return (n + unit - 1) / unit * unit;
 }
 
-static void *take(char *base, size_t *used, size_t n, size_t size)
-{
-    size_t at = *used;
-    *used = (at + n * size + PAD_ALIGN - 1) / PAD_ALIGN * PAD_ALIGN;
-    return base ? base + at : NULL;
-}
-
 static size_t lay_out(struct sl_batch *b, char *base)
 {
     size_t used = 0;
-#define TAKE(field, n) b->field = take(base, &used, (size_t)(n), sizeof *b->field)
+#define TAKE(field, n) b->field = sl_batch_take(base, &used, (size_t)(n), sizeof *b->field)
     TAKE(seq, b->n_seqs);
     TAKE(out_seq, b->n_out_seqs);
     TAKE(src, b->n_tokens);

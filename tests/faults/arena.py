@@ -39,6 +39,27 @@ def wake(pid):
             os.kill(p, signal.SIGCONT)
 
 
+def undisturbed(world, steps):
+    """The digest of what worker.c ends with when nothing happens to it."""
+    state = 14695981039346656037
+    for x in [*open(world.dir + "/data.jsonl", "rb").read(), *range(1, steps + 1)]:
+        state = ((state ^ x) * 1099511628211) & (2**64 - 1)
+    return hashlib.sha256(f"{state}\n".encode()).hexdigest()
+
+
+def until_stopped(agent, releasing, seconds):
+    """Whether a victim has stopped itself in time. releasing: it is told to go as soon as it trains."""
+    told, limit = False, time.monotonic() + seconds
+    while not stopped(agent.pid):
+        if time.monotonic() > limit or agent.poll() is not None:
+            return False
+        if releasing and not told and "fetching -> training" in open(agent.log).read():
+            agent.send_signal(signal.SIGTERM)
+            told = True
+        time.sleep(0.02)
+    return True
+
+
 class Clock:
     """The wall clock of a process (clock.c): can be put forward."""
 
@@ -161,10 +182,7 @@ class Arena(World):
             shutil.rmtree(self.dir, ignore_errors=True)
 
     def undisturbed(self, steps=STEPS):
-        state = 14695981039346656037
-        for x in [*open(self.dir + "/data.jsonl", "rb").read(), *range(1, steps + 1)]:
-            state = ((state ^ x) * 1099511628211) & (2**64 - 1)
-        return hashlib.sha256(f"{state}\n".encode()).hexdigest()
+        return undisturbed(self, steps)
 
     def add_run(self, queue="default", mode="ok", steps=STEPS):
         with self.lock:

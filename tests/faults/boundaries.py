@@ -2,25 +2,15 @@
 """The agent is killed right before and right after each call to Redis and each artifact step (base/fault.h), and stopped
 right before each, past its lease, to wake up when another agent has finished its run. Each run must finish exactly
 once, and the old owner must publish nothing."""
-import concurrent.futures, contextlib, glob, hashlib, os, re, signal, subprocess, sys, time
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "..", "system"))
-from queue_fixture import *
+import concurrent.futures, glob, re
+from arena import *
 
 PARALLEL = int(os.environ.get("SL_PARALLEL", 6))
 FAULTS = os.path.join(os.environ.get("SL_BUILD", "build"), "faults")
 STEP_MS = 30
-MASK = 2**64 - 1
 w = World(lease_ms=1500)
 w.put("model", "weights\n")
 w.put("data", '{"taskname":"t","a":"x","b":"y"}\n')
-
-
-def expected(steps):
-    state = 14695981039346656037
-    for x in [*open(w.dir + "/data.jsonl", "rb").read(), *range(1, steps + 1)]:
-        state = ((state ^ x) * 1099511628211) & MASK
-    return f"{state}\n".encode()
 
 
 def agent(queue, number, point=None):
@@ -31,17 +21,6 @@ def agent(queue, number, point=None):
     return w.spawn(f"{queue}-{number}", [program, "agent", "--redis", w.redis_url, "--server", w.url, "--work-dir",
                                          f"{w.dir}/work-{queue}-{number}", "--lease-ms", str(w.lease_ms), "--worker",
                                          os.path.join(FAULTS, "worker"), "--queue", queue, "--verbose"], env=env)
-
-
-def state_of(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return ""
-
-
-def children(pid):
-    return [int(p) for p in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
 
 
 def check(run, artifact, attempts):
@@ -72,19 +51,17 @@ def strike(point, action):
         # Killed right after publishing the run has ended with its first attempt.
         r = check(run, artifact, {1, 2})
     else:
-        wait(lambda: state_of(old.pid) == "T", 30, f"{name}: the agent is stopped")
+        wait(lambda: stopped(old.pid), 30, f"{name}: the agent is stopped")
         new = agent(queue, 2)
         r = check(run, artifact, {1} if point == "claim.before" else {2})
-        for pid in [old.pid, *children(old.pid)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        wake(old.pid)
         time.sleep(2 * w.lease_ms / 1000)    # time enough to do what it was about to do
         again = check(run, artifact, {r["attempt"]})
         for key in ("attempt", "finished_ms", "step", "metrics"):
             assert again[key] == r[key], (key, again[key], r[key])
         assert old.poll() is None or point.startswith("release."), open(old.log).read()[-2000:]
         w.end(old)
-    digest = hashlib.sha256(expected(steps)).hexdigest()
+    digest = undisturbed(w, steps)
     entries = w.api("GET", f"/api/v1/artifacts/{artifact}/v0")[1]["files"][0]["entries"]
     assert [e["sha256"] for e in entries if e["path"] == "state"] == [digest], entries
     w.end(new)

@@ -60,15 +60,8 @@ def victim(number, cell):
         disk = a.small_disk(name, "1m")
     agent = a.start_agent(name, point=STATES[state], lines=lines, clock=clock, work=disk)
     try:
-        limit = time.monotonic() + REACH_S
-        told = False
-        while not stopped(agent.pid):
-            if time.monotonic() > limit or agent.poll() is not None:
-                return False
-            if state == "releasing" and not told and "fetching -> training" in open(agent.log).read():
-                agent.send_signal(signal.SIGTERM)
-                told = True
-            time.sleep(0.02)
+        if not until_stopped(agent, state == "releasing", REACH_S):
+            return False
         # Stopped where it was asked to be: in no other state is the fault done.
         at, run, offset = time.time(), claimed_by(agent.log), a.clock("redis").offset
         a.strike(target, fault, agent, lines, clock, disk)

@@ -13,15 +13,11 @@ END_S = 25    # a run that has not ended by then is stuck: an undisturbed one ta
 def owner_is_replaced(arena, point, kill):
     """One owner stops at a point, another one finishes the run, the first wakes up (or is killed). Violations."""
     queue = f"{point}.{'kill' if kill else 'stop'}"
-    steps = 60 if point.startswith("renew") else STEPS
+    # Long enough for a renewal to be due, and for the new owner to name a checkpoint behind the old one's.
+    steps = 60 if point.startswith(("renew", "checkpoint")) else STEPS
     run = arena.add_run(queue, "crash" if point.startswith("fail") else "ok", steps)
     old = arena.start_agent(queue + ".old", queue, point=point)
-    told, limit = False, time.monotonic() + 12
-    while not stopped(old.pid) and time.monotonic() < limit:
-        if point == "release.before" and not told and "fetching -> training" in open(old.log).read():
-            old.send_signal(signal.SIGTERM)
-            told = True
-        time.sleep(0.02)
+    until_stopped(old, point == "release.before", 12)
     if kill:
         kids = children(old.pid)
         old.kill()

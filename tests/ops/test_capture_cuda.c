@@ -1,6 +1,5 @@
 /* Captured passes on the GPU: a pass that is run, captured or replayed gives the same bits as one that is only ever run,
  * whatever passes came between. Without a GPU nothing of it runs, and it says so. The library is looked for in SL_BIN. */
-#include "engine/backend.h"
 #include "engine/cpu/coretype.h"
 #include "engine/model_parts.h"
 #include "tests/unit/tiny_model.h"
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include "tests/ops/gpu_fixture.h"
 
 #define ROWS 6
 #define VIRTUAL 5
@@ -20,9 +20,7 @@
 #define HIDDEN 128
 #define BATCHES 24
 #define KINDS 3 /* of batches, by the lengths of their rows */
-#define EXIT_NOT_RUN 77
 
-static const struct sl_ops *tables[2]; /* fp32, bf16 */
 
 static const struct tiny models[] = {
     {.gpt2 = true, .layers = 3, .hidden = HIDDEN, .heads = 2, .kv_heads = 2, .ffn = 512, .vocab = 600, .positions = 64, .seed = 1},
@@ -139,20 +137,11 @@ static void test_same_bits(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bits)};
-    struct sl_err err = SL_ERR_INIT;
-    struct sl_backend *be = NULL;
     (void)argc;
     if (sl_cpu_reexec(argv))
         return 1;
-    int rc = sl_backend_cuda(getenv("SL_BIN"), true, &tables[0], &err);
-    if (!rc)
-        rc = sl_backend_cuda(getenv("SL_BIN"), false, &tables[1], &err);
-    if (!rc)
-        rc = tables[0]->open(&(struct sl_backend_opts){0}, &be, &err);
-    if (rc) {
-        printf("%zu tests need a GPU: %s\n", sizeof tests / sizeof *tests, err.msg);
-        return rc == SL_NOTFOUND ? EXIT_NOT_RUN : 1;
-    }
-    tables[0]->close(be);
+    int rc = find_gpu(sizeof tests / sizeof *tests);
+    if (rc)
+        return rc;
     return cmocka_run_group_tests_name("captured passes", tests, NULL, NULL);
 }

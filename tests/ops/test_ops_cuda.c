@@ -1,12 +1,10 @@
 /* Every operation of the CUDA backend, with fp32 and with bf16 activations: see suite.h. Without a GPU nothing of
  * it runs, and it says so. The library is looked for in SL_BIN. */
-#include "engine/backend.h"
 #include "tests/ops/suite.h"
+#include "tests/ops/gpu_fixture.h"
 
 #define SHIFT_FLOATS 64 /* allocations are aligned to 256 bytes */
-#define EXIT_NOT_RUN 77
 
-static const struct sl_ops *tables[2]; /* fp32, bf16 */
 
 static int setup_f32(void **state)
 {
@@ -84,17 +82,9 @@ int main(int argc, char **argv)
     (void)argc;
     if (sl_cpu_reexec(argv))
         return 1;
-    int rc = sl_backend_cuda(getenv("SL_BIN"), true, &tables[0], &err);
-    if (!rc)
-        rc = sl_backend_cuda(getenv("SL_BIN"), false, &tables[1], &err);
-    if (!rc)
-        rc = tables[0]->open(&(struct sl_backend_opts){0}, &be, &err);
-    if (rc) {
-        printf("%zu tests need a GPU: %s\n",
-               sizeof f32 / sizeof *f32 + sizeof narrow_tests / sizeof *narrow_tests, err.msg);
-        return rc == SL_NOTFOUND ? EXIT_NOT_RUN : 1;
-    }
-    tables[0]->close(be);
+    int rc = find_gpu(sizeof f32 / sizeof *f32 + sizeof narrow_tests / sizeof *narrow_tests);
+    if (rc)
+        return rc;
     rc = cmocka_run_group_tests_name("operations, fp32", f32, setup_f32, teardown);
     rc += cmocka_run_group_tests_name("operations, bf16", narrow_tests, setup_bf16, teardown);
     rc += cmocka_run_group_tests_name("operations, int8", narrow_tests, setup_int8, teardown);

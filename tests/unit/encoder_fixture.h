@@ -1,24 +1,7 @@
 /* A small encoder on the CPU backend, for the encoder tests. Include after cmocka. */
 #ifndef SL_TESTS_ENCODER_FIXTURE_H
 #define SL_TESTS_ENCODER_FIXTURE_H
-
-static struct sl_backend *be;
-static const struct sl_ops *ops = &sl_cpu_ops;
-
-static int open_backend(void **state)
-{
-    struct sl_backend_opts opts = {.threads = 2};
-
-    (void)state;
-    return ops->open(&opts, &be, NULL);
-}
-
-static int close_backend(void **state)
-{
-    (void)state;
-    ops->close(be);
-    return 0;
-}
+#include "tests/unit/cpu_fixture.h"
 
 static struct sl_encoder *make(struct sl_encoder_config c)
 {

@@ -12,27 +12,11 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/cpu_fixture.h"
+
 #define N_PARAMS 3
 #define TOLERANCE 2e-6 /* relative L2 distance after ten fp32 steps */
 #define LR_TOLERANCE 1e-7
-
-static struct sl_backend *be;
-static const struct sl_ops *ops = &sl_cpu_ops;
-
-static int open_backend(void **state)
-{
-    struct sl_backend_opts opts = {.threads = 2};
-
-    (void)state;
-    return ops->open(&opts, &be, NULL);
-}
-
-static int close_backend(void **state)
-{
-    (void)state;
-    ops->close(be);
-    return 0;
-}
 
 static float *device(const float *host, size_t n)
 {
