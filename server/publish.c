@@ -111,16 +111,20 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
                   json_t **ret_outputs, struct sl_err *err)
 {
     struct sl_store *store = runs->server->store;
-    json_t *final = json_array(), *record, *o;
+    json_t *final = json_array(), *record, *o, *whole = NULL;
     size_t i;
-    int rc = 0;
+    int rc = sl_queue_show(runs->queue, run, &whole, NULL);
 
+    if (rc && rc != SL_NOTFOUND)
+        return sl_err_set(err, SL_RETRY, "the run's project cannot be asked for: try again");
+    rc = 0;
     json_array_foreach((json_t *)(uintptr_t)outputs, i, o) {
         const struct sl_commit c = {.name = text_of(o, "artifact"),
                                     .manifest = text_of(o, "manifest"),
                                     .number = (int)sl_json_int(o, "number", -1),
                                     .run = run,
                                     .output = text_of(o, "output"),
+                                    .project = sl_json_str(whole, "project", NULL),
                                     .aliases = json_object_get(o, "aliases")};
         json_t *became = json_copy(o);
         json_object_del(became, "pin");
@@ -129,12 +133,17 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
             json_object_set(became, "version", json_object_get(record, "version"));
             json_object_set(became, "number", json_object_get(record, "number"));
             json_object_set(became, "bytes", json_object_get(record, "bytes"));
+            /* Equal content of another run: no new version, and no more storage. */
+            if (strcmp(sl_json_str(record, "made_by.run", ""), run) != 0 ||
+                strcmp(sl_json_str(record, "made_by.output", ""), c.output) != 0)
+                json_object_set_new(became, "shared", json_true());
             json_decref(record);
         }
         json_array_append_new(final, became);
         if (rc)
             break;
     }
+    json_decref(whole);
     if (!rc)
         rc = sl_queue_ack(runs->queue, run, final, err);
     if (!rc)

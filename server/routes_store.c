@@ -31,7 +31,7 @@ static int put_blob_begin(struct sl_http_req *req, void *arg, void **ret_state, 
     struct sl_store *store = arg;
     const char *sha256 = sl_http_param(req, "sha256");
     int64_t bytes;
-    if (sl_blob_stat(store, sha256, &bytes, NULL) == 0) {
+    if (sl_blob_hold(store, sha256, &bytes, NULL) == 0) {
         sl_http_reply_json(req, 200,
                            json_pack("{s:s, s:I}", "sha256", sha256, "bytes", (json_int_t)bytes));
         return 0;
@@ -64,6 +64,81 @@ static void put_blob(struct sl_http_req *req, void *arg)
         sl_http_reply_json(req, 201,
                            json_pack("{s:s, s:I}", "sha256", sha256, "bytes", (json_int_t)bytes));
 }
+
+/* ---- uploads in pieces ------------------------------------------------------------------------ */
+
+/* {"sha256", "offset"}, or with "bytes" when the blob is there. */
+static void get_upload(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    const char *sha256 = sl_http_param(req, "sha256");
+    int64_t bytes = 0;
+    int rc = sl_blob_hold(arg, sha256, &bytes, &err);
+    if (rc == 0) {
+        sl_http_reply_json(req, 200,
+                           json_pack("{s:s, s:I, s:I}", "sha256", sha256, "offset",
+                                     (json_int_t)bytes, "bytes", (json_int_t)bytes));
+        return;
+    }
+    if (rc == SL_NOTFOUND) {
+        sl_err_clear(&err);
+        rc = sl_upload_offset(arg, sha256, &bytes, &err);
+    }
+    if (rc)
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(
+            req, 200, json_pack("{s:s, s:I}", "sha256", sha256, "offset", (json_int_t)bytes));
+}
+
+static int patch_upload_begin(struct sl_http_req *req, void *arg, void **ret_state,
+                              struct sl_err *err)
+{
+    const char *sha256 = sl_http_param(req, "sha256");
+    int64_t bytes;
+    if (sl_blob_hold(arg, sha256, &bytes, NULL) == 0) {
+        sl_http_reply_json(req, 200,
+                           json_pack("{s:s, s:I, s:I}", "sha256", sha256, "offset",
+                                     (json_int_t)bytes, "bytes", (json_int_t)bytes));
+        return 0;
+    }
+    struct sl_upload *upload;
+    int rc = sl_upload_begin(arg, sha256, sl_http_query_int(req, "offset", -1, -1, INT64_MAX),
+                             sl_http_query_int(req, "bytes", -1, -1, INT64_MAX), &upload, err);
+    if (rc == 0)
+        *ret_state = upload;
+    return rc;
+}
+
+static int patch_upload_data(void *state, const void *data, size_t len, struct sl_err *err)
+{
+    return sl_upload_write(state, data, len, err);
+}
+
+static void patch_upload_abort(void *state)
+{
+    sl_upload_abort(state);
+}
+
+static void patch_upload(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    const char *sha256 = sl_http_param(req, "sha256");
+    int64_t offset = 0;
+    bool done = false;
+    (void)arg;
+    if (sl_upload_end(sl_http_state(req), &done, &offset, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else if (done)
+        sl_http_reply_json(req, 201,
+                           json_pack("{s:s, s:I, s:I}", "sha256", sha256, "offset",
+                                     (json_int_t)offset, "bytes", (json_int_t)offset));
+    else
+        sl_http_reply_json(
+            req, 202, json_pack("{s:s, s:I}", "sha256", sha256, "offset", (json_int_t)offset));
+}
+
+/* ---- artifacts -------------------------------------------------------------------------------- */
 
 static void list_artifacts(struct sl_http_req *req, void *arg)
 {
@@ -147,6 +222,26 @@ static void put_alias(struct sl_http_req *req, void *arg)
         sl_http_reply_json(req, 200, record);
 }
 
+static void delete_alias(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    if (sl_store_unalias(arg, sl_http_param(req, "name"), sl_http_param(req, "alias"), &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_empty(req, 204);
+}
+
+/* Gives what is left: the record with "deleted". */
+static void delete_version(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *gone;
+    if (sl_store_delete(arg, sl_http_param(req, "name"), sl_http_param(req, "ref"), &gone, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, gone);
+}
+
 static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/health", .open = true, .handle = health},
     {.method = "GET", .pattern = "/api/v1/blobs/{sha256}", .handle = get_blob},
@@ -157,6 +252,14 @@ static const struct sl_route routes[] = {
      .begin = put_blob_begin,
      .data = put_blob_data,
      .abort = put_blob_abort},
+    {.method = "GET", .pattern = "/api/v1/blobs/{sha256}/upload", .handle = get_upload},
+    {.method = "PATCH", /* ?offset=&bytes=: the next piece, and what the whole blob has */
+     .pattern = "/api/v1/blobs/{sha256}/upload",
+     .body = SL_BODY_STREAM,
+     .handle = patch_upload,
+     .begin = patch_upload_begin,
+     .data = patch_upload_data,
+     .abort = patch_upload_abort},
     {.method = "GET", .pattern = "/api/v1/artifacts", .handle = list_artifacts},
     {.method = "GET", .pattern = "/api/v1/artifacts/{name}", .handle = get_artifact},
     {.method = "GET", .pattern = "/api/v1/artifacts/{name}/{ref}", .handle = get_version},
@@ -164,6 +267,13 @@ static const struct sl_route routes[] = {
      .pattern = "/api/v1/artifacts/{name}/versions",
      .body = SL_BODY_JSON,
      .handle = post_version},
+    {.method = "GET", .pattern = "/api/v1/artifacts/{name}/versions/{ref}", .handle = get_version},
+    {.method = "DELETE",
+     .pattern = "/api/v1/artifacts/{name}/versions/{ref}",
+     .handle = delete_version},
+    {.method = "DELETE",
+     .pattern = "/api/v1/artifacts/{name}/aliases/{alias}",
+     .handle = delete_alias},
     {.method = "PUT",
      .pattern = "/api/v1/artifacts/{name}/aliases/{alias}",
      .body = SL_BODY_JSON,

@@ -316,6 +316,7 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
         sl_runs_part_stop(runs);
         return rc;
     }
+    server->runs = runs;
     *ret_state = runs;
     return 0;
 }

@@ -1,7 +1,7 @@
 #include "server/serve.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "server/runs.h"
+#include "server/keeper.h"
 #include <errno.h>
 #include <openssl/crypto.h>
 #include <signal.h>
@@ -13,6 +13,7 @@
 static const struct sl_server_part parts[] = {
     {"store", false, sl_store_part_start, NULL},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
+    {"keeper", false, sl_keeper_start, sl_keeper_stop},
 };
 #define N_PARTS ((int)(sizeof parts / sizeof *parts))
 

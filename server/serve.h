@@ -18,12 +18,15 @@ struct sl_serve_config {
     const char *port_file; /* gets the port as text, durably, once it answers; may be NULL */
     int64_t keep_finished_s; /* how long a finished run stays in Redis before it is archived */
     int64_t keep_runs_days;  /* how long it stays in the archive; 0: for ever */
+    int64_t collect_every_s; /* between collections of the store; 0: none by the clock */
+    int64_t collect_grace_s; /* see sl_collect */
 };
 
 struct sl_server {
     const struct sl_serve_config *config;
     struct sl_store *store;
     struct sl_http *http;
+    struct sl_runs *runs; /* once its part has started; NULL: without Redis */
 };
 
 struct sl_server_part {
