@@ -152,7 +152,8 @@ int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err)
 {
     const struct sl_fetch_plan fetch = {s->agent->config->server_url, s->agent->cache,
                                         s->agent->config->allow_paths,
-                                        s->agent->config->n_allow_paths};
+                                        s->agent->config->n_allow_paths,
+                                        s->agent->config->cache_bytes};
     char plan[SL_PATH_MAX];
     int rc = sl_rundir_fetch_plan(&s->work.dir, &s->work.claim, &fetch, plan, err);
 

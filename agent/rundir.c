@@ -197,8 +197,8 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
         json_array_append_new(items, json_pack("{s:s, s:s, s:b}", "manifest", claim->checkpoint,
                                                "dest", "checkpoint", "unpack", 1));
     return write_plan(dir, "fetch.json",
-                      json_pack("{s:s, s:s, s:o, s:s, s:o}", "server", plan->server, "cache",
-                                plan->cache, "allow_paths", roots, "run_dir", dir->path, "items",
+                      json_pack("{s:s, s:s, s:I, s:o, s:s, s:o}", "server", plan->server, "cache",
+                                plan->cache, "cache_bytes", (json_int_t)plan->cache_bytes, "allow_paths", roots, "run_dir", dir->path, "items",
                                 items),
                       ret_plan, err);
 }

@@ -33,6 +33,7 @@ struct sl_fetch_plan {
     const char *server, *cache; /* cache: folder shared by the machine's agents */
     const char *const *allow_paths;
     int n_allow_paths;
+    int64_t cache_bytes; /* its limit; -1: half of its disk */
 };
 /* Writes fetch.json (its path to ret_plan): the spec's inputs and the checkpoint, if there is one.
  * SL_SPEC. */

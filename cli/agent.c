@@ -78,6 +78,7 @@ int cmd_agent(int argc, char **argv)
     struct cli_list queues = {.n = 0}, paths = {.n = 0}, labels = {.n = 0};
     char names[SL_QUEUE_NAMES_MAX][SL_QUEUE_NAME_MAX + 1];
     int lease_ms = SL_AGENT_LEASE_MS, quarantine_s = (int)(SL_AGENT_QUARANTINE_US / 1000000);
+    int cache_gib = -1;
     bool once = false, verbose = false;
     const struct cli_option options[] = {
         {"redis", 0, CLI_TEXT, &config.redis_url, "URL", CLI_REDIS_HELP, 0, 0},
@@ -89,6 +90,8 @@ int cmd_agent(int argc, char **argv)
          "may be given several times: served in this order, or, with weights, in turns (default)", 0, 0},
         {"label", 0, CLI_LIST, &labels, "NAME=VALUE", "what runs may ask for (resources.labels); several times", 0, 0},
         {"allow-path", 0, CLI_LIST, &paths, "DIR", "a folder below which a spec may name files", 0, 0},
+        {"cache-gib", 0, CLI_INT, &cache_gib, "N",
+         "files of the cache that no run uses go when it has more (half of its disk)", 0, INT_MAX},
         {"lease-ms", 0, CLI_INT, &lease_ms, "N", "how long a run stays ours without a word from us (30000)",
          SL_AGENT_LEASE_MS_MIN, SL_AGENT_LEASE_MS_MAX},
         {"slots", 0, CLI_INT, &config.slots, "N", "runs at a time (1)", 1, SL_AGENT_SLOTS_MAX},
@@ -118,6 +121,7 @@ int cmd_agent(int argc, char **argv)
         return cli_wrong(&usage, "--redis, --server and --work-dir are needed");
     rc = take_lists(&queues, &paths, &labels, names, &config, &err);
     config.lease_ms = lease_ms;
+    config.cache_bytes = cache_gib < 0 ? -1 : (int64_t)cache_gib << 30;
     config.quarantine_us = quarantine_s * INT64_C(1000000);
     if (once)
         config.max_runs = 1;

@@ -8,6 +8,7 @@
 int cmd_agent(int argc, char **argv);
 int cmd_agents(int argc, char **argv);
 int cmd_artifact(int argc, char **argv);
+int cmd_cache(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_enqueue(int argc, char **argv);
