@@ -6,11 +6,11 @@
 
 #define PAGE 200
 
-static int add_checkpoints(const json_t *page, json_t *manifests, struct sl_err *err)
+static int add_checkpoints(const json_t *list, json_t *manifests, struct sl_err *err)
 {
     size_t i;
     json_t *run;
-    json_array_foreach(json_object_get(page, "runs"), i, run) {
+    json_array_foreach(list, i, run) {
         const char *checkpoint = sl_json_str(run, "checkpoint", "");
         if (*checkpoint && strcmp(sl_json_str(run, "state", ""), "succeeded") != 0 &&
             json_array_append_new(manifests, json_string(checkpoint)))
@@ -42,20 +42,23 @@ int sl_runs_live_manifests(void *arg, json_t *manifests, struct sl_err *err)
         json_t *page = NULL;
         rc = sl_queue_list(runs->queue, *below ? below : NULL, PAGE, NULL, NULL, NULL, &page, err);
         if (rc == 0)
-            rc = add_checkpoints(page, manifests, err);
+            rc = add_checkpoints(json_object_get(page, "runs"), manifests, err);
         more = rc == 0 && next_page(page, below);
         json_decref(page);
     }
     for (size_t i = 0; rc == 0 && i < sizeof ended / sizeof *ended; i++) {
         below[0] = 0;
         for (more = true; rc == 0 && more;) {
-            json_t *page = NULL;
-            rc = sl_archive_list(runs->archive, *below ? below : NULL, PAGE, ended[i], NULL, NULL,
-                                 &page, err);
+            json_t *list = NULL;
+            rc = sl_archive_list(runs->archive, below, PAGE, ended[i], NULL, NULL, &list, err);
             if (rc == 0)
-                rc = add_checkpoints(page, manifests, err);
-            more = rc == 0 && next_page(page, below);
-            json_decref(page);
+                rc = add_checkpoints(list, manifests, err);
+            size_t n = json_array_size(list);
+            more = n == PAGE;
+            if (more)
+                snprintf(below, sizeof below, "%lld",
+                         (long long)sl_json_int(json_array_get(list, n - 1), "seq", 0));
+            json_decref(list);
         }
     }
     return rc;

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-#define REFUND_EVERY_S 10
+#define REFUND_EVERY_S 1
 #define FIRST_AFTER_S 600 /* the first collection by the clock: agents have said by then what they have */
 
 struct keeper {
