@@ -193,7 +193,12 @@ int sl_upload_write(struct sl_upload *u, const void *data, size_t len, struct sl
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0) {
+            bool full = errno == ENOSPC || errno == EDQUOT;
             rc = sl_err_errno(err, "storing an upload in %s", u->store->dir);
+            if (full) { /* what nobody may go on with must not keep the disk full */
+                f->closed = true;
+                unlink(f->path);
+            }
             break;
         }
         if (f->hashed)

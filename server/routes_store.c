@@ -3,6 +3,7 @@
 #include "artifacts/store.h"
 #include "base/json.h"
 #include "server/serve.h"
+#include <stdio.h>
 #include <string.h>
 
 #define BLOB_TYPE "application/octet-stream"
@@ -20,6 +21,9 @@ static void get_blob(struct sl_http_req *req, void *arg)
     const char *sha256 = sl_http_param(req, "sha256");
     int64_t bytes;
     int fd;
+    /* HEAD: whether an upload is needless. */
+    if (strcmp(sl_http_method(req), "HEAD") == 0)
+        sl_blob_hold(store, sha256, NULL, NULL);
     if (sl_blob_open(store, sha256, &fd, &bytes, &err))
         sl_http_reply_err(req, &err, NULL);
     else
@@ -67,22 +71,28 @@ static void put_blob(struct sl_http_req *req, void *arg)
 
 /* ---- uploads in pieces ------------------------------------------------------------------------ */
 
-/* {"sha256", "offset"}, or with "bytes" when the blob is there. */
+/* {"sha256", "offset"}, or with "bytes" when the blob is there; the offset is in the header Upload-Offset
+ * too, for HEAD. */
 static void get_upload(struct sl_http_req *req, void *arg)
 {
     struct sl_err err = SL_ERR_INIT;
     const char *sha256 = sl_http_param(req, "sha256");
+    char offset[32];
     int64_t bytes = 0;
     int rc = sl_blob_hold(arg, sha256, &bytes, &err);
-    if (rc == 0) {
+    bool there = rc == 0;
+    if (rc == SL_NOTFOUND) {
+        sl_err_clear(&err);
+        rc = sl_upload_offset(arg, sha256, &bytes, &err);
+    }
+    snprintf(offset, sizeof offset, "%lld", (long long)bytes);
+    if (rc == 0)
+        sl_http_set_header(req, "Upload-Offset", offset);
+    if (there) {
         sl_http_reply_json(req, 200,
                            json_pack("{s:s, s:I, s:I}", "sha256", sha256, "offset",
                                      (json_int_t)bytes, "bytes", (json_int_t)bytes));
         return;
-    }
-    if (rc == SL_NOTFOUND) {
-        sl_err_clear(&err);
-        rc = sl_upload_offset(arg, sha256, &bytes, &err);
     }
     if (rc)
         sl_http_reply_err(req, &err, NULL);
