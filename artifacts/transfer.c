@@ -1,3 +1,4 @@
+/* Long because downloads and uploads share one job, its callbacks and what its answers mean. */
 #include "artifacts/transfer.h"
 #include "artifacts/web.h"
 #include "base/buf.h"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The store by its commands: serve, artifact put|get|ls, transfer; killed servers and clients, full disks, big files.
 
-Environment: SL_BIN, the folder of `softlaunch`. Prints TAP."""
+Long because it is one suite over one server. Environment: SL_BIN, the folder of `softlaunch`. Prints TAP."""
 import hashlib
 import json
 import os
