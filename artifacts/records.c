@@ -102,8 +102,19 @@ int sl_store_resolve(struct sl_store *store, const char *name, const char *versi
     if (rc)
         return rc;
     json_t *aliases = NULL;
+    char staged[SL_NAME_MAX + 1];
     pthread_mutex_lock(&store->mutex);
     rc = sl_store_newest(store, name, &newest, err);
+    if (rc == 0 && number < 0) { /* an artifact's own alias goes before a registered model's stage */
+        rc = newest < 0 ? 0 : sl_store_read_aliases(store, name, &aliases, err);
+        if (rc == 0 && !json_object_get(aliases, version) &&
+            sl_registry_stage_at(store, name, version, staged, &number) == 0) {
+            name = staged;
+            newest = number;
+        }
+        json_decref(aliases);
+        aliases = NULL;
+    }
     if (rc == 0 && newest < 0)
         rc = no_artifact(name, err);
     if (rc == 0 && number < 0) {

@@ -122,6 +122,7 @@ void sl_store_close(struct sl_store *store)
         close(store->lock_fd);
     json_decref(store->newest);
     json_decref(store->reserved);
+    json_decref(store->lineage);
     pthread_mutex_destroy(&store->mutex);
     free(store->dir);
     free(store);

@@ -97,6 +97,7 @@ struct sl_commit {
     const char *run;      /* with output: the marker; both or neither */
     const char *output;
     const json_t *aliases; /* list of names to point at this version; may be NULL */
+    const json_t *facts;   /* of the run (artifacts/lineage.h), kept with its marker; may be NULL */
 };
 /* Creates the version, or finds that it is there: by marker (then neither aliases nor anything else
  * changes, whatever the manifest says: a run's output is published once), or because the newest
@@ -110,7 +111,8 @@ int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **
 int sl_store_published(struct sl_store *store, const char *run, const char *output,
                        json_t **ret_record, struct sl_err *err);
 
-/* version: "v3", "latest" or an alias. SL_NOTFOUND names what is missing. */
+/* version: "v3", "latest", an alias, or, where the artifact has none of that name, a stage of the registered model
+ * `name` (registry.h). SL_NOTFOUND names what is missing. */
 int sl_store_resolve(struct sl_store *store, const char *name, const char *version,
                      json_t **ret_record, struct sl_err *err);
 /* [{"name", "latest": "v3", "versions": 4, "aliases": {"candidate": "v3"}}, ...] by name. */

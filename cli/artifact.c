@@ -1,4 +1,4 @@
-/* `softlaunch artifact put|get|ls|alias`. */
+/* `softlaunch artifact put|get|ls|alias|lineage`. */
 #include "artifacts/api.h"
 #include "artifacts/manifest.h"
 #include "artifacts/pack.h"
@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "cli/api.h"
 #include "cli/cli.h"
+#include "cli/registry.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -391,6 +392,13 @@ static int alias(struct sl_api *api, const struct options *o, int argc, char **a
     return rc;
 }
 
+static int lineage(struct sl_api *api, const struct options *o, int argc, char **argv,
+                   struct sl_err *err)
+{
+    (void)argc;
+    return cli_lineage(api, argv[0], o->json, err);
+}
+
 /* ---- the command ----------------------------------------------------------------------------- */
 
 static const struct {
@@ -403,6 +411,7 @@ static const struct {
     {"get", 1, 2, get},
     {"ls", 0, 1, ls},
     {"alias", 2, 2, alias},
+    {"lineage", 1, 1, lineage},
 };
 
 int cmd_artifact(int argc, char **argv)
@@ -420,11 +429,12 @@ int cmd_artifact(int argc, char **argv)
         .name = "artifact",
         .forms = (const char *const[]){"put NAME FILE|DIR ... [--alias A ...]",
                                        "get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]", "ls [NAME]",
-                                       "alias NAME:VERSION ALIAS", "convert FROM TO", NULL},
+                                       "alias NAME:VERSION ALIAS", "lineage NAME:VERSION", "convert FROM TO", NULL},
         .options = options,
         .more = "put uploads files (a folder's with their paths in it) as a new version; equal content makes none.\n"
                 "get downloads a version's files into DIR (here), each checked by its sha256. alias points a name\n"
-                "such as `production` at a version. convert turns a prompt table's file into another tool's form.",
+                "such as `production` at a version. lineage says which runs made a version of what, and which used it.\n"
+                "convert turns a prompt table's file into another tool's form.",
         .most = -1,
     };
     int at = cli_parse(&usage, argc, argv), status = 2;

@@ -14,6 +14,7 @@ int cmd_enqueue(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_projects(int argc, char **argv);
 int cmd_queues(int argc, char **argv);
+int cmd_registry(int argc, char **argv);
 int cmd_runs(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_transfer(int argc, char **argv);

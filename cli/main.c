@@ -21,6 +21,7 @@ static const struct {
     {"projects", cmd_projects, "projects: limits and quotas"},
     {"agents", cmd_agents, "agents: pause, resume, drain"},
     {"artifact", cmd_artifact, "models, data sets and results: artifact put|get|ls|alias|convert"},
+    {"registry", cmd_registry, "registered models and their stages: registry [show|link|stage|unstage]"},
     {"serve", cmd_serve, "the server: API, artifact store, web UI"},
     {"agent", cmd_agent, "claim and run what is queued on this machine"},
     {"train", exec_worker, "train by hand, without a queue: train --run-dir DIR"},
