@@ -11,6 +11,7 @@ int cmd_artifact(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_enqueue(int argc, char **argv);
+int cmd_job(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_projects(int argc, char **argv);
 int cmd_queues(int argc, char **argv);
