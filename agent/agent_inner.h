@@ -71,6 +71,7 @@ struct sl_work {
                             asked for */
     struct sl_rundir dir;
     struct sl_report *report;
+    json_t *inputs, *started; /* what the fetch brought; the worker's start event; NULL: not there yet */
     uint64_t gpus; /* of the agent's devices, a bit each: the run's own */
     bool renewing;
     int64_t renew_sent_us;

@@ -97,6 +97,8 @@ static void finish_work(struct sl_slot *s)
     sl_report_free(w->report);
     sl_rundir_remove(&w->dir);
     sl_claim_release(&w->claim);
+    json_decref(w->inputs);
+    json_decref(w->started);
     memset(w, 0, sizeof *w);
     w->dir.lock_fd = -1;
     s->agent->runs_done++;
@@ -257,12 +259,15 @@ void sl_step_fetched(struct sl_slot *s)
         sl_step_release(s);
     else if (s->work.cancelled)
         sl_step_cancelled(s);
-    else if (s->ended.ending == END_OK)
-        begin_phase(s, ST_TRAINING, "training", sl_slot_start_work);
     else if (s->ended.ending == END_ABANDONED)
         pause_work(s, ST_FETCHING);
-    else
+    else if (s->ended.ending == END_OK) {
+        json_decref(s->work.inputs);
+        s->work.inputs = json_incref(json_object_get(s->ended.result, "resolved"));
+        begin_phase(s, ST_TRAINING, "training", sl_slot_start_work);
+    } else {
         end_with_child(s);
+    }
 }
 
 static void begin_release(struct sl_slot *s)

@@ -122,10 +122,17 @@ static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_er
         if (rc == 0)
             rc = sl_path(path, err, "%s/markers/%s/%s.json", store->dir, run,
                          sl_json_str(entry, "output", ""));
-        char text[SL_NAME_MAX + 64];
-        snprintf(text, sizeof text, "{\"name\":\"%s\",\"number\":%d}", name, number);
+        json_t *marker = json_pack("{s:s, s:i, s:O*}", "name", name, "number", number, "facts",
+                                   json_is_object(json_object_get(entry, "facts")) ? json_object_get(entry, "facts")
+                                                                                  : NULL);
+        char *text = marker ? sl_json_dump(marker) : NULL;
         if (rc == 0)
-            rc = sl_store_create(store, path, text, &exists, err);
+            rc = text ? sl_store_create(store, path, text, &exists, err)
+                      : sl_err_set(err, SL_NOMEM, "out of memory");
+        if (rc == 0)
+            sl_lineage_note(store, run, sl_json_str(entry, "output", ""), marker);
+        free(text);
+        json_decref(marker);
     }
     if (rc == 0 && (json_array_size(aliases) > 0 || json_array_size(drop) > 0))
         rc = apply_aliases(store, name, number, aliases, drop, err);

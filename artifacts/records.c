@@ -161,8 +161,24 @@ int sl_store_resolve(struct sl_store *store, const char *name, const char *versi
     int number, rc = sl_store_check_name("artifact name", name, err);
     if (rc)
         return rc;
+    json_t *aliases = NULL;
+    char staged[SL_NAME_MAX + 1];
+    int newest = -1;
+    bool is_stage = false;
     pthread_mutex_lock(&store->mutex);
-    rc = sl_store_number_of(store, name, version, &number, err);
+    if (sl_version_number(version) < 0) { /* an artifact's own alias goes before a model's stage */
+        rc = sl_store_newest(store, name, &newest, err);
+        if (rc == 0 && newest >= 0)
+            rc = sl_store_read_aliases(store, name, &aliases, err);
+        if (rc == 0 && !json_object_get(aliases, version) &&
+            sl_registry_stage_at(store, name, version, staged, &number) == 0) {
+            name = staged;
+            is_stage = true;
+        }
+        json_decref(aliases);
+    }
+    if (rc == 0 && !is_stage)
+        rc = sl_store_number_of(store, name, version, &number, err);
     if (rc == 0)
         rc = sl_store_full_record(store, name, number, false, ret_record, err);
     pthread_mutex_unlock(&store->mutex);

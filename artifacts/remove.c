@@ -44,6 +44,18 @@ static int check_aliases(struct sl_store *store, const char *name, int number, s
     return rc;
 }
 
+/* The mutex is held. */
+static int check_registry(struct sl_store *store, const char *name, int number, struct sl_err *err)
+{
+    char *model = NULL;
+    int rc = sl_registry_held(store, name, number, &model, err);
+    if (rc == 0 && model)
+        rc = sl_err_set(err, SL_CONFLICT, "%s:v%d is in use: the registered model %s holds it", name,
+                        number, model);
+    free(model);
+    return rc;
+}
+
 /* {"name", "number", "gone", "refund"}. */
 static json_t *make_entry(const char *name, int number, json_t *record)
 {
@@ -87,6 +99,8 @@ int sl_store_delete(struct sl_store *store, const char *name, const char *versio
         rc = sl_store_read_record(store, name, number, &record, err);
     if (rc == 0)
         rc = check_aliases(store, name, number, err);
+    if (rc == 0)
+        rc = check_registry(store, name, number, err);
     if (rc == 0) {
         entry = make_entry(name, number, record);
         rc = entry ? sl_store_journal(store, entry, err) : sl_store_nomem(err);

@@ -128,6 +128,7 @@ void sl_store_close(struct sl_store *store)
     json_decref(store->newest);
     json_decref(store->highest);
     json_decref(store->reserved);
+    json_decref(store->lineage);
     json_decref(store->held);
     json_decref(store->fresh);
     free(store->guards);

@@ -122,6 +122,7 @@ struct sl_commit {
     const char *output;
     const char *project;   /* of the run, whose storage it counts for; may be NULL */
     const json_t *aliases; /* list of names to point at this version; may be NULL */
+    const json_t *facts;   /* of the run (artifacts/lineage.h), kept with its marker; may be NULL */
 };
 /* Creates the version, or finds that it is there: by marker (then neither aliases nor anything else
  * changes, whatever the manifest says: a run's output is published once), or because the newest
@@ -135,7 +136,8 @@ int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **
 int sl_store_published(struct sl_store *store, const char *run, const char *output,
                        json_t **ret_record, struct sl_err *err);
 
-/* version: "v3", "latest" or an alias. SL_NOTFOUND names what is missing. */
+/* version: "v3", "latest", an alias, or, where the artifact has none of that name, a stage of the registered model
+ * `name` (registry.h). SL_NOTFOUND names what is missing. */
 int sl_store_resolve(struct sl_store *store, const char *name, const char *version,
                      json_t **ret_record, struct sl_err *err);
 /* [{"name", "latest": "v3", "versions": 4, "aliases": {"candidate": "v3"}}, ...] by name. */
@@ -164,7 +166,8 @@ typedef int sl_store_guard_fn(void *arg, const char *name, int number, struct sl
 int sl_store_add_guard(struct sl_store *store, sl_store_guard_fn *fn, void *arg,
                        struct sl_err *err);
 /* Deletes a version. Its number is never used again, and its blobs go with the next collection unless others
- * have them too. SL_CONFLICT: an alias points at it, or a guard says that it is in use. *ret_gone: what is
+ * have them too. SL_CONFLICT: an alias points at it, a
+ * registered model holds it, or a guard says that it is in use. *ret_gone: what is
  * left, with "deleted". */
 int sl_store_delete(struct sl_store *store, const char *name, const char *version,
                     json_t **ret_gone, struct sl_err *err);

@@ -5,7 +5,7 @@
 #include "base/file.h"
 #include <pthread.h>
 
-#define SL_RECORD_MAX_BYTES (64u << 10)
+#define SL_RECORD_MAX_BYTES (1u << 20) /* a journal entry has a run's facts twice */
 /* Room for far more than SL_STORE_MAX_ALIASES: outputs promised at the same time may go over it. */
 #define SL_ALIASES_MAX_BYTES (1u << 20)
 
@@ -16,6 +16,7 @@ struct sl_store {
     json_t *newest;        /* name -> number of its newest version, filled as asked for */
     json_t *highest;       /* the same of all that ever were, deleted ones too */
     json_t *reserved;      /* name -> list of numbers given out by allocate */
+    json_t *lineage;       /* lineage.c's index; NULL: nobody has asked yet */
     bool journal_pending;  /* a commit stopped half way (disk full): finish it before the next */
 
     pthread_mutex_t blob_mutex; /* what follows, and removing blobs; taken behind mutex, never before */
@@ -81,10 +82,18 @@ int sl_store_full_record(struct sl_store *store, const char *name, int number, b
 
 /* ---- the journal (the mutex is held) --------------------------------------------------------- */
 
-/* Carries out {"name", "number", "record" or null, "run" and "output" or null, "aliases"}, or for
+/* Carries out {"name", "number", "record" or null, "run" and "output" or null, "facts" or null, "aliases"}, or for
  * a deletion {"name", "number", "gone": what is left, "refund" or null}, or {"name", "drop": aliases},
  * all or nothing: it is written down whole before its steps, each of which may be repeated. */
 int sl_store_journal(struct sl_store *store, const json_t *entry, struct sl_err *err);
+/* A marker was written: {"name", "number", "facts"}. */
+void sl_lineage_note(struct sl_store *store, const char *run, const char *output, const json_t *marker);
+/* As sl_registry_holder. */
+int sl_registry_held(struct sl_store *store, const char *artifact, int number, char **ret_model,
+                     struct sl_err *err);
+/* What a registered model has in a stage. SL_NOTFOUND. */
+int sl_registry_stage_at(const struct sl_store *store, const char *model, const char *stage,
+                         char ret_artifact[SL_NAME_MAX + 1], int *ret_number);
 /* Finishes what a crash or a full disk has left. */
 int sl_store_replay(struct sl_store *store, struct sl_err *err);
 

@@ -188,13 +188,16 @@ static json_t *make_entry(const struct sl_commit *c, int number, bool is_new, in
                            (json_int_t)bytes);
         if (record && c->run)
             json_object_set_new(record, "made_by",
-                                json_pack("{s:s, s:s, s:s*}", "run", c->run, "output", c->output,
-                                          "project", c->project));
+                                json_pack("{s:s, s:s, s:s*, s:O*, s:O*}", "run", c->run, "output",
+                                          c->output, "project", c->project, "spec",
+                                          json_object_get(c->facts, "spec"), "code",
+                                          json_object_get(c->facts, "code")));
         if (!record)
             return NULL;
     }
-    return json_pack("{s:s, s:i, s:o?, s:s?, s:s?, s:O?}", "name", c->name, "number", number,
-                     "record", record, "run", c->run, "output", c->output, "aliases", c->aliases);
+    return json_pack("{s:s, s:i, s:o?, s:s?, s:s?, s:O?, s:O?}", "name", c->name, "number", number,
+                     "record", record, "run", c->run, "output", c->output, "facts", c->facts,
+                     "aliases", c->aliases);
 }
 
 static void release_holds(struct sl_store *store, const char *digest, const json_t *manifest)

@@ -10,6 +10,7 @@
 #include "cli/api.h"
 #include "cli/artifact_store.h"
 #include "cli/cli.h"
+#include "cli/registry.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -392,6 +393,13 @@ static int alias(struct sl_api *api, const struct artifact_options *o, int argc,
     return rc;
 }
 
+static int lineage(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+                   struct sl_err *err)
+{
+    (void)argc;
+    return cli_lineage(api, argv[0], o->json, err);
+}
+
 /* ---- the command ----------------------------------------------------------------------------- */
 
 static const struct {
@@ -408,6 +416,7 @@ static const struct {
     {"rm", 1, 1, artifact_rm},
     {"gc", 0, 0, artifact_gc},
     {"verify", 0, 0, artifact_verify},
+    {"lineage", 1, 1, lineage},
 };
 
 int cmd_artifact(int argc, char **argv)
@@ -428,12 +437,14 @@ int cmd_artifact(int argc, char **argv)
         .forms = (const char *const[]){"put NAME FILE|DIR ... [--alias A ...]",
                                        "get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]", "ls [NAME]",
                                        "alias NAME:VERSION ALIAS", "unalias NAME ALIAS", "rm NAME:VERSION",
-                                       "gc [--grace S]", "verify [--hash]", "convert FROM TO", NULL},
+                                       "lineage NAME:VERSION", "gc [--grace S]", "verify [--hash]",
+                                       "convert FROM TO", NULL},
         .options = options,
         .more = "put uploads files (a folder's with their paths in it) as a new version; equal content makes none.\n"
                 "get downloads a version's files into DIR (here), each checked by its sha256. alias points a name\n"
                 "such as `production` at a version. rm deletes a version that no alias points at and nothing uses; gc\n"
-                "then removes the files that no version has (the server does so by itself). convert turns a prompt table's file into another tool's form.",
+                "then removes the files that no version has (the server does so by itself). lineage says which runs\n"
+                "made a version of what, and which used it. convert turns a prompt table's file into another tool's form.",
         .most = -1,
     };
     int at = cli_parse(&usage, argc, argv), status = 2;

@@ -43,5 +43,7 @@ int sl_serve(const struct sl_serve_config *config, struct sl_err *err);
 
 /* The store's part: server/routes_store.c. */
 int sl_store_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+/* The registry's and lineage: server/routes_registry.c. */
+int sl_registry_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
 
 #endif

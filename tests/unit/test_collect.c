@@ -1,5 +1,5 @@
 /* Deleting versions, collecting what nothing uses, uploads in pieces, and the look through it all. */
-#include "artifacts/store.h"
+#include "artifacts/registry.h"
 #include "base/file.h"
 #include "base/json.h"
 #include <dirent.h>
@@ -210,6 +210,11 @@ static void what_is_in_use_is_not_deleted(void **state)
     assert_int_equal(try_delete("named", "v0"), 0);
     assert_int_equal(try_delete("named", "v0"), SL_NOTFOUND);
     assert_int_equal(try_delete("nobody", "v0"), SL_NOTFOUND);
+    commit("registered", manifest, NULL, NULL);
+    ok(sl_registry_link(store, "squad", &(struct sl_registry_link){"registered", "v0", NULL, NULL, NULL},
+                        NULL, &err));
+    assert_int_equal(try_delete("registered", "v0"), SL_CONFLICT);
+    assert_non_null(strstr(err.msg, "squad"));
     assert_int_equal(try_delete("../used", "v0"), SL_SPEC);
     assert_int_equal(collect(), 0);
     assert_int_equal(problems(true), 0);
