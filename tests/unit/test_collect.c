@@ -1,4 +1,5 @@
-/* Deleting versions, collecting what nothing uses, uploads in pieces, and the look through it all. */
+/* Deleting versions, collecting what nothing uses, uploads in pieces, and the look through it all. Long because it is
+ * one suite over one store. */
 #include "artifacts/registry.h"
 #include "base/file.h"
 #include "base/json.h"
