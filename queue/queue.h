@@ -131,6 +131,7 @@ int sl_queue_ack(struct sl_queue *q, const char *run, const json_t *outputs, str
 struct sl_reaped {
     int ended, promoted; /* leases that ran out, runs whose time has come */
     bool more;           /* call again: the pass was cut short */
+    int outbox;          /* results whose version records are still to be written */
 };
 /* One pass, bounded, of what time brings: dead leases, due runs, rates, classes that no agent
  * serves. spare_leases: leaves leases alone. ret_reaped may be NULL. */
