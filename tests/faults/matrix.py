@@ -142,14 +142,17 @@ for h in helpers:
         errors.append(f"an agent that was not struck has ended: {open(h.log).read()[-500:]}")
 violations, recovery = [], []
 a.settle()
-events_of = {}
+events_of, first_in_line = {}, set()
 for run in a.acked:
     found, record, events = a.judge(run)
     violations += found
     events_of[run] = events
+    if record and record["priority"] == "high":
+        first_in_line.add(run)
 violations += checker.check_left(a.left())
-for cell, run, at, offset in struck:    # from the fault until the run was going on, or over
-    if run and cell[0] in ("agent", "worker") and cell[1] == "kill" and not any(0 < t - at < 15 for t in a.redis_steps):
+# From the fault until the run was going on, or over; of those that nothing stands before when they come back in line.
+for cell, run, at, offset in struck:
+    if run in first_in_line and cell[0] in ("agent", "worker") and cell[1] == "kill" and not any(0 < t - at < 15 for t in a.redis_steps):
         later = [e["time_ms"] / 1000 - offset - at for e in events_of.get(run, []) if e["type"] == "state" and
                  e["data"]["state"] in ("running", *checker.FINAL) and e["time_ms"] / 1000 >= at + offset]
         recovery += later[:1]

@@ -124,11 +124,11 @@ def agent_killed_another_goes_on():
     a.kill()
     killed = time.monotonic()
     no_worker_left()    # within 5 s; its worker's pipe has closed
-    assert time.monotonic() - killed < 3
+    in_time(time.monotonic() - killed, 3)
     b = w.agent("second")
     r = w.until(run, lambda r: r["attempt"] == 2)
     took = time.monotonic() - killed
-    assert took < w.lease_ms / 1000 + 2.5, took
+    in_time(took, w.lease_ms / 1000 + 2.5)
     r = w.ended(run)
     check_result(run, 40)
     assert r["lost"] == 1 and r["failures"] == 0, r
@@ -144,7 +144,7 @@ def term_hands_the_run_over():
     start = time.monotonic()
     assert w.end(a) == 0
     took = time.monotonic() - start
-    assert took < 5, took
+    in_time(took, 5)
     r = w.run(run)
     assert r["state"] == "queued" and r["preemptions"] == 1 and r["failures"] == 0, r
     assert r["checkpoint_step"] >= 7, r
@@ -238,7 +238,7 @@ def a_paused_worker_obeys_term_and_cancel():
     time.sleep(w.lease_ms / 1000 * 1.3)
     start = time.monotonic()
     w.end(a)
-    assert time.monotonic() - start < 3
+    in_time(time.monotonic() - start, 3)
     no_worker_left()
     b = w.agent("next")
     check_result(w.ended(run)["run"], 40)
@@ -280,7 +280,7 @@ def cancel_while_training_and_while_in_line():
     start = time.monotonic()
     assert w.api("POST", f"/api/v1/runs/{run}/cancel")[1]["state"] == "cancelling"
     r = w.ended(run, 5)
-    assert time.monotonic() - start < 2, time.monotonic() - start
+    in_time(time.monotonic() - start, 2)
     assert r["state"] == "cancelled" and not r["outputs"], r
     assert w.run(waiting)["state"] == "cancelled"
     stubborn = w.enqueue("fake.200.50.stubborn")

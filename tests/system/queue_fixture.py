@@ -207,6 +207,11 @@ def wait(test, timeout, what):
         time.sleep(0.02)
 
 
+def in_time(took, promise):
+    """A promise in seconds, kept as well as a busy machine lets it: for figures are queue_latency and `make faults`."""
+    assert took < promise * PATIENCE, f"{took:.2f} s, promised are {promise:.2f} s"
+
+
 def make_spec(name, **more):
     spec = {"api": "softlaunch/v1", "name": name, "project": "test", "model": "model:latest",
             "datasets": {"train": ["data:latest"]},
