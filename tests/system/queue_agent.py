@@ -137,6 +137,28 @@ def agent_killed_another_goes_on():
     w.end(b)
 
 
+def term_takes_a_large_state_along():
+    """Within 15 s, when it leaves in any case; what is not up by then leaves the checkpoint before it."""
+    a = w.agent("laden")
+    run = w.enqueue("fake.400.20.big")
+    before = w.until(run, lambda r: r["checkpoint_step"])["checkpoint_step"]
+    start = time.monotonic()
+    assert w.end(a) == 0
+    took = time.monotonic() - start
+    r = w.until(run, lambda r: r["state"] == "queued")
+    print(f"# an agent with a state of 60 MB left {took:.1f} s after SIGTERM, its checkpoint of step {r['checkpoint_step']}")
+    assert r["checkpoint_step"] >= before and r["failures"] == 0, r
+    if took < 14:    # not at its time's end
+        assert r["checkpoint_step"] == r["step"] and r["preemptions"] == 1, r
+    in_time(took, 15)
+    b = w.agent("relieves")
+    w.until(run, lambda x: x["attempt"] == 2 and (x["step"] or 0) > r["checkpoint_step"])
+    assert w.events(run, "start")[-1]["data"]["step"] == r["checkpoint_step"]
+    w.api("POST", f"/api/v1/runs/{run}/cancel")
+    w.ended(run)
+    w.end(b)
+
+
 def term_hands_the_run_over():
     a = w.agent("leaving")
     run = w.enqueue("fake.40.50.ok")
@@ -390,7 +412,7 @@ def a_lost_slot_disturbs_no_other():
 
 
 tap(w, [a_run_from_enqueue_to_artifact, commands_for_people, enqueue_twice_is_one_run, agent_killed_another_goes_on,
-     term_hands_the_run_over, stopped_agent_writes_nothing_after_its_lease, redis_restarts_in_the_middle,
+     term_takes_a_large_state_along, term_hands_the_run_over, stopped_agent_writes_nothing_after_its_lease, redis_restarts_in_the_middle,
      redis_away_past_the_lease,
      a_paused_worker_is_killed_when_the_run_is_anothers, a_paused_worker_obeys_term_and_cancel, redis_down_at_start, cancel_while_training_and_while_in_line,
      crashes_are_retried_then_dead, wrong_requests_fail_for_good, server_down_while_publishing, many_log_lines,
