@@ -75,6 +75,10 @@ class World:
                 p.send_signal(signal.SIGCONT)
                 p.kill()
                 p.wait()
+        if self.redis.poll() is not None:
+            self.start_redis()
+        if self.server.poll() is not None:
+            self.start_server(self.port)
 
     def close(self):
         for p in reversed(self.procs):
