@@ -247,6 +247,7 @@ static void pause_work(struct sl_slot *s, enum sl_agent_state resume)
     s->work.resume = resume;
     s->work.pausing = false;
     sl_slot_enter(s, ST_PAUSED);
+    sl_report_phase(s->work.report, "paused"); /* what is said twice behind it is no stale owner's */
     if (s->agent->leaving && !sl_redis_async_up(s->agent->redis))
         sl_step_leave(s);
     else

@@ -204,6 +204,7 @@ static const struct field {
 };
 #define N_FIELDS (sizeof run_fields / sizeof *run_fields)
 #define N_LIST_FIELDS (N_FIELDS - 2)
+#define LIST_CALLS 20 /* of the script for one page: some 2,000 runs are looked at */
 
 /* An absent value is null. */
 static json_t *field_json(const struct field *f, const redisReply *r)
@@ -289,25 +290,20 @@ int sl_queue_show(struct sl_queue *q, const char *run, json_t **ret_run, struct 
     return 0;
 }
 
-int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *state,
-                  const char *queue, const char *project, json_t **ret_page, struct sl_err *err)
+/* One call of the script: adds to runs; next gets the place to go on below, "" at the end. */
+static int list_more(struct sl_queue *q, const char *below, int most, const char *const filters[3],
+                     json_t *runs, char next[24], struct sl_err *err)
 {
     const size_t stride = N_LIST_FIELDS + 2;
     struct sl_cmd c;
     redisReply *reply;
-    json_t *runs;
     int rc;
 
-    if (below && (!*below || strlen(below) > 16 || strspn(below, "0123456789") != strlen(below)))
-        return sl_err_set(err, SL_SPEC, "not a place in the list of runs: %.40s", below);
-    if (most < 1 || most > SL_QUEUE_PAGE_MAX)
-        most = SL_QUEUE_PAGE_MAX;
     sl_queue_cmd(&c, SL_SCRIPT_LIST);
     sl_cmd_add(&c, below);
     sl_cmd_add_int(&c, most);
-    sl_cmd_add(&c, state);
-    sl_cmd_add(&c, queue);
-    sl_cmd_add(&c, project);
+    for (int i = 0; i < 3; i++)
+        sl_cmd_add(&c, filters[i]);
     for (size_t i = 0; i < N_LIST_FIELDS; i++)
         sl_cmd_add(&c, run_fields[i].redis);
     rc = sl_queue_call(q, &c, 0, &reply, err);
@@ -315,13 +311,35 @@ int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *s
         return rc;
     if (!sl_queue_is_texts(reply, 1) || reply->elements % stride != 1)
         return sl_queue_odd_reply("list", reply, err);
-    runs = json_array();
     for (size_t i = 1; i < reply->elements; i += stride)
         json_array_append_new(
             runs, run_json(reply->element[i]->str, reply->element + i + 1, N_LIST_FIELDS));
-    *ret_page =
-        json_pack("{s:o, s:o}", "runs", runs, "next",
-                  reply->element[0]->len ? json_string(reply->element[0]->str) : json_null());
+    snprintf(next, 24, "%s", reply->element[0]->str);
     freeReplyObject(reply);
     return 0;
+}
+
+int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *state,
+                  const char *queue, const char *project, json_t **ret_page, struct sl_err *err)
+{
+    const char *const filters[] = {state, queue, project};
+    char next[24];
+    json_t *runs;
+    int rc = 0;
+
+    if (below && (!*below || strlen(below) > 16 || strspn(below, "0123456789") != strlen(below)))
+        return sl_err_set(err, SL_SPEC, "not a place in the list of runs: %.40s", below);
+    if (most < 1 || most > SL_QUEUE_PAGE_MAX)
+        most = SL_QUEUE_PAGE_MAX;
+    snprintf(next, sizeof next, "%s", below ? below : "");
+    runs = json_array();
+    for (int calls = 0, left = most; !rc && calls < LIST_CALLS && left > 0 && (!calls || *next);
+         calls++, left = most - (int)json_array_size(runs))
+        rc = list_more(q, next, left, filters, runs, next, err);
+    if (rc)
+        json_decref(runs);
+    else
+        *ret_page = json_pack("{s:o, s:o}", "runs", runs, "next",
+                              *next ? json_string(next) : json_null());
+    return rc;
 }

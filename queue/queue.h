@@ -135,6 +135,7 @@ int sl_queue_refund(struct sl_queue *q, const char *id, const char *project, int
 struct sl_reaped {
     int ended, promoted; /* leases that ran out, runs whose time has come */
     bool more;           /* call again: the pass was cut short */
+    int outbox;          /* results whose version records are still to be written */
 };
 /* One pass, bounded, of what time brings: dead leases, due runs, rates, classes that no agent
  * serves. spare_leases: leaves leases alone. ret_reaped may be NULL. */

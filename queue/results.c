@@ -111,12 +111,12 @@ int sl_queue_reap(struct sl_queue *q, bool spare_leases, struct sl_reaped *ret_r
     rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 3)
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 4)
         return sl_queue_odd_reply("reap", reply, err);
     if (ret_reaped)
         *ret_reaped =
             (struct sl_reaped){(int)reply->element[0]->integer, (int)reply->element[1]->integer,
-                               reply->element[2]->integer == 1};
+                               reply->element[2]->integer == 1, (int)reply->element[3]->integer};
     freeReplyObject(reply);
     return 0;
 }

@@ -3,8 +3,8 @@
 #include "base/log.h"
 #include "server/runs.h"
 
-#define REPLAY_PERIOD_US                                                                           \
-    INT64_C(30000000) /* results cut short by a fault that may pass, as a full disk */
+#define REPLAY_LOOKS 5        /* with something in the outbox at each: it is not only a publishing under way */
+#define REPLAY_AGAIN_LOOKS 30 /* after a fault that may pass, as a full disk */
 
 static void spare_leases(struct sl_reaper *r)
 {
@@ -40,12 +40,15 @@ void sl_reap(void *arg)
     }
     if (ended || promoted)
         sl_log(SL_INFO, NULL, "%d leases ended, %d runs are due again", ended, promoted);
-    if (r->away || sl_boot_us() >= r->replay_us) {
-        r->replay_us = sl_boot_us() + REPLAY_PERIOD_US;
-        if (sl_publish_replay(runs, &replayed, &err))
+    r->unwritten = done.outbox ? r->unwritten + 1 : 0;
+    if (r->away || r->unwritten >= REPLAY_LOOKS) {
+        r->unwritten = 0;
+        if (sl_publish_replay(runs, &replayed, &err)) {
             sl_log(SL_ERROR, NULL, "writing the versions of published results: %s", err.msg);
-        else if (replayed)
+            r->unwritten = REPLAY_LOOKS - REPLAY_AGAIN_LOOKS;
+        } else if (replayed) {
             sl_log(SL_INFO, NULL, "wrote the versions of %d published results", replayed);
+        }
     }
     r->away = false;
 }

@@ -31,8 +31,9 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
 void sl_runs_part_stop(void *state);
 
 struct sl_reaper {
-    int64_t spare_until_us, replay_us; /* on the boot clock */
-    bool away;                         /* Redis is */
+    int64_t spare_until_us; /* on the boot clock */
+    bool away;              /* Redis is */
+    int unwritten;          /* looks in a row that found results in the outbox */
 };
 
 /* What the part's files share. */

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Every unit and operation test under ASan and UBSan, as TAP: one line a program. Needs SL_BUILD.
+# Every unit and operation test under ASan and UBSan, then the suites of queue and agent with server, agents and
+# commands built so, as TAP: one line a program. Needs SL_BUILD.
 set -u
 cd "$(dirname "$0")/.."
 make --no-print-directory asan BUILD="$SL_BUILD" >"$SL_BUILD-asan.log" 2>&1 || { tail -n 20 "$SL_BUILD-asan.log"; echo "not ok - build"; exit 1; }
@@ -15,6 +16,21 @@ for program in "$SL_BUILD"/tests/unit/test_* "$SL_BUILD"/tests/ops/test_*; do
         tail -n 30 "$program.log" | sed 's/^/# /'
         echo "not ok - $(basename "$program")"
         failed=1
+    fi
+done
+# A process that is killed reports nothing, one that finds something may be asked nothing: the reports are files.
+found=$SL_BUILD/asan-found
+rm -rf "$found"
+mkdir -p "$found"
+export ASAN_OPTIONS=detect_leaks=1:log_path=$found/report UBSAN_OPTIONS=print_stacktrace=1:log_path=$found/report
+for suite in queue_agent queue_admin queue_faults queue_chaos redis_tls redis_sentinel redis_cluster; do
+    if python3 "tests/system/$suite.py" >"$found.log" 2>&1 && [ -z "$(ls -A "$found")" ]; then
+        echo "ok - $suite"
+    else
+        cat "$found.log" "$found"/* 2>/dev/null | grep -v '^ok' | head -n 60 | sed 's/^/# /'
+        echo "not ok - $suite"
+        failed=1
+        rm -f "$found"/*
     fi
 done
 exit $failed

@@ -3,7 +3,7 @@
 -- has come go in line, queues with a rate get what it allows, classes that no agent serves are put aside and come
 -- back when one does, agents not seen for an hour are forgotten.
 -- ARGV: most runs to move per call, '1' to leave leases alone this time
--- Reply: {leases ended, runs promoted, 1 when there is more to do now}
+-- Reply: {leases ended, runs promoted, 1 when there is more to do now, results in the outbox}
 local most, spare = tonumber(ARGV[1]), ARGV[2] == '1'
 local LOOK_MS, LOOKS = 900, 10 -- queues and projects are looked at so often, so many a call
 local ended = spare and {} or
@@ -79,4 +79,4 @@ for _, agent in ipairs(gone) do
   redis.call('DEL', P .. ':wanted:' .. agent)
 end
 local more = #ended == most or #due == most or #queues == LOOKS or #projects == LOOKS
-return {#ended, #due, more and 1 or 0}
+return {#ended, #due, more and 1 or 0, redis.call('HLEN', P .. ':outbox')}

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Claim to done of no-op runs by our scripts, beside rq and celery, in turn in one Redis (appendonly everysec), each
 with one process that does nothing but claim and finish. Ours says what an agent and a server were heard to say, one
-run at a time, and with 50 under way as a few agents have. usage: queue_peers.py [RUNS]"""
+run at a time, and with 50 under way, of two agents. usage: queue_peers.py [RUNS]"""
 import statistics
 from wire import *
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 RUNS = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-ROUNDS, PIPE, GOAL = 3, 50, 10
+ROUNDS, PIPE, AGENTS, GOAL = 3, 25, 2, 10
 PEERS = '''
 import os, sys, time
 def nothing():
@@ -92,15 +92,27 @@ def ours(claim, finish, at_once):
         assert w.api("POST", "/api/v1/runs", spec)[0] == 201
     run, lease = (x.encode() for x in finish[4:6])
     claim, finish = encoded(claim).replace(claim[4].encode(), b"LEASE"), encoded(finish).replace(lease, b"LEASE").replace(run, b"RUN")
-    c, left, start = Connection(w.sock), RUNS, time.monotonic()
+    left, start = RUNS, time.monotonic()
     cpu_0 = redis_cpu_s()
-    while left:
-        leases = [os.urandom(16).hex().encode() for _ in range(min(at_once, left))]
-        c.s.sendall(b"".join(claim.replace(b"LEASE", lease) for lease in leases))
-        runs = [c.reply()[0] for _ in leases]
-        c.s.sendall(b"".join(finish.replace(b"LEASE", lease).replace(b"RUN", run) for run, lease in zip(runs, leases)))
-        assert all(c.reply()[1] == b"new" for _ in leases)
-        left -= len(leases)
+
+    def agent(c):
+        """Yields when it has sent something: Redis works for one while the next one reads."""
+        nonlocal left
+        while left:
+            leases = [os.urandom(16).hex().encode() for _ in range(min(at_once, left))]
+            left -= len(leases)
+            c.s.sendall(b"".join(claim.replace(b"LEASE", lease) for lease in leases))
+            yield
+            runs = [c.reply()[0] for _ in leases]
+            c.s.sendall(b"".join(finish.replace(b"LEASE", lease).replace(b"RUN", run) for run, lease in zip(runs, leases)))
+            yield
+            assert all(c.reply()[1] == b"new" for _ in leases)
+
+    agents = [agent(Connection(w.sock)) for _ in range(1 if at_once == 1 else AGENTS)]
+    while agents:
+        for a in list(agents):
+            if next(a, "done") == "done":
+                agents.remove(a)
     seconds = time.monotonic() - start
     busy_us.append((redis_cpu_s() - cpu_0) / RUNS * 1e6)
     return RUNS / seconds

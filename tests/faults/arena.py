@@ -14,6 +14,7 @@ FAULTS = {
     "agent": ["kill", "stop", "cut", "slow", "disk", "clock"], "worker": ["kill", "stop"],
     "server": ["kill", "stop", "disk", "clock"], "redis": ["kill", "restart", "stop", "clock"]}
 LEASE_MS = 1500
+QUIET_S, LEAVE_S = 120, 60    # nothing has happened for so long: it is stuck; an agent asked to leave has left
 STEPS, STEP_MS = 8, 15
 
 
@@ -305,6 +306,20 @@ class Arena(World):
             yield
         finally:
             os.unlink(filler)
+
+    # ---- the end
+    def settle(self, runs=None, quiet_s=QUIET_S):
+        """Waits until every run has ended and every version record is written, as long as that goes on."""
+        pending, seen, since = list(runs or self.acked), None, time.monotonic()
+        while pending or self.left()["outbox"]:
+            states = [(r, self.api("GET", "/api/v1/runs/" + r)[1] or {}) for r in pending]
+            pending = [r for r, x in states if x.get("state", "gone") not in (*checker.FINAL, "gone")]
+            now = [[x.get(k) for k in ("state", "attempt", "step", "lost")] for _, x in states]
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > quiet_s:
+                return
+            time.sleep(0.3)
 
     # ---- the history
     def outcome(self, run):

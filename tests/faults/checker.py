@@ -29,7 +29,7 @@ def check_run(run, record, versions, events, expected):
             bad("wrong", "other bits than those of an undisturbed run")
     elif versions:
         bad("doubled", f"published, although it ended as {record['state']}")
-    attempt, ended, step, claims, published = 0, False, {}, [], 0
+    attempt, ended, step, claims, published, paused = 0, False, {}, [], 0, True
     for e in events:
         if e["type"] == "outputs":    # the server's word that versions are durable: once, behind the end
             published += 1
@@ -43,6 +43,15 @@ def check_run(run, record, versions, events, expected):
             ended = ended or state in FINAL
             if state == "running" and e["data"].get("cause") != "lease_revived":
                 claims.append(e["attempt"])
+                paused = True    # no worker yet
+        elif e["type"] == "phase" and e["data"]["phase"] == "paused":
+            paused = True
+        elif e["type"] == "start":
+            # An owner whose lease could not be renewed in time stops its worker, says so, and starts one again when the
+            # lease is still its own (reliability.md, 9): from its last checkpoint, or from the beginning.
+            if not paused:
+                bad("stale", f"a second worker in attempt {e['attempt']}")
+            paused, step[e["attempt"]] = False, e["data"]["step"]
         elif e["type"] == "metric" and "loss" in e["data"]:
             if e["data"]["step"] <= step.get(e["attempt"], 0):
                 bad("stale", f"step {e['data']['step']} of attempt {e['attempt']} came twice, or late")

@@ -12,7 +12,7 @@ $(BUILD)/faults/softlaunch: $(call obj,$(CLI)) $(FAULT_O) $(CMD_LIBS)
 # tests/faults/mutants/NAME.sed: its first line names the script, "# script: finish.lua".
 MUTANTS := $(patsubst tests/faults/mutants/%.sed,$(BUILD)/faults/mutant-%,$(sort $(wildcard tests/faults/mutants/*.sed)))
 $(BUILD)/faults/mutant-%: tests/faults/mutants/%.sed tests/faults/mutate.sh $(call obj,$(CLI)) $(FAULT_O) $(CMD_LIBS) $(wildcard queue/scripts/*.lua)
-	tests/faults/mutate.sh $< $(BUILD)/faults/mutants/$* $(CC)
+	tests/faults/mutate.sh $< $(BUILD)/faults/mutants/$* "$(CC)"
 	$(call CMD_LINK,$(FAULT_O) $(BUILD)/faults/mutants/$*/mutant.o)
 
 $(BUILD)/faults/worker: tests/faults/worker.c $(call lib,base)

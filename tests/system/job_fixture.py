@@ -1,6 +1,6 @@
 """Real runs on a tiny model: the fixture of queue_fixture.py with the real worker, data, specs and results."""
 import json, os, re, struct, subprocess, sys
-from queue_fixture import BIN, FINAL, HERE, TOKEN, Skip, World, tap, wait
+from queue_fixture import BIN, FINAL, HERE, TOKEN, Skip, World, in_time, tap, wait
 
 MODEL = os.path.join(HERE, "..", "golden", "tiny_llama.gguf")
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "sky": "blue", "leaf": "green",

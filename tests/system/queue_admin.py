@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What operators do to queues, projects, agents and runs by the command; and finished runs in the archive."""
 import json, os, subprocess, time
-from queue_fixture import BIN, TOKEN, World, make_spec, tap, wait
+from queue_fixture import BIN, TOKEN, World, in_time, make_spec, tap, wait
 
 w = World(serve=["--keep-finished", "1"])
 P = "{softlaunch}"
@@ -164,7 +164,8 @@ def a_run_over_its_time_is_stopped():
     assert r["state"] == "dead" and r["cause"] == "timeout" and r["timeouts"] == 2 and r["failures"] == 0, r
     kinds = [e["data"]["kind"] for e in w.events(run, "failure")]
     assert kinds == ["timeout", "timeout"], kinds
-    assert 900 <= r["run_ms"] < 2500, r["run_ms"]
+    assert 900 <= r["run_ms"], r["run_ms"]
+    in_time(r["run_ms"] / 1000, 2.5)
     ok = w.enqueue("fake.5.20.ok", time_limit_s=30)
     assert w.ended(ok)["state"] == "succeeded"
     w.end(a)

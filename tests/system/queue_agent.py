@@ -124,16 +124,38 @@ def agent_killed_another_goes_on():
     a.kill()
     killed = time.monotonic()
     no_worker_left()    # within 5 s; its worker's pipe has closed
-    assert time.monotonic() - killed < 3
+    in_time(time.monotonic() - killed, 3)
     b = w.agent("second")
     r = w.until(run, lambda r: r["attempt"] == 2)
     took = time.monotonic() - killed
-    assert took < w.lease_ms / 1000 + 2.5, took
+    in_time(took, w.lease_ms / 1000 + 2.5)
     r = w.ended(run)
     check_result(run, 40)
     assert r["lost"] == 1 and r["failures"] == 0, r
     assert any(e["data"]["msg"].startswith("starting at step") and e["data"]["msg"] != "starting at step 0"
                for e in w.events(run, "log"))
+    w.end(b)
+
+
+def term_takes_a_large_state_along():
+    """Within 15 s, when it leaves in any case; what is not up by then leaves the checkpoint before it."""
+    a = w.agent("laden")
+    run = w.enqueue("fake.400.20.big")
+    before = w.until(run, lambda r: r["checkpoint_step"])["checkpoint_step"]
+    start = time.monotonic()
+    assert w.end(a) == 0
+    took = time.monotonic() - start
+    r = w.until(run, lambda r: r["state"] == "queued")
+    print(f"# an agent with a state of 60 MB left {took:.1f} s after SIGTERM, its checkpoint of step {r['checkpoint_step']}")
+    assert r["checkpoint_step"] >= before and r["failures"] == 0, r
+    if took < 14:    # not at its time's end
+        assert r["checkpoint_step"] == r["step"] and r["preemptions"] == 1, r
+    in_time(took, 15)
+    b = w.agent("relieves")
+    w.until(run, lambda x: x["attempt"] == 2 and (x["step"] or 0) > r["checkpoint_step"])
+    assert w.events(run, "start")[-1]["data"]["step"] == r["checkpoint_step"]
+    w.api("POST", f"/api/v1/runs/{run}/cancel")
+    w.ended(run)
     w.end(b)
 
 
@@ -144,7 +166,7 @@ def term_hands_the_run_over():
     start = time.monotonic()
     assert w.end(a) == 0
     took = time.monotonic() - start
-    assert took < 5, took
+    in_time(took, 5)
     r = w.run(run)
     assert r["state"] == "queued" and r["preemptions"] == 1 and r["failures"] == 0, r
     assert r["checkpoint_step"] >= 7, r
@@ -238,7 +260,7 @@ def a_paused_worker_obeys_term_and_cancel():
     time.sleep(w.lease_ms / 1000 * 1.3)
     start = time.monotonic()
     w.end(a)
-    assert time.monotonic() - start < 3
+    in_time(time.monotonic() - start, 3)
     no_worker_left()
     b = w.agent("next")
     check_result(w.ended(run)["run"], 40)
@@ -261,7 +283,7 @@ def redis_down_at_start():
     a = w.agent("early")
     wait(lambda: "Redis is away" in open(a.log).read(), 5, "the agent says so")
     status, page = w.api("GET", "/api/v1/runs")     # history still opens
-    assert status == 200 and page["live"] is False and page["runs"] == [], page
+    assert status == 200 and page["live"] is False and all(r["state"] in FINAL for r in page["runs"]), page
     assert w.api("GET", "/api/v1/runs/" + "0" * 32)[0] == 503
     w.start_redis()
     run = w.enqueue("fake.3.10.ok")
@@ -280,7 +302,7 @@ def cancel_while_training_and_while_in_line():
     start = time.monotonic()
     assert w.api("POST", f"/api/v1/runs/{run}/cancel")[1]["state"] == "cancelling"
     r = w.ended(run, 5)
-    assert time.monotonic() - start < 2, time.monotonic() - start
+    in_time(time.monotonic() - start, 2)
     assert r["state"] == "cancelled" and not r["outputs"], r
     assert w.run(waiting)["state"] == "cancelled"
     stubborn = w.enqueue("fake.200.50.stubborn")
@@ -390,7 +412,7 @@ def a_lost_slot_disturbs_no_other():
 
 
 tap(w, [a_run_from_enqueue_to_artifact, commands_for_people, enqueue_twice_is_one_run, agent_killed_another_goes_on,
-     term_hands_the_run_over, stopped_agent_writes_nothing_after_its_lease, redis_restarts_in_the_middle,
+     term_takes_a_large_state_along, term_hands_the_run_over, stopped_agent_writes_nothing_after_its_lease, redis_restarts_in_the_middle,
      redis_away_past_the_lease,
      a_paused_worker_is_killed_when_the_run_is_anothers, a_paused_worker_obeys_term_and_cancel, redis_down_at_start, cancel_while_training_and_while_in_line,
      crashes_are_retried_then_dead, wrong_requests_fail_for_good, server_down_while_publishing, many_log_lines,

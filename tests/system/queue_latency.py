@@ -40,6 +40,23 @@ def idle_agent_costs_little():
     w.end(a)
 
 
+def bare_bell_ms():
+    """What it takes here to hear of a push in BLPOP, p99: a busy machine takes longer for anything."""
+    ends = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    times = []
+    for end in ends:
+        end.connect(w.sock)
+    for _ in range(RUNS):
+        ends[0].sendall(b"BLPOP bare:bell 0\r\n")
+        time.sleep(0.005)
+        start = time.monotonic()
+        ends[1].sendall(b"LPUSH bare:bell 1\r\n")
+        ends[0].recv(1 << 16)
+        times.append((time.monotonic() - start) * 1000)
+        ends[1].recv(1 << 16)
+    return sorted(times)[RUNS * 99 // 100]
+
+
 def enqueue_to_claimed():
     a = w.agent("quick")
     times = []
@@ -52,8 +69,9 @@ def enqueue_to_claimed():
             time.sleep(0.05)    # now and then the agent has gone to sleep on its bell
     times.sort()
     p50, p99 = times[RUNS // 2], times[RUNS * 99 // 100]
-    print(f"# enqueue to claimed, {RUNS} runs: p50 {p50} ms, p99 {p99} ms, longest {times[-1]} ms")
-    assert p99 < 20, times[-10:]
+    bare = bare_bell_ms()
+    print(f"# enqueue to claimed, {RUNS} runs: p50 {p50} ms, p99 {p99} ms, longest {times[-1]} ms; a bare BLPOP p99 {bare:.1f} ms")
+    assert p99 < max(20, 5 * bare), times[-10:]
     w.end(a)
 
 

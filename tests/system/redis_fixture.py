@@ -2,7 +2,7 @@
 import socket
 from queue_fixture import *
 
-DOCTOR_S = 20
+DOCTOR_S = 20 * PATIENCE
 
 
 def free_port():
@@ -48,7 +48,7 @@ class Servers:
 
 
 def cli(port, *args, more=()):
-    r = subprocess.run(["redis-cli", "-p", str(port), *more, *map(str, args)], capture_output=True, text=True, timeout=20)
+    r = subprocess.run(["redis-cli", "-p", str(port), *more, *map(str, args)], capture_output=True, text=True, timeout=60)
     return r.stdout.strip()
 
 

@@ -27,7 +27,7 @@ def refused(url, *words):
     assert found["level"] == "error" and found["do"], found
     for word in words:
         assert word in found["found"], (word, found)
-    assert found["seconds"] < 7, found
+    in_time(found["seconds"], 7)
     return found["found"]
 
 
