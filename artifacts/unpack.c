@@ -20,7 +20,8 @@ struct in {
     const struct sl_watch *watch;
     json_t *entries;
     int n_entries;
-    int64_t bytes; /* out so far */
+    int64_t bytes;  /* out so far */
+    int64_t packed; /* of the whole archive */
 };
 
 static int refuse(const char *path, const char *why, struct sl_err *err)
@@ -61,12 +62,11 @@ static int clean_path(const char *given, char ret_path[SL_ENTRY_PATH_MAX + 1], s
 
 static int check_limits(struct in *in, int64_t more, const char *path, struct sl_err *err)
 {
-    int64_t packed = archive_filter_bytes(in->a, -1);
     if (more < 0 || more > SL_UNPACK_MAX_BYTES - in->bytes)
         return sl_err_set(err, SL_DATA, "%s: the archive unpacks to more than %lld bytes", path,
                           (long long)SL_UNPACK_MAX_BYTES);
     if (in->bytes + more > SL_UNPACK_RATIO_FROM &&
-        (in->bytes + more) / SL_UNPACK_MAX_RATIO > (packed > 0 ? packed : 1))
+        (in->bytes + more) / SL_UNPACK_MAX_RATIO > in->packed)
         return sl_err_set(err, SL_DATA,
                           "%s: the archive unpacks to over %d times its size: refused as a bomb",
                           path, SL_UNPACK_MAX_RATIO);
@@ -238,6 +238,9 @@ int sl_unpack_into(int fd, const char *root, const struct sl_watch *watch, json_
                     .chunk = malloc(SL_PACK_CHUNK_BYTES),
                     .watch = watch,
                     .entries = json_array()};
+    struct stat st;
+    /* Of the whole file: at a large entry's header next to nothing of it has been read. */
+    in.packed = fstat(fd, &st) == 0 ? st.st_size : 0;
     int rc = in.a && in.chunk && in.entries ? unpack_all(&in, fd, err)
                                             : sl_err_set(err, SL_NOMEM, "out of memory");
     if (in.a)
