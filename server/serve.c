@@ -12,6 +12,7 @@
 /* The server's parts, in the order they start. */
 static const struct sl_server_part parts[] = {
     {"store", false, sl_store_part_start, NULL},
+    {"pages", false, sl_pages_part_start, sl_pages_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
 };
 #define N_PARTS ((int)(sizeof parts / sizeof *parts))

@@ -40,5 +40,8 @@ int sl_serve(const struct sl_serve_config *config, struct sl_err *err);
 
 /* The store's part: server/routes_store.c. */
 int sl_store_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+/* The web pages: server/pages.c. */
+int sl_pages_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+void sl_pages_part_stop(void *state);
 
 #endif
