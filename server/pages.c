@@ -38,6 +38,14 @@
     X(server_static_stream_js, "stream.js", JS)                                                    \
     X(server_static_login_js, "login.js", JS)                                                      \
     X(server_static_runs_js, "runs.js", JS)                                                        \
+    X(server_static_rundata_js, "rundata.js", JS)                                                  \
+    X(server_static_plot_js, "plot.js", JS)                                                        \
+    X(server_static_diff_js, "diff.js", JS)                                                        \
+    X(server_static_lineage_js, "lineage.js", JS)                                                  \
+    X(server_static_run_parts_js, "run_parts.js", JS)                                              \
+    X(server_static_run_js, "run.js", JS)                                                          \
+    X(server_static_compare_js, "compare.js", JS)                                                  \
+    X(server_static_promote_js, "promote.js", JS)                                                  \
     X(chart_js, "chart.js", JS)
 
 #define X(symbol, name, type)                                                                      \
