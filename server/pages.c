@@ -46,6 +46,14 @@
     X(server_static_run_js, "run.js", JS)                                                          \
     X(server_static_compare_js, "compare.js", JS)                                                  \
     X(server_static_promote_js, "promote.js", JS)                                                  \
+    X(server_static_yaml_js, "yaml.js", JS)                                                        \
+    X(server_static_spec_js, "spec.js", JS)                                                        \
+    X(server_static_new_js, "new.js", JS)                                                          \
+    X(server_static_job_form_js, "job_form.js", JS)                                                \
+    X(server_static_queues_js, "queues.js", JS)                                                    \
+    X(server_static_agents_js, "agents.js", JS)                                                    \
+    X(server_static_artifacts_js, "artifacts.js", JS)                                              \
+    X(server_static_registry_js, "registry.js", JS)                                                \
     X(chart_js, "chart.js", JS)
 
 #define X(symbol, name, type)                                                                      \
