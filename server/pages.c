@@ -179,7 +179,6 @@ static const struct sl_route page_routes[] = {
     PAGE("/artifacts/{name}"),
     PAGE("/registry"),
     PAGE("/registry/{model}"),
-    PAGE("/settings"),
     {.method = "GET", .pattern = "/static/{file}", .open = true, .handle = file},
     {.method = "GET", .pattern = "/api/v1/schema", .handle = schema},
     {.method = "POST", .pattern = "/api/v1/specs/check", .body = SL_BODY_JSON, .handle = check},

@@ -22,7 +22,7 @@ export function whenSignedOut(f) {
 export function authHeaders(method = "GET") {
   const headers = {};
   if (session.token) headers.Authorization = "Bearer " + session.token;
-  const csrf = session.me && (session.me.csrf_token || session.me.csrf);
+  const csrf = session.me && session.me.csrf;
   if (method !== "GET" && csrf) headers["X-CSRF-Token"] = csrf;
   return headers;
 }

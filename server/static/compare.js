@@ -30,10 +30,11 @@ export async function show(root, {query}) {
     h("section", {class: "card", id: "difference"}, h("h2", {}, "What differs"), difference(runs)));
 
   function drawScores() {
-    const names = [...new Set(runs.flatMap(r => Object.keys(r.metrics || {})))].filter(n => !NOT_SCORES.has(n)).sort();
+    const names = [...new Set(runs.flatMap(r => Object.keys(r.metrics || {})))].filter(n => !NOT_SCORES.has(n))
+      .sort((a, b) => LESS_IS_BETTER.test(b) - LESS_IS_BETTER.test(a) || b.startsWith("val_") - a.startsWith("val_") || a.localeCompare(b));
     const rows = names.map(n => {
       const values = runs.map(r => r.metrics && r.metrics[n]), valid = values.filter(v => typeof v === "number");
-      const best = LESS_IS_BETTER.test(n) ? Math.min(...valid) : Math.max(...valid), differs = new Set(valid).size > 1;
+      const comparable = !/majority|untuned/.test(n), best = LESS_IS_BETTER.test(n) ? Math.min(...valid) : Math.max(...valid), differs = comparable && new Set(valid).size > 1;
       return h("tr", {}, h("th", {scope: "row", class: "mono key"}, n), values.map(v => h("td", {class: "num" + (differs && v === best ? " best" : "")},
         number(v), differs && v === best ? h("span", {class: "badge right"}, "best") : null)));
     });

@@ -2,7 +2,7 @@
 import {get, getOr, post, randomKey} from "/static/api.js";
 import {act, button, field, fill, h, link, PRIORITIES, say, select, toast, uid} from "/static/dom.js";
 import {title} from "/static/app.js";
-import {at, BLANK, schemaOf, SECTIONS, setAt, TASK_FIELDS, unservable} from "/static/spec.js";
+import {at, BLANK, ordered, schemaOf, SECTIONS, setAt, TASK_FIELDS, unservable} from "/static/spec.js";
 import {yamlText} from "/static/yaml.js";
 import {showJob} from "/static/job_form.js";
 
@@ -190,7 +190,7 @@ export async function show(root, {query, go}) {
   // ---- where it begins
   if (query.get("from")) {
     from = await get("/runs/" + encodeURIComponent(query.get("from")));
-    spec = structuredClone(from.spec);
+    spec = ordered(schema, from.spec);
     spec.name = nextName(spec.name);
     delete spec.schedule;
     delete spec.dedupe;

@@ -106,6 +106,7 @@ export function chartsPart(runs, how) {
                   colour: several || s.trial ? undefined : at, dash: several || s.trial ? at : 0, group: several ? i : s.trial});
       }
     });
+    out.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
     const groups = [...new Set(out.map(l => l.group))];
     for (const l of out) if (l.colour === undefined) l.colour = groups.indexOf(l.group);
     return out;

@@ -98,3 +98,12 @@ export function unservable(spec, agents, queues) {
     (here.length ? `Its agents offer ${[...new Set(here.map(x => x.offer))].join("; ")}.` : "No agent listens on it.") +
     " The run waits until one comes.";
 }
+
+// The spec with its keys in the order in which the schema tells them, which is how people write one.
+export function ordered(schema, value, path = "") {
+  if (Array.isArray(value)) return value.map((v, i) => ordered(schema, v, `${path}.${i}`));
+  if (value === null || typeof value !== "object") return value;
+  const s = path ? schemaOf(schema, path.replace(/^\./, "")) : schema, known = Object.keys(s.properties || {});
+  const rank = k => known.includes(k) ? known.indexOf(k) : known.length;
+  return Object.fromEntries(Object.keys(value).sort((a, b) => rank(a) - rank(b)).map(k => [k, ordered(schema, value[k], `${path}.${k}`)]));
+}

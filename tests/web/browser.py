@@ -91,7 +91,9 @@ class Browser:
         from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
         def press():
             try:
-                self.find(css, text).click()
+                e = self.find(css, text)
+                self.js("arguments[0].scrollIntoView({block: 'center'})", e)    # not below the bar at the top
+                e.click()
                 return True
             except (StaleElementReferenceException, ElementClickInterceptedException):
                 return None
