@@ -3,7 +3,7 @@ import json, os, shutil, sys, time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
 sys.dont_write_bytecode = True
 DEBIAN = "/usr/lib/python3/dist-packages"    # a virtual environment does not see it
-PATIENCE_S = 60                              # for what a page is waiting for, on a loaded machine
+PATIENCE_S = float(os.environ.get("SL_WEB_PATIENCE_S", 60))    # for what a page is waiting for, on a loaded machine
 
 
 def require():
