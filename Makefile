@@ -82,13 +82,20 @@ $(BUILD)/embed/%.o: % tests/embed.sh
 	sh tests/embed.sh $< > $(@:.o=.c)
 	$(CC) -std=c11 -c $(@:.o=.c) -o $@
 
+# Debian's Chart.js (package libjs-chart.js); CHART_JS=path takes another build of it.
+CHART_JS ?= /usr/share/javascript/chart.js/chart.min.js
+$(BUILD)/embed/chart.o: $(CHART_JS) tests/embed.sh
+	@mkdir -p $(@D)
+	sh tests/embed.sh $< chart_js > $(@:.o=.c)
+	$(CC) -std=c11 -c $(@:.o=.c) -o $@
+
 lib = $(BUILD)/lib/lib$(1).a
 $(call lib,base):      $(call obj,$(BASE)) $(filter $(BUILD)/embed/base/%,$(EMBED_O))
 $(call lib,engine):    $(filter-out $(BUILD)/engine/worker.o,$(call obj,$(ENGINE)))
 $(call lib,artifacts): $(call obj,$(ARTIFACTS))
 $(call lib,queue):     $(call obj,$(QUEUE)) $(filter $(BUILD)/embed/queue/%,$(EMBED_O))
 $(call lib,agent):     $(call obj,$(AGENT))
-$(call lib,server):    $(call obj,$(SERVER)) $(filter $(BUILD)/embed/server/%,$(EMBED_O))
+$(call lib,server):    $(call obj,$(SERVER)) $(filter $(BUILD)/embed/server/%,$(EMBED_O)) $(BUILD)/embed/chart.o
 $(BUILD)/lib/%.a:
 	@mkdir -p $(@D)
 	@rm -f $@

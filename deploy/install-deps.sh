@@ -5,7 +5,8 @@
 set -eu
 packages="build-essential pkg-config git ca-certificates python3 python3-pip python3-venv unzip procps zstd
     libjansson-dev libyaml-dev libssl-dev libpcre2-dev zlib1g-dev libopenblas-openmp-dev libcurl4-openssl-dev libarchive-dev
-    libhiredis-dev libmicrohttpd-dev libsqlite3-dev libzstd-dev libutf8proc-dev libsentencepiece-dev libcmocka-dev redis-server wordnet-base mandoc"
+    libhiredis-dev libmicrohttpd-dev libsqlite3-dev libzstd-dev libutf8proc-dev libsentencepiece-dev libcmocka-dev redis-server wordnet-base mandoc
+    libjs-chart.js"
 missing=
 for p in $packages; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"

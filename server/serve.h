@@ -45,5 +45,8 @@ int sl_serve(const struct sl_serve_config *config, struct sl_err *err);
 int sl_store_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
 /* The registry's and lineage: server/routes_registry.c. */
 int sl_registry_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+/* The web pages: server/pages.c. */
+int sl_pages_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+void sl_pages_part_stop(void *state);
 
 #endif
