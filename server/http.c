@@ -28,7 +28,7 @@ struct pool {
 struct sl_http {
     struct MHD_Daemon *daemon;
     char *listen;
-    char token_sha256[SL_SHA256_HEX + 1];
+    struct sl_http_guard guard;
     int listen_fd, port;
     struct {
         const struct sl_route *route;
@@ -45,11 +45,19 @@ bool sl_http_is_stopping(const struct sl_http *http)
     return atomic_load(&http->stopping);
 }
 
+struct sl_http_guard *sl_http_guard(struct sl_http *http)
+{
+    return &http->guard;
+}
+
 /* ---- pools ----------------------------------------------------------------------------------- */
 
 static void run_handler(struct sl_http_req *req)
 {
-    req->route->handle(req, req->arg);
+    if (sl_http_in_scope(req))
+        req->route->handle(req, req->arg);
+    else if (req->route->abort)
+        req->route->abort(req->state);
     if (!req->response)
         sl_http_reply_problem(req, 500, "internal error", NULL, "no answer was made");
     struct MHD_Connection *conn = req->conn;
@@ -176,17 +184,6 @@ static void find_route(struct sl_http *http, struct sl_http_req *req, const char
     }
 }
 
-static bool token_ok(const struct sl_http *http, const char *header)
-{
-    char found[SL_SHA256_HEX + 1];
-    if (!header || strncasecmp(header, "Bearer ", 7) != 0)
-        return false;
-    /* Digests have one length, and how far two of them agree says nothing about the token. */
-    if (sl_sha256_data(header + 7, strlen(header + 7), found, NULL))
-        return false;
-    return CRYPTO_memcmp(found, http->token_sha256, SL_SHA256_HEX) == 0;
-}
-
 /* ---- one request ----------------------------------------------------------------------------- */
 
 static enum MHD_Result send_answer(struct sl_http_req *req)
@@ -214,15 +211,7 @@ static void first_call(struct sl_http_req *req, const char *url)
         return;
     }
     find_route(http, req, url);
-    if (!(req->route && req->route->open) &&
-        !token_ok(http, sl_http_header(req, "Authorization"))) {
-        if (req->response)
-            MHD_destroy_response(req->response);
-        req->response = NULL;
-        sl_http_set_header(req, "WWW-Authenticate", "Bearer");
-        sl_http_reply_problem(req, 401, "token missing or wrong", NULL,
-                              "send `Authorization: Bearer TOKEN` with this server's token");
-    }
+    sl_http_authorize(req);
     if (req->response || !req->route)
         return;
     const char *length = sl_http_header(req, "Content-Length");
@@ -327,6 +316,7 @@ static void completed(void *cls, struct MHD_Connection *conn, void **con_cls,
         free(req->headers[i].value);
     }
     json_decref(req->json);
+    sl_identity_release(&req->who);
     sl_buf_release(&req->body);
     free(req->path);
     free(req->method);
@@ -355,7 +345,7 @@ int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, 
         pthread_mutex_init(&http->pools[i].mutex, NULL);
         pthread_cond_init(&http->pools[i].cond, NULL);
     }
-    int rc = sl_sha256_data(config->token, token_len, http->token_sha256, err);
+    int rc = sl_sha256_data(config->token, token_len, http->guard.token_sha256, err);
     if (rc) {
         sl_http_free(http);
         return rc;
@@ -441,7 +431,7 @@ void sl_http_free(struct sl_http *http)
         pthread_mutex_destroy(&http->pools[i].mutex);
         pthread_cond_destroy(&http->pools[i].cond);
     }
-    OPENSSL_cleanse(http->token_sha256, sizeof http->token_sha256);
+    OPENSSL_cleanse(http->guard.token_sha256, sizeof http->guard.token_sha256);
     free(http->listen);
     free(http);
 }

@@ -10,11 +10,24 @@
 
 #define SL_HTTP_SET_HEADERS_MAX 8
 
+struct sl_http_scope {
+    const char *prefix;
+    sl_http_project_of *project_of; /* NULL: the parameter {project} itself */
+    void *arg;
+};
+
+struct sl_http_guard {
+    char token_sha256[SL_SHA256_HEX + 1];
+    struct sl_http_scope scopes[SL_HTTP_SCOPES_MAX];
+    int n_scopes;
+};
+
 struct sl_http_req {
     struct sl_http *http;
     struct MHD_Connection *conn;
     const struct sl_route *route; /* NULL until one matched */
     void *arg;
+    struct sl_identity who;
     char *path;                             /* cut into parts; params point into it */
     const char *params[SL_HTTP_PARAMS_MAX]; /* in the pattern's order */
     char *method;
@@ -36,5 +49,15 @@ struct sl_http_req {
 /* Binds "host:port" or "[v6]:port"; port 0 takes a free one. */
 int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_err *err);
 bool sl_http_is_stopping(const struct sl_http *http);
+struct sl_http_guard *sl_http_guard(struct sl_http *http);
+
+/* Headers are in and the route is found: fills req->who, and answers 401 or 403 when it must not go
+ * on. On a socket thread: looks at memory only. */
+void sl_http_authorize(struct sl_http_req *req);
+/* On a handler's thread: false, and 403 or 404 answered, when what the path names lies outside of
+ * the caller's projects. */
+bool sl_http_in_scope(struct sl_http_req *req);
+const struct sl_http_scope *sl_http_scoped_by(const struct sl_http *http,
+                                              const struct sl_route *route);
 
 #endif

@@ -149,10 +149,14 @@ static void put_alias(struct sl_http_req *req, void *arg)
 
 static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/health", .open = true, .handle = health},
-    {.method = "GET", .pattern = "/api/v1/blobs/{sha256}", .handle = get_blob},
+    {.method = "GET",
+     .pattern = "/api/v1/blobs/{sha256}",
+     .scope = SL_SCOPE_SHARED, /* who knows a digest may read what has it */
+     .handle = get_blob},
     {.method = "PUT",
      .pattern = "/api/v1/blobs/{sha256}",
      .body = SL_BODY_STREAM,
+     .scope = SL_SCOPE_SHARED,
      .handle = put_blob,
      .begin = put_blob_begin,
      .data = put_blob_data,

@@ -35,12 +35,31 @@ static void reply_enqueued(struct sl_http_req *req, const char *run, const char 
                        json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : how));
 }
 
+/* The project that a list or a new run is about, of those that the caller sees; false: it has
+ * answered. */
+static bool own_project(struct sl_http_req *req, const char **project)
+{
+    const json_t *seen = sl_http_identity(req)->projects;
+
+    if (!seen || (*project && sl_http_sees(req, *project)))
+        return true;
+    if (!*project && json_array_size(seen) == 1) {
+        *project = json_string_value(json_array_get(seen, 0));
+        return true;
+    }
+    sl_http_reply_problem(req, 403, "not allowed", NULL,
+                          *project ? "%s does not see that project"
+                                   : "%s sees several projects: name one of them",
+                          sl_http_user(req));
+    return false;
+}
+
 static void enqueue(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
     struct sl_err err = SL_ERR_INIT;
     json_t *errors = NULL, *problems, *spec = NULL, *e;
-    const char *key, *how = "new";
+    const char *key, *how = "new", *project;
     char run[SL_ID_HEX + 1];
     size_t i;
     int rc;
@@ -63,6 +82,9 @@ static void enqueue(struct sl_http_req *req, void *arg)
         return;
     }
     json_decref(errors);
+    project = sl_json_str(sl_http_json(req), "project", "default");
+    if (!rc && !own_project(req, &project))
+        return;
     if (!rc)
         rc = sl_spec_with_defaults(sl_http_json(req), &spec, &err);
     if (!rc)
@@ -133,7 +155,11 @@ static void list(struct sl_http_req *req, void *arg)
     int most = (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX);
     struct sl_err err = SL_ERR_INIT;
     json_t *live, *archived;
-    int rc = sl_queue_list(runs->queue, below, most, state, queue, project, &live, &err);
+    int rc;
+
+    if (!own_project(req, &project))
+        return;
+    rc = sl_queue_list(runs->queue, below, most, state, queue, project, &live, &err);
 
     if (rc == SL_RETRY) { /* Redis is away: history still opens */
         sl_err_clear(&err);
@@ -165,6 +191,20 @@ static int find(struct sl_runs *runs, const char *run, json_t **ret_run, struct 
     if (!sl_archive_show(runs->archive, run, ret_run, &archived))
         return 0;
     return sl_err_set(err, rc, "%s", live.msg);
+}
+
+static int project_of(void *runs, const char *run, char ret_project[SL_HTTP_PROJECT_MAX + 1],
+                      struct sl_err *err)
+{
+    json_t *found;
+    int rc = find(runs, run, &found, err);
+
+    if (!rc) {
+        snprintf(ret_project, SL_HTTP_PROJECT_MAX + 1, "%s",
+                 sl_json_str(found, "project", "default"));
+        json_decref(found);
+    }
+    return rc;
 }
 
 static void show(struct sl_http_req *req, void *arg)
@@ -271,8 +311,12 @@ static void requeue(struct sl_http_req *req, void *arg)
 }
 
 static const struct sl_route routes[] = {
-    {.method = "POST", .pattern = "/api/v1/runs", .body = SL_BODY_JSON, .handle = enqueue},
-    {.method = "GET", .pattern = "/api/v1/runs", .handle = list},
+    {.method = "POST",
+     .pattern = "/api/v1/runs",
+     .body = SL_BODY_JSON,
+     .scope = SL_SCOPE_HANDLER,
+     .handle = enqueue},
+    {.method = "GET", .pattern = "/api/v1/runs", .scope = SL_SCOPE_HANDLER, .handle = list},
     {.method = "GET", .pattern = "/api/v1/runs/{run}", .handle = show},
     {.method = "GET", .pattern = "/api/v1/runs/{run}/events", .waits = true, .handle = events},
     {.method = "POST", .pattern = "/api/v1/runs/{run}/sync", .waits = true, .handle = sync_run},
@@ -306,6 +350,8 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
         sl_publish_replay(runs, NULL, NULL);
     if (!rc)
         rc = sl_http_add(server->http, routes, sizeof routes / sizeof *routes, runs, err);
+    if (!rc)
+        rc = sl_http_set_scope(server->http, "/api/v1/runs/{run}", project_of, runs, err);
     if (!rc)
         rc = sl_admin_routes(runs, err);
     if (!rc)
