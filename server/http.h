@@ -7,8 +7,8 @@
  * sl_http_stopping().
  *
  * A handler answers exactly once, with one sl_http_reply_* call; one that returns without answering
- * gives 500. Every request needs `Authorization: Bearer TOKEN` unless its route is `open`, the route's
- * role, and a token of some projects stays inside them (identity.h, enum sl_scope). Errors
+ * gives 500. Every request needs `Authorization: Bearer TOKEN` unless its route is `open`, the
+ * route's role, and a token of some projects stays inside them (identity.h, enum sl_scope). Errors
  * are application/problem+json {"title", "status", "detail", "errors": [{"path", "detail"}, ...]}.
  */
 #ifndef SL_SERVER_HTTP_H
@@ -33,6 +33,12 @@
 #define SL_HTTP_ROUTES_MAX 128
 #define SL_HTTP_PARAMS_MAX 4
 #define SL_HTTP_SCOPES_MAX 16
+#define SL_HTTP_TRUSTED_MAX 16        /* networks of proxies */
+#define SL_HTTP_FAILURES_MAX 10       /* failed sign-ins of one address in a row, */
+#define SL_HTTP_FAILURE_FORGET_S 6    /* and one more each so many seconds */
+#define SL_HTTP_SESSION_S (12 * 3600) /* a browser's session */
+#define SL_HTTP_COOKIE "sl_session"
+#define SL_HTTP_CSRF_HEADER "X-CSRF-Token"
 #define SL_HTTP_PROJECT_MAX 128 /* characters of a project's name */
 
 struct sl_http;
@@ -66,8 +72,8 @@ struct sl_route {
     const char
         *pattern; /* "/api/v1/runs/{run}/events"; a parameter is one part of the path, decoded */
     enum sl_http_body body;
-    bool open;  /* needs no token */
-    bool waits; /* a long poll */
+    bool open;         /* needs no token */
+    bool waits;        /* a long poll */
     enum sl_role role; /* the least that may call it; 0: viewer for GET, member for the rest */
     enum sl_scope scope;
     sl_http_handler *handle;
@@ -76,9 +82,21 @@ struct sl_route {
     sl_http_abort *abort;
 };
 
+struct sl_accounts;
+struct sl_sessions;
+struct sl_audit;
+
 struct sl_http_config {
-    const char *listen; /* "127.0.0.1:8080", "[::1]:0"; port 0: a free one */
-    const char *token;  /* required, SL_HTTP_TOKEN_MIN characters or more */
+    const char *listen;    /* "127.0.0.1:8080", "[::1]:0"; port 0: a free one */
+    const char *unix_path; /* a socket for a proxy on this machine, also; NULL: none */
+    const char
+        *token; /* of the administrator "root"; required, SL_HTTP_TOKEN_MIN characters or more */
+    struct sl_accounts *accounts; /* borrowed, with sessions; NULL: that token alone */
+    struct sl_sessions *sessions;
+    struct sl_audit *audit;     /* borrowed; NULL: none */
+    const char *sign_in_header; /* names the user whom a trusted proxy has signed in; NULL: none */
+    const char *const *trusted; /* addresses and networks of proxies, NULL at the end; NULL: none */
+    const char *tls_cert, *tls_key; /* PEM files, both or neither: https on `listen` */
 };
 
 /* Makes the server; it does not answer before sl_http_start. config is copied. */
@@ -109,6 +127,8 @@ const char *sl_http_method(const struct sl_http_req *req); /* "HEAD" for HEAD */
 const struct sl_identity *sl_http_identity(const struct sl_http_req *req);
 const char *sl_http_user(const struct sl_http_req *req); /* for created_by; "" for nobody */
 bool sl_http_sees(const struct sl_http_req *req, const char *project);
+/* Adds a fact to the request's line in the audit log. Never a secret. */
+void sl_http_note(struct sl_http_req *req, const char *key, const char *value);
 const char *sl_http_param(const struct sl_http_req *req,
                           const char *name); /* never NULL for one of the pattern */
 const char *sl_http_query(const struct sl_http_req *req, const char *name); /* NULL: not given */

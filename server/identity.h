@@ -3,6 +3,7 @@
 #define SL_SERVER_IDENTITY_H
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #define SL_USER_MAX 64 /* characters of a user's or service's name */
 
@@ -18,8 +19,10 @@ enum sl_role {
 enum sl_via { SL_VIA_NOTHING, SL_VIA_BEARER, SL_VIA_COOKIE, SL_VIA_PROXY };
 
 struct sl_identity {
-    char user[SL_USER_MAX + 1]; /* "root" for the server's own token file; "" when nobody */
-    char token[16 + 1];         /* the public id of the token that it came by; may be "" */
+    char user[SL_USER_MAX +
+              9];       /* "root" for the server's own token file; "service:NAME"; "": nobody */
+    char token[16 + 1]; /* the public id of the token that it came by; may be "" */
+    int64_t expires_ms; /* that token's; 0: never */
     enum sl_role role;
     enum sl_via via;
     json_t *projects; /* owned list of names: sees nothing outside of them; NULL: sees everything */
