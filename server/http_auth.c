@@ -170,7 +170,7 @@ static bool csrf_ok(const struct sl_http_req *req)
 static void reject(struct sl_http_req *req, bool wrong)
 {
     drop_answer(req); /* who has no token does not learn what is there */
-    if (wrong && !sl_http_failed(req)) {
+    if (wrong && !sl_http_failed(req, SL_ATTEMPT_BEARER)) {
         char seconds[16];
         snprintf(seconds, sizeof seconds, "%d", SL_HTTP_FAILURE_FORGET_S);
         sl_http_set_header(req, "Retry-After", seconds);

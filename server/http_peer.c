@@ -100,14 +100,14 @@ void sl_http_find_peer(struct sl_http_req *req)
 
 /* One household or machine: an IPv4 address, an IPv6 /64. A place that shares its slot with another
  * takes it over, so that the table has a fixed size. */
-static struct sl_http_failures *slot_of(struct sl_http_guard *guard,
+static struct sl_http_failures *slot_of(struct sl_http_failures *slots,
                                         const struct sl_http_peer *peer)
 {
     size_t len = is_v4(peer->ip) ? 16 : 8;
     uint32_t hash = 2166136261u;
     for (size_t i = 0; i < len; i++)
         hash = (hash ^ peer->ip[i]) * 16777619u;
-    struct sl_http_failures *slot = &guard->failures[hash % SL_HTTP_FAILURE_SLOTS];
+    struct sl_http_failures *slot = &slots[hash % SL_HTTP_FAILURE_SLOTS];
     if (memcmp(slot->ip, peer->ip, len) != 0) {
         memset(slot, 0, sizeof *slot);
         memcpy(slot->ip, peer->ip, len);
@@ -119,20 +119,20 @@ static struct sl_http_failures *slot_of(struct sl_http_guard *guard,
     return slot;
 }
 
-bool sl_http_may_try(struct sl_http_req *req)
+bool sl_http_may_try(struct sl_http_req *req, enum sl_http_attempt what)
 {
     struct sl_http_guard *guard = sl_http_guard(req->http);
     pthread_mutex_lock(&guard->failing);
-    bool ok = slot_of(guard, &req->peer)->count <= SL_HTTP_FAILURES_MAX - 1;
+    bool ok = slot_of(guard->failures[what], &req->peer)->count <= SL_HTTP_FAILURES_MAX - 1;
     pthread_mutex_unlock(&guard->failing);
     return ok;
 }
 
-bool sl_http_failed(struct sl_http_req *req)
+bool sl_http_failed(struct sl_http_req *req, enum sl_http_attempt what)
 {
     struct sl_http_guard *guard = sl_http_guard(req->http);
     pthread_mutex_lock(&guard->failing);
-    struct sl_http_failures *slot = slot_of(guard, &req->peer);
+    struct sl_http_failures *slot = slot_of(guard->failures[what], &req->peer);
     bool under = slot->count <= SL_HTTP_FAILURES_MAX - 1;
     if (under)
         slot->count++;

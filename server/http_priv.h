@@ -46,7 +46,9 @@ struct sl_http_guard {
     int n_trusted;
     bool tls;
     pthread_mutex_t failing; /* of failures */
-    struct sl_http_failures failures[SL_HTTP_FAILURE_SLOTS];
+    /* Of sign-ins and of bearer tokens apart: a script with an old token locks nobody out of the
+     * pages. */
+    struct sl_http_failures failures[2][SL_HTTP_FAILURE_SLOTS];
     struct sl_http_scope scopes[SL_HTTP_SCOPES_MAX];
     int n_scopes;
 };
@@ -89,10 +91,11 @@ struct sl_http_guard *sl_http_guard(struct sl_http *http);
 
 int sl_http_trust(struct sl_http_guard *guard, const char *network, struct sl_err *err);
 void sl_http_find_peer(struct sl_http_req *req);
+enum sl_http_attempt { SL_ATTEMPT_LOGIN, SL_ATTEMPT_BEARER };
 /* False: this place has failed too often lately. */
-bool sl_http_may_try(struct sl_http_req *req);
+bool sl_http_may_try(struct sl_http_req *req, enum sl_http_attempt what);
 /* Counts a failure; false: there were too many already. */
-bool sl_http_failed(struct sl_http_req *req);
+bool sl_http_failed(struct sl_http_req *req, enum sl_http_attempt what);
 /* Who comes with the token of this digest; as sl_accounts_by_token, and the server's own. */
 bool sl_http_by_token(struct sl_http *http, const char *sha256, struct sl_identity *ret_who);
 int sl_http_csrf_of(const char *cookie, char ret_csrf[SL_SHA256_HEX + 1]);

@@ -106,7 +106,7 @@ static void login(struct sl_http_req *req, void *arg)
     }
     if (!only(req, keys))
         return;
-    if (!sl_http_may_try(req)) {
+    if (!sl_http_may_try(req, SL_ATTEMPT_LOGIN)) {
         sl_http_set_header(req, "Retry-After", "60");
         sl_http_reply_problem(req, 429, "too many failed sign-ins", NULL,
                               "too many sign-ins failed from %s: try again in a minute",
@@ -115,7 +115,7 @@ static void login(struct sl_http_req *req, void *arg)
     }
     if (strlen(token) > SL_HTTP_TOKEN_MAX || sl_sha256_data(token, strlen(token), sha256, NULL) ||
         !sl_http_by_token(req->http, sha256, &who)) {
-        sl_http_failed(req);
+        sl_http_failed(req, SL_ATTEMPT_LOGIN);
         sl_http_reply_problem(req, 401, "token wrong", NULL,
                               "this token is unknown, expired or revoked: ask for a new one");
         return;
