@@ -30,7 +30,45 @@ int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t
     return sl_json_read(path, SL_ALIASES_MAX_BYTES, ret_aliases, err);
 }
 
-/* {"name", "number", "record" or null, "run", "output", "aliases"}; every step may have been done
+int sl_store_read_moves(const struct sl_store *store, const char *name, json_t **ret_moves,
+                        struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/artifacts/%s/moves.json", store->dir, name);
+    if (rc)
+        return rc;
+    if (!sl_file_exists(path)) {
+        *ret_moves = json_object();
+        return *ret_moves ? 0 : sl_store_nomem(err);
+    }
+    return sl_json_read(path, SL_ALIASES_MAX_BYTES, ret_moves, err);
+}
+
+/* Who moved each alias last, beside the aliases. */
+static int write_moves(struct sl_store *store, const json_t *entry, struct sl_err *err)
+{
+    const char *name = sl_json_str(entry, "name", "");
+    const json_t *aliases = sl_json_get(entry, "aliases"), *alias;
+    char path[SL_PATH_MAX], version[16], now[32];
+    json_t *moves = NULL;
+    size_t i;
+    int rc = sl_store_read_moves(store, name, &moves, err);
+    if (rc == 0)
+        rc = sl_path(path, err, "%s/artifacts/%s/moves.json", store->dir, name);
+    if (rc == 0) {
+        sl_format_time(sl_now_us(), now);
+        snprintf(version, sizeof version, "v%d", (int)sl_json_int(entry, "number", -1));
+        json_array_foreach(aliases, i, alias)
+            json_object_set_new(moves, json_string_value(alias),
+                                json_pack("{s:s, s:s?, s:s}", "version", version, "created_by",
+                                          sl_json_str(entry, "by", NULL), "created", now));
+        rc = sl_json_write(path, moves, err);
+    }
+    json_decref(moves);
+    return rc;
+}
+
+/* {"name", "number", "record" or null, "by" or null, "run", "output", "aliases"}; every step may have been done
  * before. */
 static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_err *err)
 {
@@ -77,6 +115,8 @@ static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_er
         if (rc == 0)
             rc = sl_json_write(path, all, err);
         json_decref(all);
+        if (rc == 0)
+            rc = write_moves(store, entry, err);
     }
     return rc;
 }

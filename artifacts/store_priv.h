@@ -25,6 +25,8 @@ int sl_store_create(struct sl_store *store, const char *path, const char *text, 
 /* mkdir, durable; fine when it is there. */
 int sl_store_mkdir(const char *path, struct sl_err *err);
 /* An artifact's stored aliases, name -> number; an empty object when there are none. */
+int sl_store_read_moves(const struct sl_store *store, const char *name, json_t **ret_moves,
+                        struct sl_err *err);
 int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t **ret_aliases,
                           struct sl_err *err);
 int sl_store_record_path(const struct sl_store *store, const char *name, int number,

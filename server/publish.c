@@ -51,6 +51,21 @@ static int check_request(const json_t *body, struct sl_err *err)
     return 0;
 }
 
+/* Whose the versions will be: who enqueued the run. Left out when Redis does not say. */
+static void sign(struct sl_runs *runs, const char *run, json_t *reserved)
+{
+    json_t *shown = NULL, *o;
+    size_t i;
+
+    if (sl_queue_show(runs->queue, run, &shown, NULL))
+        return;
+    json_array_foreach(reserved, i, o) {
+        json_object_set(o, "created_by", json_object_get(shown, "created_by"));
+        json_object_set(o, "project", json_object_get(shown, "project"));
+    }
+    json_decref(shown);
+}
+
 /* Step 2. `reserved` gets the outputs with their numbers, as far as it came. */
 static int reserve(struct sl_store *store, const char *run, const char *lease,
                    const json_t *outputs, json_t *reserved, json_t **ret_problems,
@@ -121,9 +136,13 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
                                     .number = (int)sl_json_int(o, "number", -1),
                                     .run = run,
                                     .output = text_of(o, "output"),
+                                    .created_by = text_of(o, "created_by"),
+                                    .project = text_of(o, "project"),
                                     .aliases = json_object_get(o, "aliases")};
         json_t *became = json_copy(o);
         json_object_del(became, "pin");
+        json_object_del(became, "created_by");
+        json_object_del(became, "project");
         rc = sl_store_commit(store, &c, &record, NULL, err);
         if (!rc) {
             json_object_set(became, "version", json_object_get(record, "version"));
@@ -161,6 +180,8 @@ void sl_publish_handler(struct sl_http_req *req, void *arg)
     if (!rc)
         rc =
             reserve(store, run, lease, json_object_get(body, "outputs"), reserved, &problems, &err);
+    if (!rc)
+        sign(runs, run, reserved);
     if (!rc)
         rc = sl_queue_finish(runs->queue, run, lease, reserved, metrics, &hold, &is_new, &err);
     if (rc || !is_new)

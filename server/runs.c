@@ -1,6 +1,7 @@
 #include "server/runs.h"
 #include "base/json.h"
 #include "base/spec.h"
+#include "server/scope.h"
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,27 +32,9 @@ static void reply_enqueued(struct sl_http_req *req, const char *run, const char 
 {
     bool is_new = !strcmp(how, "new");
 
+    sl_http_note(req, "new_run", run);
     sl_http_reply_json(req, is_new ? 201 : 200,
                        json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : how));
-}
-
-/* The project that a list or a new run is about, of those that the caller sees; false: it has
- * answered. */
-static bool own_project(struct sl_http_req *req, const char **project)
-{
-    const json_t *seen = sl_http_identity(req)->projects;
-
-    if (!seen || (*project && sl_http_sees(req, *project)))
-        return true;
-    if (!*project && json_array_size(seen) == 1) {
-        *project = json_string_value(json_array_get(seen, 0));
-        return true;
-    }
-    sl_http_reply_problem(req, 403, "not allowed", NULL,
-                          *project ? "%s does not see that project"
-                                   : "%s sees several projects: name one of them",
-                          sl_http_user(req));
-    return false;
 }
 
 static void enqueue(struct sl_http_req *req, void *arg)
@@ -83,12 +66,14 @@ static void enqueue(struct sl_http_req *req, void *arg)
     }
     json_decref(errors);
     project = sl_json_str(sl_http_json(req), "project", "default");
-    if (!rc && !own_project(req, &project))
+    if (!rc && !sl_scope_project(req, &project))
         return;
+    if (!rc)
+        rc = sl_scope_spec(sl_http_identity(req), runs->server->store, sl_http_json(req), &err);
     if (!rc)
         rc = sl_spec_with_defaults(sl_http_json(req), &spec, &err);
     if (!rc)
-        rc = sl_queue_enqueue(runs->queue, spec, key, run, &how, &err);
+        rc = sl_queue_enqueue_by(runs->queue, sl_http_user(req), spec, key, run, &how, &err);
     json_decref(spec);
     if (rc)
         sl_http_reply_err(req, &err, NULL);
@@ -157,7 +142,7 @@ static void list(struct sl_http_req *req, void *arg)
     json_t *live, *archived;
     int rc;
 
-    if (!own_project(req, &project))
+    if (!sl_scope_project(req, &project))
         return;
     rc = sl_queue_list(runs->queue, below, most, state, queue, project, &live, &err);
 
@@ -301,7 +286,7 @@ static void requeue(struct sl_http_req *req, void *arg)
         return;
     rc = find(runs, sl_http_param(req, "run"), &old, &err);
     if (!rc) {
-        rc = sl_queue_requeue(runs->queue, old, key, run, &how, &err);
+        rc = sl_queue_requeue_by(runs->queue, sl_http_user(req), old, key, run, &how, &err);
         json_decref(old);
     }
     if (rc)
