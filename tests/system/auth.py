@@ -439,6 +439,10 @@ def tls_by_files(w):
     c.request("GET", "/api/v1/blobs/" + sha, headers={"Authorization": "Bearer " + TOKEN})
     assert hashlib.sha256(c.getresponse().read()).hexdigest() == sha
     c.close()
+    env = dict(os.environ, SOFTLAUNCH_TOKEN=TOKEN, SOFTLAUNCH_SERVER=f"https://127.0.0.1:{port}")
+    for ca, works in ((d + "/cert", True), ("", False)):
+        r = subprocess.run([BIN, "token", "ls"], env=dict(env, SOFTLAUNCH_CA_FILE=ca), capture_output=True, text=True, timeout=60)
+        assert (r.returncode == 0) == works and TOKEN not in r.stderr, (ca, r.stderr)
     w.end(p)
     for bad in ([], ["--tls-key", w.dir + "/token"], ["--tls-key", d + "/cert"]):
         r = subprocess.run(argv + ["--tls-cert", d + "/cert"] + bad, capture_output=True, text=True, timeout=60)
