@@ -92,6 +92,44 @@ static int apply_aliases(struct sl_store *store, const char *name, int number, c
     return rc;
 }
 
+int sl_store_read_moves(const struct sl_store *store, const char *name, json_t **ret_moves,
+                        struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/artifacts/%s/moves.json", store->dir, name);
+    if (rc)
+        return rc;
+    if (!sl_file_exists(path)) {
+        *ret_moves = json_object();
+        return *ret_moves ? 0 : sl_store_nomem(err);
+    }
+    return sl_json_read(path, SL_ALIASES_MAX_BYTES, ret_moves, err);
+}
+
+/* Who moved each alias last, beside the aliases. */
+static int write_moves(struct sl_store *store, const json_t *entry, struct sl_err *err)
+{
+    const char *name = sl_json_str(entry, "name", "");
+    const json_t *aliases = sl_json_get(entry, "aliases"), *alias;
+    char path[SL_PATH_MAX], version[16], now[32];
+    json_t *moves = NULL;
+    size_t i;
+    int rc = sl_store_read_moves(store, name, &moves, err);
+    if (rc == 0)
+        rc = sl_path(path, err, "%s/artifacts/%s/moves.json", store->dir, name);
+    if (rc == 0) {
+        sl_format_time(sl_now_us(), now);
+        snprintf(version, sizeof version, "v%d", (int)sl_json_int(entry, "number", -1));
+        json_array_foreach(aliases, i, alias)
+            json_object_set_new(moves, json_string_value(alias),
+                                json_pack("{s:s, s:s?, s:s}", "version", version, "created_by",
+                                          sl_json_str(entry, "by", NULL), "created", now));
+        rc = sl_json_write(path, moves, err);
+    }
+    json_decref(moves);
+    return rc;
+}
+
 /* As sl_store_journal says; every step may have been done before. */
 static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_err *err)
 {
@@ -136,6 +174,8 @@ static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_er
     }
     if (rc == 0 && (json_array_size(aliases) > 0 || json_array_size(drop) > 0))
         rc = apply_aliases(store, name, number, aliases, drop, err);
+    if (rc == 0 && json_array_size(aliases) > 0)
+        rc = write_moves(store, entry, err);
     return rc;
 }
 

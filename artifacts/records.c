@@ -208,6 +208,12 @@ static int overview(struct sl_store *store, const char *name, int newest, json_t
     snprintf(version, sizeof version, "v%d", newest);
     json_t *result = json_pack("{s:s, s:s, s:O, s:O}", "name", name, "latest", version, "aliases",
                                aliases, "numbers", numbers);
+    json_t *record = NULL;
+    if (rc == 0)
+        rc = sl_store_read_record(store, name, newest, &record, err);
+    if (rc == 0 && result && sl_json_str(record, "project", NULL))
+        json_object_set(result, "project", json_object_get(record, "project"));
+    json_decref(record);
     if (rc == 0 && !result)
         rc = sl_store_nomem(err);
     if (rc == 0)
@@ -222,7 +228,7 @@ static int overview(struct sl_store *store, const char *name, int newest, json_t
 int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_artifact,
                       struct sl_err *err)
 {
-    json_t *seen = NULL, *stored = NULL, *versions = json_array(), *n;
+    json_t *seen = NULL, *stored = NULL, *moves = NULL, *versions = json_array(), *n;
     size_t i;
     int newest = -1, rc = sl_store_check_name("artifact name", name, err);
     pthread_mutex_lock(&store->mutex);
@@ -234,6 +240,8 @@ int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_art
         rc = overview(store, name, newest, &seen, err);
     if (rc == 0)
         rc = sl_store_read_aliases(store, name, &stored, err);
+    if (rc == 0)
+        rc = sl_store_read_moves(store, name, &moves, err);
     json_array_foreach(rc == 0 ? json_object_get(seen, "numbers") : NULL, i, n) {
         json_t *record = NULL;
         int number = (int)json_integer_value(n);
@@ -247,9 +255,11 @@ int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_art
     if (rc == 0) {
         json_object_del(seen, "numbers");
         json_object_set(seen, "versions", versions);
+        json_object_set(seen, "alias_moves", moves);
         *ret_artifact = json_incref(seen);
     }
     json_decref(versions);
+    json_decref(moves);
     json_decref(stored);
     json_decref(seen);
     return rc;

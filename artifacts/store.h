@@ -16,7 +16,8 @@
  *   {"files": [{"path", "sha256", "bytes", "entries": [{"path", "sha256", "bytes"}]}]}
  * `entries` (optional) tells what is inside a tarball. A record, as every ret_record here gives it:
  *   {"name", "version": "v3", "number": 3, "manifest": sha256, "created": time,
- *    "bytes": sum of the files, "made_by": {"run", "output", "project"} when from a run,
+ *    "created_by", "project" when known, "bytes": sum of the files, "made_by": {"run", "output", "project"} when
+ *    from a run,
  *    "aliases": ["latest", ...], "files": [...]}
  *
  * Durable: when a function that writes returns 0, what it wrote survives a power cut. All functions
@@ -120,8 +121,10 @@ struct sl_commit {
     int number;           /* from allocate; -1: as allocate would say */
     const char *run;      /* with output: the marker; both or neither */
     const char *output;
-    const char *project;   /* of the run, whose storage it counts for; may be NULL */
     const json_t *aliases; /* list of names to point at this version; may be NULL */
+    const char *created_by; /* may be NULL */
+    const char *project;    /* whose the artifact becomes with its first version, later ones inherit; and the run's,
+                             * whose storage it counts for */
     const json_t *facts;   /* of the run (artifacts/lineage.h), kept with its marker; may be NULL */
 };
 /* Creates the version, or finds that it is there: by marker (then neither aliases nor anything else
@@ -140,7 +143,7 @@ int sl_store_published(struct sl_store *store, const char *run, const char *outp
  * `name` (registry.h). SL_NOTFOUND names what is missing. */
 int sl_store_resolve(struct sl_store *store, const char *name, const char *version,
                      json_t **ret_record, struct sl_err *err);
-/* [{"name", "latest": "v3", "versions": 4, "aliases": {"candidate": "v3"}}, ...] by name. */
+/* [{"name", "latest": "v3", "versions": 4, "aliases": {"candidate": "v3"}, "project" when it has one}, ...] by name. */
 int sl_store_list(struct sl_store *store, json_t **ret_list, struct sl_err *err);
 /* {"name", "latest", "aliases": {...}, "versions": [records without files, newest first]}.
  * SL_NOTFOUND. */
@@ -149,6 +152,13 @@ int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_art
 /* version as in resolve. The name must not be `latest` or look like a version. */
 int sl_store_alias(struct sl_store *store, const char *name, const char *alias, const char *version,
                    struct sl_err *err);
+/* The same; by: who asked. {"candidate": {"version": "v3", "created_by", "created": time}} in
+ * sl_store_artifact's "alias_moves" tells of each alias who moved it last. */
+int sl_store_alias_by(struct sl_store *store, const char *by, const char *name, const char *alias,
+                      const char *version, struct sl_err *err);
+/* Whose an artifact is: "" when everybody's. SL_NOTFOUND. */
+int sl_store_project(struct sl_store *store, const char *name, char *ret_project, size_t size,
+                     struct sl_err *err);
 /* SL_NOTFOUND. */
 int sl_store_unalias(struct sl_store *store, const char *name, const char *alias,
                      struct sl_err *err);

@@ -48,6 +48,8 @@ void sl_store_unhold(struct sl_store *store, const char *sha256);
 int sl_store_clean_uploads(struct sl_store *store, int64_t grace_us, struct sl_err *err);
 
 /* An artifact's stored aliases, name -> number; an empty object when there are none. */
+int sl_store_read_moves(const struct sl_store *store, const char *name, json_t **ret_moves,
+                        struct sl_err *err);
 int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t **ret_aliases,
                           struct sl_err *err);
 /* What is left of a deleted version: its record without files, and "deleted". */
@@ -82,7 +84,7 @@ int sl_store_full_record(struct sl_store *store, const char *name, int number, b
 
 /* ---- the journal (the mutex is held) --------------------------------------------------------- */
 
-/* Carries out {"name", "number", "record" or null, "run" and "output" or null, "facts" or null, "aliases"}, or for
+/* Carries out {"name", "number", "record" or null, "run" and "output" or null, "facts" or null, "by" or null, "aliases"}, or for
  * a deletion {"name", "number", "gone": what is left, "refund" or null}, or {"name", "drop": aliases},
  * all or nothing: it is written down whole before its steps, each of which may be repeated. */
 int sl_store_journal(struct sl_store *store, const json_t *entry, struct sl_err *err);

@@ -176,7 +176,36 @@ static int commit_number(struct sl_store *store, const struct sl_commit *c, int 
     return choose_number(store, c->name, c->manifest, ret_number, ret_new, err);
 }
 
-static json_t *make_entry(const struct sl_commit *c, int number, bool is_new, int64_t bytes)
+/* The newest version's; the mutex is held. */
+static int read_project(struct sl_store *store, const char *name, char *ret_project, size_t size,
+                        struct sl_err *err)
+{
+    json_t *record = NULL;
+    int newest = -1, rc = sl_store_newest(store, name, &newest, err);
+    if (rc == 0 && newest < 0)
+        rc = sl_err_set(err, SL_NOTFOUND, "there is no artifact %s", name);
+    if (rc == 0)
+        rc = sl_store_read_record(store, name, newest, &record, err);
+    if (rc == 0)
+        snprintf(ret_project, size, "%s", sl_json_str(record, "project", ""));
+    json_decref(record);
+    return rc;
+}
+
+int sl_store_project(struct sl_store *store, const char *name, char *ret_project, size_t size,
+                     struct sl_err *err)
+{
+    int rc = sl_store_check_name("artifact name", name, err);
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&store->mutex);
+    rc = read_project(store, name, ret_project, size, err);
+    pthread_mutex_unlock(&store->mutex);
+    return rc;
+}
+
+static json_t *make_entry(const struct sl_commit *c, const char *project, int number, bool is_new,
+                          int64_t bytes)
 {
     json_t *record = NULL;
     if (is_new) {
@@ -189,15 +218,20 @@ static json_t *make_entry(const struct sl_commit *c, int number, bool is_new, in
         if (record && c->run)
             json_object_set_new(record, "made_by",
                                 json_pack("{s:s, s:s, s:s*, s:O*, s:O*}", "run", c->run, "output",
-                                          c->output, "project", c->project, "spec",
+                                          c->output, "project",
+                                          c->project && *c->project ? c->project : NULL, "spec",
                                           json_object_get(c->facts, "spec"), "code",
                                           json_object_get(c->facts, "code")));
         if (!record)
             return NULL;
+        if (c->created_by && *c->created_by)
+            json_object_set_new(record, "created_by", json_string(c->created_by));
+        if (project && *project)
+            json_object_set_new(record, "project", json_string(project));
     }
-    return json_pack("{s:s, s:i, s:o?, s:s?, s:s?, s:O?, s:O?}", "name", c->name, "number", number,
-                     "record", record, "run", c->run, "output", c->output, "facts", c->facts,
-                     "aliases", c->aliases);
+    return json_pack("{s:s, s:i, s:o?, s:s?, s:s?, s:O?, s:O?, s:s?}", "name", c->name, "number",
+                     number, "record", record, "run", c->run, "output", c->output, "facts",
+                     c->facts, "aliases", c->aliases, "by", c->created_by);
 }
 
 static void release_holds(struct sl_store *store, const char *digest, const json_t *manifest)
@@ -234,8 +268,12 @@ int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **
         number = (int)sl_json_int(marker, "number", -1);
     } else if (rc == 0) {
         rc = commit_number(store, c, &number, &is_new, err);
+        char owner[SL_NAME_MAX + 1];
+        const char *project = c->project;
+        if (rc == 0 && read_project(store, c->name, owner, sizeof owner, NULL) == 0)
+            project = owner;
         if (rc == 0) {
-            entry = make_entry(c, number, is_new, sl_manifest_bytes(manifest));
+            entry = make_entry(c, project, number, is_new, sl_manifest_bytes(manifest));
             rc = entry ? sl_store_journal(store, entry, err) : sl_store_nomem(err);
         }
     }
@@ -278,14 +316,20 @@ int sl_store_published(struct sl_store *store, const char *run, const char *outp
 int sl_store_alias(struct sl_store *store, const char *name, const char *alias, const char *version,
                    struct sl_err *err)
 {
+    return sl_store_alias_by(store, NULL, name, alias, version, err);
+}
+
+int sl_store_alias_by(struct sl_store *store, const char *by, const char *name, const char *alias,
+                      const char *version, struct sl_err *err)
+{
     json_t *record = NULL, *entry = NULL;
     int rc = sl_store_check_alias(alias, err);
     if (rc == 0)
         rc = sl_store_resolve(store, name, version, &record, err);
     if (rc)
         return rc;
-    entry = json_pack("{s:s, s:O, s:[s]}", "name", name, "number",
-                      json_object_get(record, "number"), "aliases", alias);
+    entry = json_pack("{s:s, s:O, s:[s], s:s?}", "name", name, "number",
+                      json_object_get(record, "number"), "aliases", alias, "by", by);
     pthread_mutex_lock(&store->mutex);
     if (store->journal_pending)
         rc = sl_store_replay(store, err);

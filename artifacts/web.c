@@ -17,6 +17,9 @@ static void init_curl(void)
 void sl_web_reset(CURL *curl)
 {
     curl_easy_reset(curl); /* keeps live connections */
+    const char *ca = getenv("SOFTLAUNCH_CA_FILE"); /* beside the system's, not in their place */
+    if (ca && *ca)
+        curl_easy_setopt(curl, CURLOPT_CAINFO, ca);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");

@@ -8,6 +8,7 @@
 int cmd_agent(int argc, char **argv);
 int cmd_agents(int argc, char **argv);
 int cmd_artifact(int argc, char **argv);
+int cmd_audit(int argc, char **argv);
 int cmd_cache(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
@@ -19,7 +20,9 @@ int cmd_queues(int argc, char **argv);
 int cmd_registry(int argc, char **argv);
 int cmd_runs(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
+int cmd_token(int argc, char **argv);
 int cmd_transfer(int argc, char **argv);
+int cmd_user(int argc, char **argv);
 
 /* Prints "softlaunch NAME: message" and gives the exit status 1. */
 int cli_fail(const char *name, const struct sl_err *err);

@@ -11,10 +11,18 @@ int cmd_serve(int argc, char **argv)
     struct sl_serve_config config = {.listen = "127.0.0.1:8080", .redis_url = getenv("SOFTLAUNCH_REDIS")};
     int keep_finished_s = 60, keep_runs_days = 0, collect_every_s = SL_KEEPER_EVERY_S,
         collect_grace_s = SL_KEEPER_GRACE_S;
+    struct cli_list trusted = {.n = 0};
     const struct cli_option options[] = {
         {"data", 0, CLI_TEXT, &config.data_dir, "DIR", "the artifact store: blobs, versions, records", 0, 0},
-        {"token-file", 0, CLI_TEXT, &config.token_file, "FILE", "one line: the token that every client must send", 0, 0},
+        {"token-file", 0, CLI_TEXT, &config.token_file, "FILE", "one line: the token of the administrator `root`; `softlaunch user` and `token` make more", 0, 0},
         {"listen", 0, CLI_TEXT, &config.listen, "HOST:PORT", "where to answer (127.0.0.1:8080); port 0 takes a free one", 0, 0},
+        {"tls-cert", 0, CLI_TEXT, &config.tls_cert, "FILE", "PEM, with the chain: https instead of http", 0, 0},
+        {"tls-key", 0, CLI_TEXT, &config.tls_key, "FILE", "PEM, its key", 0, 0},
+        {"listen-unix", 0, CLI_TEXT, &config.unix_path, "PATH", "also answer http on this socket, for a proxy", 0, 0},
+        {"sign-in-header", 0, CLI_TEXT, &config.sign_in_header, "NAME",
+         "the header in which the proxy names the user whom it has signed in, such as X-Forwarded-User;\n"
+         "it counts from --listen-unix and --trusted-proxy, and for users of `softlaunch user`", 0, 0},
+        {"trusted-proxy", 0, CLI_LIST, &trusted, "ADDRESS[/BITS]", "a proxy whose headers are believed; several times", 0, 0},
         {"redis", 0, CLI_TEXT, &config.redis_url, "URL",
          CLI_REDIS_HELP ";\nwithout it the store alone is served", 0, 0},
         {"port-file", 0, CLI_TEXT, &config.port_file, "FILE", "gets the port's number once the server answers", 0, 0},
@@ -43,6 +51,10 @@ int cmd_serve(int argc, char **argv)
         return cli_wrong(&usage, "--data and --token-file are needed");
     if (config.redis_url && !*config.redis_url)
         config.redis_url = NULL;
+    if (trusted.n == CLI_LIST_MAX)
+        return cli_wrong(&usage, "too many --trusted-proxy");
+    trusted.items[trusted.n] = NULL;
+    config.trusted = trusted.items;
     config.keep_finished_s = keep_finished_s;
     config.keep_runs_days = keep_runs_days;
     config.collect_every_s = collect_every_s;

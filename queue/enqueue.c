@@ -79,7 +79,7 @@ static int parse_time(const char *text, int64_t *ret_ms, struct sl_err *err)
 }
 
 struct place {
-    const char *client, *from, *checkpoint; /* "" or NULL: none */
+    const char *client, *from, *checkpoint, *by; /* "" or NULL: none */
     int64_t checkpoint_step;
     bool ignore_schedule;
 };
@@ -113,6 +113,10 @@ static void add_fields(struct sl_cmd *c, const json_t *spec, const char *text,
     add_field(c, "backoff_ms", (int64_t)(sl_json_num(spec, "retry.backoff_s", 2) * 1000));
     if (sl_json_int(spec, "time_limit_s", 0) > 0)
         add_field(c, "limit_ms", sl_json_int(spec, "time_limit_s", 0) * 1000);
+    if (place->by && *place->by) {
+        sl_cmd_add(c, "created_by");
+        sl_cmd_add(c, place->by);
+    }
     if (place->from && *place->from) {
         sl_cmd_add(c, "requeued_from");
         sl_cmd_add(c, place->from);
@@ -199,14 +203,27 @@ static int enqueue(struct sl_queue *q, const json_t *spec, const struct place *p
 int sl_queue_enqueue(struct sl_queue *q, const json_t *spec, const char *client,
                      char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err)
 {
-    return enqueue(q, spec, &(struct place){.client = client}, ret_run, ret_how, err);
+    return sl_queue_enqueue_by(q, NULL, spec, client, ret_run, ret_how, err);
+}
+
+int sl_queue_enqueue_by(struct sl_queue *q, const char *by, const json_t *spec, const char *client,
+                        char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err)
+{
+    return enqueue(q, spec, &(struct place){.client = client, .by = by}, ret_run, ret_how, err);
 }
 
 int sl_queue_requeue(struct sl_queue *q, const json_t *old, const char *client,
                      char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err)
 {
+    return sl_queue_requeue_by(q, NULL, old, client, ret_run, ret_how, err);
+}
+
+int sl_queue_requeue_by(struct sl_queue *q, const char *by, const json_t *old, const char *client,
+                        char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err)
+{
     const char *state = sl_json_str(old, "state", "");
     const struct place place = {.client = client,
+                                .by = by,
                                 .from = sl_json_str(old, "run", ""),
                                 .checkpoint = sl_json_str(old, "checkpoint", ""),
                                 .checkpoint_step = sl_json_int(old, "checkpoint_step", 0),

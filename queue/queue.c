@@ -179,6 +179,7 @@ static const struct field {
     {"cancel", "cancel_requested", FLAG},
     {"seq", "seq", INTEGER},
     {"requeued_from", "requeued_from", TEXT},
+    {"created_by", "created_by", TEXT},
     {"created_ms", "created_ms", INTEGER},
     {"started_ms", "started_ms", INTEGER},
     {"finished_ms", "finished_ms", INTEGER},

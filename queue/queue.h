@@ -57,6 +57,9 @@ void sl_queue_free(struct sl_queue *q); /* NULL-safe; no call may be under way *
  * used up, too many classes. */
 int sl_queue_enqueue(struct sl_queue *q, const json_t *spec, const char *client,
                      char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err);
+/* The same; by: who asked for it, the run's "created_by". */
+int sl_queue_enqueue_by(struct sl_queue *q, const char *by, const json_t *spec, const char *client,
+                        char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err);
 /* *ret_replicas: how many replicas have the run as it is now, after at most wait_ms (1 or more) for `replicas` of
  * them. SL_NOTFOUND: not even the primary has it, after a failover say. */
 int sl_queue_sync(struct sl_queue *q, const char *run, int replicas, int64_t wait_ms,
@@ -65,6 +68,8 @@ int sl_queue_sync(struct sl_queue *q, const char *run, int replicas, int64_t wai
  * checkpoint and says so in "requeued_from". old: as sl_queue_show or the archive gives it. */
 int sl_queue_requeue(struct sl_queue *q, const json_t *old, const char *client,
                      char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err);
+int sl_queue_requeue_by(struct sl_queue *q, const char *by, const json_t *old, const char *client,
+                        char ret_run[SL_ID_HEX + 1], const char **ret_how, struct sl_err *err);
 /* Another priority (a rank, or -1) or queue (or NULL) for a run that has not ended. In line it goes
  * to the new place's end at once; a running one's next attempt goes there. SL_NOTFOUND, SL_CONFLICT. */
 int sl_queue_move(struct sl_queue *q, const char *run, const char *queue, int rank,

@@ -52,7 +52,19 @@ static void queues(struct sl_http_req *req, void *arg)
 }
 static void projects(struct sl_http_req *req, void *arg)
 {
-    get(req, arg, sl_queue_projects);
+    struct sl_runs *runs = arg;
+    struct sl_err err = SL_ERR_INIT;
+    json_t *found, *list;
+
+    if (sl_queue_projects(runs->queue, &found, &err)) {
+        sl_http_reply_err(req, &err, NULL);
+        return;
+    }
+    list = json_object_get(found, "projects");
+    for (size_t i = json_array_size(list); i-- > 0;)
+        if (!sl_http_sees(req, sl_json_str(json_array_get(list, i), "project", "")))
+            json_array_remove(list, i);
+    sl_http_reply_json(req, 200, found);
 }
 static void agents(struct sl_http_req *req, void *arg)
 {
@@ -72,20 +84,23 @@ static void change_agent(struct sl_http_req *req, void *arg)
 }
 
 static const struct sl_route routes[] = {
-    {.method = "GET", .pattern = "/api/v1/queues", .handle = queues},
-    {.method = "GET", .pattern = "/api/v1/projects", .handle = projects},
+    {.method = "GET", .pattern = "/api/v1/queues", .scope = SL_SCOPE_SHARED, .handle = queues},
+    {.method = "GET", .pattern = "/api/v1/projects", .scope = SL_SCOPE_HANDLER, .handle = projects},
     {.method = "GET", .pattern = "/api/v1/agents", .handle = agents},
     {.method = "POST",
      .pattern = "/api/v1/queues/{queue}",
      .body = SL_BODY_JSON,
+     .role = SL_ROLE_ADMIN,
      .handle = change_queue},
     {.method = "POST",
      .pattern = "/api/v1/projects/{project}",
      .body = SL_BODY_JSON,
+     .role = SL_ROLE_ADMIN,
      .handle = change_project},
     {.method = "POST",
      .pattern = "/api/v1/agents/{agent}",
      .body = SL_BODY_JSON,
+     .role = SL_ROLE_ADMIN,
      .handle = change_agent},
 };
 

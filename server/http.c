@@ -26,10 +26,10 @@ struct pool {
 };
 
 struct sl_http {
-    struct MHD_Daemon *daemon;
-    char *listen;
-    char token_sha256[SL_SHA256_HEX + 1];
-    int listen_fd, port;
+    struct MHD_Daemon *daemons[2]; /* on `listen`, and on a unix socket */
+    char *listen, *unix_path, *tls_cert, *tls_key; /* the last two: the files' text */
+    struct sl_http_guard guard;
+    int listen_fds[2], port;
     struct {
         const struct sl_route *route;
         void *arg;
@@ -45,13 +45,29 @@ bool sl_http_is_stopping(const struct sl_http *http)
     return atomic_load(&http->stopping);
 }
 
+struct sl_http_guard *sl_http_guard(struct sl_http *http)
+{
+    return &http->guard;
+}
+
 /* ---- pools ----------------------------------------------------------------------------------- */
+
+/* Streamed bodies are named by their digest and mean nothing until a version refers to them. */
+static bool is_audited(const struct sl_route *route)
+{
+    return strcmp(route->method, "GET") != 0 && route->body != SL_BODY_STREAM;
+}
 
 static void run_handler(struct sl_http_req *req)
 {
-    req->route->handle(req, req->arg);
+    if (sl_http_in_scope(req))
+        req->route->handle(req, req->arg);
+    else if (req->route->abort)
+        req->route->abort(req->state);
     if (!req->response)
         sl_http_reply_problem(req, 500, "internal error", NULL, "no answer was made");
+    if (is_audited(req->route) || (req->status == 403 && req->who.role))
+        sl_http_log_done(req, true);
     struct MHD_Connection *conn = req->conn;
     MHD_resume_connection(conn); /* req belongs to the socket thread from here on */
 }
@@ -176,17 +192,6 @@ static void find_route(struct sl_http *http, struct sl_http_req *req, const char
     }
 }
 
-static bool token_ok(const struct sl_http *http, const char *header)
-{
-    char found[SL_SHA256_HEX + 1];
-    if (!header || strncasecmp(header, "Bearer ", 7) != 0)
-        return false;
-    /* Digests have one length, and how far two of them agree says nothing about the token. */
-    if (sl_sha256_data(header + 7, strlen(header + 7), found, NULL))
-        return false;
-    return CRYPTO_memcmp(found, http->token_sha256, SL_SHA256_HEX) == 0;
-}
-
 /* ---- one request ----------------------------------------------------------------------------- */
 
 static enum MHD_Result send_answer(struct sl_http_req *req)
@@ -214,15 +219,7 @@ static void first_call(struct sl_http_req *req, const char *url)
         return;
     }
     find_route(http, req, url);
-    if (!(req->route && req->route->open) &&
-        !token_ok(http, sl_http_header(req, "Authorization"))) {
-        if (req->response)
-            MHD_destroy_response(req->response);
-        req->response = NULL;
-        sl_http_set_header(req, "WWW-Authenticate", "Bearer");
-        sl_http_reply_problem(req, 401, "token missing or wrong", NULL,
-                              "send `Authorization: Bearer TOKEN` with this server's token");
-    }
+    sl_http_authorize(req);
     if (req->response || !req->route)
         return;
     const char *length = sl_http_header(req, "Content-Length");
@@ -327,6 +324,8 @@ static void completed(void *cls, struct MHD_Connection *conn, void **con_cls,
         free(req->headers[i].value);
     }
     json_decref(req->json);
+    json_decref(req->notes);
+    sl_identity_release(&req->who);
     sl_buf_release(&req->body);
     free(req->path);
     free(req->method);
@@ -336,6 +335,31 @@ static void completed(void *cls, struct MHD_Connection *conn, void **con_cls,
 
 /* ---- the server ------------------------------------------------------------------------------ */
 
+static int configure(struct sl_http *http, const struct sl_http_config *config, struct sl_err *err)
+{
+    struct sl_http_guard *guard = &http->guard;
+    int rc = sl_sha256_data(config->token, strlen(config->token), guard->token_sha256, err);
+    guard->accounts = config->accounts;
+    guard->sessions = config->sessions;
+    guard->audit = config->audit;
+    guard->tls = config->tls_cert != NULL;
+    for (int i = 0; rc == 0 && config->trusted && config->trusted[i]; i++)
+        rc = sl_http_trust(guard, config->trusted[i], err);
+    if (rc == 0 && !config->tls_cert != !config->tls_key)
+        rc = sl_err_set(err, SL_SPEC, "--tls-cert and --tls-key go together");
+    if (rc == 0 && config->tls_cert)
+        rc = sl_http_read_pem(config->tls_cert, &http->tls_cert, err);
+    if (rc == 0 && config->tls_key)
+        rc = sl_http_read_pem(config->tls_key, &http->tls_key, err);
+    http->listen = strdup(config->listen);
+    http->unix_path = config->unix_path ? strdup(config->unix_path) : NULL;
+    guard->sign_in_header = config->sign_in_header ? strdup(config->sign_in_header) : NULL;
+    if (rc == 0 && (!http->listen || !http->unix_path != !config->unix_path ||
+                    !guard->sign_in_header != !config->sign_in_header))
+        rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    return rc;
+}
+
 int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, struct sl_err *err)
 {
     size_t token_len = config->token ? strlen(config->token) : 0;
@@ -343,19 +367,15 @@ int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, 
         return sl_err_set(err, SL_SPEC, "the server's token has %zu characters; it needs %d to %d",
                           token_len, SL_HTTP_TOKEN_MIN, SL_HTTP_TOKEN_MAX);
     struct sl_http *http = calloc(1, sizeof *http);
-    char *address = strdup(config->listen);
-    if (!http || !address) {
-        free(http);
-        free(address);
+    if (!http)
         return sl_err_set(err, SL_NOMEM, "out of memory");
-    }
-    http->listen = address;
-    http->listen_fd = -1;
+    pthread_mutex_init(&http->guard.failing, NULL);
     for (int i = 0; i < 2; i++) {
+        http->listen_fds[i] = -1;
         pthread_mutex_init(&http->pools[i].mutex, NULL);
         pthread_cond_init(&http->pools[i].cond, NULL);
     }
-    int rc = sl_sha256_data(config->token, token_len, http->token_sha256, err);
+    int rc = configure(http, config, err);
     if (rc) {
         sl_http_free(http);
         return rc;
@@ -383,25 +403,42 @@ int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, v
     return 0;
 }
 
+static int start_daemon(struct sl_http *http, int which, struct sl_err *err)
+{
+    bool tls = which == 0 && http->tls_cert;
+    struct MHD_OptionItem secrets[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, http->tls_cert},
+                                       {MHD_OPTION_HTTPS_MEM_KEY, 0, http->tls_key},
+                                       {MHD_OPTION_END, 0, NULL}};
+    if (!tls)
+        secrets[0] = secrets[2];
+    http->daemons[which] = MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME |
+            (tls ? MHD_USE_TLS : 0u),
+        0, NULL, NULL, access_handler, http, MHD_OPTION_LISTEN_SOCKET, http->listen_fds[which],
+        MHD_OPTION_THREAD_POOL_SIZE, (unsigned)SL_HTTP_LOOP_THREADS, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)SL_HTTP_CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SL_HTTP_IDLE_S,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)SL_HTTP_HEADERS_MAX,
+        MHD_OPTION_NOTIFY_COMPLETED, completed, http, MHD_OPTION_ARRAY, secrets, MHD_OPTION_END);
+    if (!http->daemons[which])
+        return sl_err_set(err, SL_IO, "cannot start the HTTP server on %s%s",
+                          which ? http->unix_path : http->listen,
+                          tls ? ": are --tls-cert and --tls-key PEM files of one pair?" : "");
+    return 0;
+}
+
 int sl_http_start(struct sl_http *http, struct sl_err *err)
 {
-    int rc = sl_http_listen(http->listen, &http->listen_fd, &http->port, err);
+    int rc = sl_http_listen(http->listen, &http->listen_fds[0], &http->port, err);
+    if (rc == 0 && http->unix_path)
+        rc = sl_http_listen_unix(http->unix_path, &http->listen_fds[1], err);
     if (rc == 0)
         rc = pool_start(&http->pools[0], SL_HTTP_HANDLERS, err);
     if (rc == 0)
         rc = pool_start(&http->pools[1], SL_HTTP_WAITERS, err);
-    if (rc == 0) {
-        http->daemon = MHD_start_daemon(
-            MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL,
-            access_handler, http, MHD_OPTION_LISTEN_SOCKET, http->listen_fd,
-            MHD_OPTION_THREAD_POOL_SIZE, (unsigned)SL_HTTP_LOOP_THREADS,
-            MHD_OPTION_CONNECTION_LIMIT, (unsigned)SL_HTTP_CONNECTIONS_MAX,
-            MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SL_HTTP_IDLE_S,
-            MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)SL_HTTP_HEADERS_MAX,
-            MHD_OPTION_NOTIFY_COMPLETED, completed, http, MHD_OPTION_END);
-        if (!http->daemon)
-            rc = sl_err_set(err, SL_IO, "cannot start the HTTP server on %s", http->listen);
-    }
+    if (rc == 0)
+        rc = start_daemon(http, 0, err);
+    if (rc == 0 && http->unix_path)
+        rc = start_daemon(http, 1, err);
     if (rc)
         sl_http_stop(http);
     return rc;
@@ -417,19 +454,25 @@ void sl_http_stop(struct sl_http *http)
     if (!http)
         return;
     atomic_store(&http->stopping, true);
-    if (http->daemon)
-        MHD_quiesce_daemon(http->daemon); /* gives listen_fd back */
+    for (int i = 0; i < 2; i++)
+        if (http->daemons[i])
+            MHD_quiesce_daemon(http->daemons[i]); /* gives its listening socket back */
     pool_stop(&http->pools[0]);
     pool_stop(&http->pools[1]);
     struct timespec tick = {.tv_nsec = 10 * 1000 * 1000};
-    for (int ms = 0; http->daemon && atomic_load(&http->active) > 0 && ms < STOP_GRACE_MS; ms += 10)
+    for (int ms = 0; http->daemons[0] && atomic_load(&http->active) > 0 && ms < STOP_GRACE_MS;
+         ms += 10)
         nanosleep(&tick, NULL);
-    if (http->daemon)
-        MHD_stop_daemon(http->daemon);
-    http->daemon = NULL;
-    if (http->listen_fd >= 0)
-        close(http->listen_fd);
-    http->listen_fd = -1;
+    for (int i = 0; i < 2; i++) {
+        if (http->daemons[i])
+            MHD_stop_daemon(http->daemons[i]);
+        http->daemons[i] = NULL;
+        if (http->listen_fds[i] >= 0)
+            close(http->listen_fds[i]);
+        http->listen_fds[i] = -1;
+    }
+    if (http->unix_path)
+        unlink(http->unix_path);
 }
 
 void sl_http_free(struct sl_http *http)
@@ -441,7 +484,14 @@ void sl_http_free(struct sl_http *http)
         pthread_mutex_destroy(&http->pools[i].mutex);
         pthread_cond_destroy(&http->pools[i].cond);
     }
-    OPENSSL_cleanse(http->token_sha256, sizeof http->token_sha256);
+    pthread_mutex_destroy(&http->guard.failing);
+    OPENSSL_cleanse(http->guard.token_sha256, sizeof http->guard.token_sha256);
+    if (http->tls_key)
+        OPENSSL_cleanse(http->tls_key, strlen(http->tls_key));
+    free(http->tls_key);
+    free(http->tls_cert);
+    free(http->guard.sign_in_header);
+    free(http->unix_path);
     free(http->listen);
     free(http);
 }

@@ -7,12 +7,14 @@
  * sl_http_stopping().
  *
  * A handler answers exactly once, with one sl_http_reply_* call; one that returns without answering
- * gives 500. Every request needs `Authorization: Bearer TOKEN` unless its route is `open`. Errors
+ * gives 500. Every request needs `Authorization: Bearer TOKEN` unless its route is `open`, the
+ * route's role, and a token of some projects stays inside them (identity.h, enum sl_scope). Errors
  * are application/problem+json {"title", "status", "detail", "errors": [{"path", "detail"}, ...]}.
  */
 #ifndef SL_SERVER_HTTP_H
 #define SL_SERVER_HTTP_H
 #include "base/err.h"
+#include "server/identity.h"
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -30,6 +32,14 @@
 #define SL_HTTP_TOKEN_MAX 512
 #define SL_HTTP_ROUTES_MAX 128
 #define SL_HTTP_PARAMS_MAX 4
+#define SL_HTTP_SCOPES_MAX 16
+#define SL_HTTP_TRUSTED_MAX 16        /* networks of proxies */
+#define SL_HTTP_FAILURES_MAX 10       /* failed sign-ins of one address in a row, */
+#define SL_HTTP_FAILURE_FORGET_S 6    /* and one more each so many seconds */
+#define SL_HTTP_SESSION_S (12 * 3600) /* a browser's session */
+#define SL_HTTP_COOKIE "sl_session"
+#define SL_HTTP_CSRF_HEADER "X-CSRF-Token"
+#define SL_HTTP_PROJECT_MAX 128 /* characters of a project's name */
 
 struct sl_http;
 struct sl_http_req; /* one request; valid until its handler returns */
@@ -49,22 +59,44 @@ typedef int sl_http_data(void *state, const void *data, size_t len, struct sl_er
 typedef void
 sl_http_abort(void *state); /* the client left, or data failed: the handler will not run */
 
+/* What keeps a token of some projects inside them. */
+enum sl_scope {
+    SL_SCOPE_PARAM,   /* {project} in the path, or what sl_http_set_scope knows; without either the
+                       * route is refused to such a token */
+    SL_SCOPE_HANDLER, /* the handler keeps to sl_http_identity()->projects and sl_http_sees */
+    SL_SCOPE_SHARED   /* nothing in it belongs to a project */
+};
+
 struct sl_route {
     const char *method; /* "GET" (answers HEAD too), "PUT", "POST", "DELETE" */
     const char
         *pattern; /* "/api/v1/runs/{run}/events"; a parameter is one part of the path, decoded */
     enum sl_http_body body;
-    bool open;  /* needs no token */
-    bool waits; /* a long poll */
+    bool open;         /* needs no token */
+    bool waits;        /* a long poll */
+    enum sl_role role; /* the least that may call it; 0: viewer for GET, member for the rest */
+    enum sl_scope scope;
     sl_http_handler *handle;
     sl_http_begin *begin; /* with SL_BODY_STREAM only */
     sl_http_data *data;
     sl_http_abort *abort;
 };
 
+struct sl_accounts;
+struct sl_sessions;
+struct sl_audit;
+
 struct sl_http_config {
-    const char *listen; /* "127.0.0.1:8080", "[::1]:0"; port 0: a free one */
-    const char *token;  /* required, SL_HTTP_TOKEN_MIN characters or more */
+    const char *listen;    /* "127.0.0.1:8080", "[::1]:0"; port 0: a free one */
+    const char *unix_path; /* a socket for a proxy on this machine, also; NULL: none */
+    const char
+        *token; /* of the administrator "root"; required, SL_HTTP_TOKEN_MIN characters or more */
+    struct sl_accounts *accounts; /* borrowed, with sessions; NULL: that token alone */
+    struct sl_sessions *sessions;
+    struct sl_audit *audit;     /* borrowed; NULL: none */
+    const char *sign_in_header; /* names the user whom a trusted proxy has signed in; NULL: none */
+    const char *const *trusted; /* addresses and networks of proxies, NULL at the end; NULL: none */
+    const char *tls_cert, *tls_key; /* PEM files, both or neither: https on `listen` */
 };
 
 /* Makes the server; it does not answer before sl_http_start. config is copied. */
@@ -72,6 +104,14 @@ int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, 
 /* Adds routes, before start. The table is borrowed until free; arg goes to its handlers. */
 int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, void *arg,
                 struct sl_err *err);
+/* Tells how to find the project of what routes under prefix name with its last parameter, such as
+ * "/api/v1/runs/{run}". project_of runs before the handler, on its thread, for tokens of some
+ * projects only: 0 and a project ("": shared by all, then only reading is allowed), or SL_NOTFOUND.
+ * Before start; prefix is borrowed. */
+typedef int sl_http_project_of(void *arg, const char *name,
+                               char ret_project[SL_HTTP_PROJECT_MAX + 1], struct sl_err *err);
+int sl_http_set_scope(struct sl_http *http, const char *prefix, sl_http_project_of *project_of,
+                      void *arg, struct sl_err *err);
 int sl_http_start(struct sl_http *http, struct sl_err *err);
 int sl_http_port(const struct sl_http *http); /* after start */
 /* Takes no new connections, lets running handlers finish, ends the threads. Blocks. NULL-safe. */
@@ -84,6 +124,11 @@ int sl_http_read_token(const char *path, char **ret_token, struct sl_err *err);
 /* ---- what a handler reads; borrowed until it returns ----------------------------------------- */
 
 const char *sl_http_method(const struct sl_http_req *req); /* "HEAD" for HEAD */
+const struct sl_identity *sl_http_identity(const struct sl_http_req *req);
+const char *sl_http_user(const struct sl_http_req *req); /* for created_by; "" for nobody */
+bool sl_http_sees(const struct sl_http_req *req, const char *project);
+/* Adds a fact to the request's line in the audit log. Never a secret. */
+void sl_http_note(struct sl_http_req *req, const char *key, const char *value);
 const char *sl_http_param(const struct sl_http_req *req,
                           const char *name); /* never NULL for one of the pattern */
 const char *sl_http_query(const struct sl_http_req *req, const char *name); /* NULL: not given */

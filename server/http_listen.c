@@ -1,14 +1,18 @@
 /* What the server needs from outside before it starts: an address, a token. */
 #include "base/file.h"
 #include "server/http_priv.h"
+#include <errno.h>
 #include <netdb.h>
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define LISTEN_BACKLOG 256
+#define PEM_MAX (1u << 20)
 
 int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_err *err)
 {
@@ -46,6 +50,53 @@ int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_er
     *ret_fd = fd;
     *ret_port = atoi(port);
     return 0;
+}
+
+int sl_http_listen_unix(const char *path, int *ret_fd, struct sl_err *err)
+{
+    struct sockaddr_un sa = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof sa.sun_path)
+        return sl_err_set(err, SL_SPEC, "--listen-unix: a path has at most %zu bytes",
+                          sizeof sa.sun_path - 1);
+    memcpy(sa.sun_path, path, strlen(path));
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return sl_err_errno(err, "making a unix socket");
+    if (connect(fd, (struct sockaddr *)&sa, sizeof sa) == 0) {
+        close(fd);
+        return sl_err_set(err, SL_CONFLICT, "another server answers on %s", path);
+    }
+    if (errno == ECONNREFUSED)
+        unlink(path); /* of a server that was killed */
+    close(fd);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    /* Closed to all but its owner and group before anybody can connect. */
+    if (fd < 0 || fchmod(fd, 0660) || bind(fd, (struct sockaddr *)&sa, sizeof sa) ||
+        chmod(path, 0660) || listen(fd, LISTEN_BACKLOG)) {
+        int rc = sl_err_errno(err, "cannot listen on %s", path);
+        if (fd >= 0)
+            close(fd);
+        return rc;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+int sl_http_read_pem(const char *path, char **ret_text, struct sl_err *err)
+{
+    struct sl_buf buf;
+    sl_buf_init(&buf, PEM_MAX);
+    int rc = sl_file_read(path, &buf, err);
+    if (rc == 0 && (!buf.len || !strstr(buf.p, "-----BEGIN ")))
+        rc = sl_err_set(err, SL_SPEC, "%s is not a PEM file", path);
+    char *text = rc ? NULL : strdup(buf.p);
+    if (rc == 0 && !text)
+        rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    OPENSSL_cleanse(buf.p, buf.len);
+    sl_buf_release(&buf);
+    if (rc == 0)
+        *ret_text = text;
+    return rc;
 }
 
 int sl_http_read_token(const char *path, char **ret_token, struct sl_err *err)

@@ -9,12 +9,59 @@
 #include <stdatomic.h>
 
 #define SL_HTTP_SET_HEADERS_MAX 8
+#define SL_HTTP_FAILURE_SLOTS 1024
+
+struct sl_http_scope {
+    const char *prefix;
+    sl_http_project_of *project_of; /* NULL: the parameter {project} itself */
+    void *arg;
+};
+
+/* A network of trusted proxies; IPv4 as mapped into IPv6. */
+struct sl_http_net {
+    unsigned char ip[16];
+    int bits;
+};
+
+struct sl_http_failures {
+    unsigned char ip[16];
+    double count; /* as of at_us; it shrinks with time */
+    int64_t at_us;
+};
+
+struct sl_http_peer {
+    unsigned char ip[16];
+    bool trusted;  /* our unix socket, or a listed address: its headers about others are believed */
+    char text[48]; /* the client's address, for the audit log */
+};
+
+/* What decides on requests. Fixed after sl_http_start, but for the failures. */
+struct sl_http_guard {
+    char token_sha256[SL_SHA256_HEX + 1];
+    struct sl_accounts *accounts; /* borrowed; NULL: only the token above */
+    struct sl_sessions *sessions;
+    struct sl_audit *audit; /* borrowed; may be NULL */
+    char *sign_in_header;   /* NULL: nobody signs in so */
+    struct sl_http_net trusted[SL_HTTP_TRUSTED_MAX];
+    int n_trusted;
+    bool tls;
+    pthread_mutex_t failing; /* of failures */
+    /* Of sign-ins and of bearer tokens apart: a script with an old token locks nobody out of the
+     * pages. */
+    struct sl_http_failures failures[2][SL_HTTP_FAILURE_SLOTS];
+    struct sl_http_scope scopes[SL_HTTP_SCOPES_MAX];
+    int n_scopes;
+};
 
 struct sl_http_req {
     struct sl_http *http;
     struct MHD_Connection *conn;
     const struct sl_route *route; /* NULL until one matched */
     void *arg;
+    struct sl_identity who;
+    struct sl_http_peer peer;
+    char csrf[SL_SHA256_HEX + 1];           /* what X-CSRF-Token must say; "" when none is needed */
+    json_t *notes;                          /* for the audit log */
     char *path;                             /* cut into parts; params point into it */
     const char *params[SL_HTTP_PARAMS_MAX]; /* in the pattern's order */
     char *method;
@@ -35,6 +82,34 @@ struct sl_http_req {
 
 /* Binds "host:port" or "[v6]:port"; port 0 takes a free one. */
 int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_err *err);
+/* A socket for this user and group. Takes the place of one that nobody answers on. */
+int sl_http_listen_unix(const char *path, int *ret_fd, struct sl_err *err);
+/* The text of a PEM file, for the caller to free. */
+int sl_http_read_pem(const char *path, char **ret_text, struct sl_err *err);
 bool sl_http_is_stopping(const struct sl_http *http);
+struct sl_http_guard *sl_http_guard(struct sl_http *http);
+
+int sl_http_trust(struct sl_http_guard *guard, const char *network, struct sl_err *err);
+void sl_http_find_peer(struct sl_http_req *req);
+enum sl_http_attempt { SL_ATTEMPT_LOGIN, SL_ATTEMPT_BEARER };
+/* False: this place has failed too often lately. */
+bool sl_http_may_try(struct sl_http_req *req, enum sl_http_attempt what);
+/* Counts a failure; false: there were too many already. */
+bool sl_http_failed(struct sl_http_req *req, enum sl_http_attempt what);
+/* Who comes with the token of this digest; as sl_accounts_by_token, and the server's own. */
+bool sl_http_by_token(struct sl_http *http, const char *sha256, struct sl_identity *ret_who);
+int sl_http_csrf_of(const char *cookie, char ret_csrf[SL_SHA256_HEX + 1]);
+/* Writes what a finished or refused request asked for into the audit log. */
+void sl_http_log_done(struct sl_http_req *req, bool synced);
+void sl_http_safe_headers(const struct sl_http_req *req, struct MHD_Response *response);
+
+/* Headers are in and the route is found: fills req->who, and answers 401 or 403 when it must not go
+ * on. On a socket thread: looks at memory only. */
+void sl_http_authorize(struct sl_http_req *req);
+/* On a handler's thread: false, and 403 or 404 answered, when what the path names lies outside of
+ * the caller's projects. */
+bool sl_http_in_scope(struct sl_http_req *req);
+const struct sl_http_scope *sl_http_scoped_by(const struct sl_http *http,
+                                              const struct sl_route *route);
 
 #endif

@@ -96,7 +96,7 @@ static void answer(struct sl_http_req *req, unsigned status, const char *content
     }
     if (content_type)
         MHD_add_response_header(response, "Content-Type", content_type);
-    MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
+    sl_http_safe_headers(req, response);
     for (int i = 0; i < req->n_headers; i++)
         MHD_add_response_header(response, req->headers[i].name, req->headers[i].value);
     req->response = response;

@@ -260,13 +260,19 @@ static void get_task(struct sl_http_req *req, void *arg)
 static const struct sl_route routes[] = {
     {.method = "POST",
      .pattern = "/api/v1/store/collections",
+     .role = SL_ROLE_ADMIN,
      .body = SL_BODY_JSON,
      .handle = post_collection},
     {.method = "POST",
      .pattern = "/api/v1/store/verifications",
+     .role = SL_ROLE_ADMIN,
      .body = SL_BODY_JSON,
      .handle = post_verification},
-    {.method = "GET", .pattern = "/api/v1/store/tasks/{task}", .waits = true, .handle = get_task},
+    {.method = "GET",
+     .pattern = "/api/v1/store/tasks/{task}",
+     .waits = true,
+     .role = SL_ROLE_ADMIN,
+     .handle = get_task},
 };
 
 int sl_keeper_start(struct sl_server *server, void **ret_state, struct sl_err *err)

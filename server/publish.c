@@ -61,6 +61,21 @@ static int check_request(const json_t *body, struct sl_err *err)
     return 0;
 }
 
+/* Whose the versions will be: who enqueued the run. Left out when Redis does not say. */
+static void sign(struct sl_runs *runs, const char *run, json_t *reserved)
+{
+    json_t *shown = NULL, *o;
+    size_t i;
+
+    if (sl_queue_show(runs->queue, run, &shown, NULL))
+        return;
+    json_array_foreach(reserved, i, o) {
+        json_object_set(o, "created_by", json_object_get(shown, "created_by"));
+        json_object_set(o, "project", json_object_get(shown, "project"));
+    }
+    json_decref(shown);
+}
+
 /* Step 2. `reserved` gets the outputs with their numbers, as far as it came. */
 static int reserve(struct sl_store *store, const char *run, const char *lease, const json_t *body,
                    json_t *reserved, json_t **ret_problems,
@@ -145,24 +160,24 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
                   json_t **ret_outputs, struct sl_err *err)
 {
     struct sl_store *store = runs->server->store;
-    json_t *final = json_array(), *record, *o, *whole = NULL;
+    json_t *final = json_array(), *record, *o;
     size_t i;
-    int rc = sl_queue_show(runs->queue, run, &whole, NULL);
+    int rc = 0;
 
-    if (rc && rc != SL_NOTFOUND)
-        return sl_err_set(err, SL_RETRY, "the run's project cannot be asked for: try again");
-    rc = 0;
     json_array_foreach((json_t *)(uintptr_t)outputs, i, o) {
         const struct sl_commit c = {.name = text_of(o, "artifact"),
                                     .manifest = text_of(o, "manifest"),
                                     .number = (int)sl_json_int(o, "number", -1),
                                     .run = run,
                                     .output = text_of(o, "output"),
-                                    .project = sl_json_str(whole, "project", NULL),
+                                    .created_by = text_of(o, "created_by"),
+                                    .project = text_of(o, "project"),
                                     .aliases = json_object_get(o, "aliases"),
                                     .facts = json_object_get(o, "facts")};
         json_t *became = json_copy(o);
         json_object_del(became, "pin");
+        json_object_del(became, "created_by");
+        json_object_del(became, "project");
         json_object_del(became, "facts"); /* the store has them now: Redis need not keep them */
         rc = sl_store_commit(store, &c, &record, NULL, err);
         if (!rc && json_object_get(o, "register"))
@@ -181,7 +196,6 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
         if (rc)
             break;
     }
-    json_decref(whole);
     if (!rc)
         rc = sl_queue_ack(runs->queue, run, final, err);
     if (!rc)
@@ -208,6 +222,8 @@ void sl_publish_handler(struct sl_http_req *req, void *arg)
     if (!rc)
         rc =
             reserve(store, run, lease, body, reserved, &problems, &err);
+    if (!rc)
+        sign(runs, run, reserved);
     if (!rc)
         rc = sl_queue_finish(runs->queue, run, lease, reserved, metrics, &hold, &is_new, &err);
     if (rc || !is_new)

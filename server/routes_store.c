@@ -2,6 +2,7 @@
 #include "artifacts/manifest.h"
 #include "artifacts/store.h"
 #include "base/json.h"
+#include "server/scope.h"
 #include "server/serve.h"
 #include <stdio.h>
 #include <string.h>
@@ -154,10 +155,14 @@ static void list_artifacts(struct sl_http_req *req, void *arg)
 {
     struct sl_err err = SL_ERR_INIT;
     json_t *list;
-    if (sl_store_list(arg, &list, &err))
+    if (sl_store_list(arg, &list, &err)) {
         sl_http_reply_err(req, &err, NULL);
-    else
-        sl_http_reply_json(req, 200, json_pack("{s:o}", "artifacts", list));
+        return;
+    }
+    for (size_t i = json_array_size(list); i-- > 0;)
+        if (!sl_http_sees(req, sl_json_str(json_array_get(list, i), "project", "")))
+            json_array_remove(list, i);
+    sl_http_reply_json(req, 200, json_pack("{s:o}", "artifacts", list));
 }
 
 static void get_artifact(struct sl_http_req *req, void *arg)
@@ -180,7 +185,8 @@ static void get_version(struct sl_http_req *req, void *arg)
         sl_http_reply_json(req, 200, record);
 }
 
-/* Body: {"manifest": sha256 of an uploaded manifest, "aliases": ["candidate"]}. */
+/* Body: {"manifest": sha256 of an uploaded manifest, "aliases": ["candidate"], "project": whose a new
+ * artifact is; without one everybody's}. */
 static void post_version(struct sl_http_req *req, void *arg)
 {
     struct sl_err err = SL_ERR_INIT;
@@ -190,7 +196,8 @@ static void post_version(struct sl_http_req *req, void *arg)
     const char *key;
     json_t *value;
     json_object_foreach(body, key, value)
-        if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0)
+        if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0 &&
+            strcmp(key, "project") != 0)
             sl_problem_add(problems, "/", "there is no key `%.100s` here", key);
     if (!json_is_string(digest) || !sl_sha256_valid(json_string_value(digest)))
         sl_problem_add(problems, "/manifest", "must be the sha256 of a manifest that was uploaded");
@@ -203,7 +210,13 @@ static void post_version(struct sl_http_req *req, void *arg)
     }
     json_decref(problems);
     problems = NULL;
+    const char *project;
+    if (!sl_scope_artifact(req, arg, sl_http_param(req, "name"),
+                           sl_json_str(body, "project", NULL), &project))
+        return;
     struct sl_commit commit = {.name = sl_http_param(req, "name"),
+                               .created_by = sl_http_user(req),
+                               .project = project,
                                .aliases = aliases,
                                .number = -1,
                                .manifest = json_string_value(digest)};
@@ -214,8 +227,10 @@ static void post_version(struct sl_http_req *req, void *arg)
         rc = sl_store_commit(arg, &commit, &record, &created, &err);
     if (rc)
         sl_http_reply_err(req, &err, problems);
-    else
+    else {
+        sl_http_note(req, "version", sl_json_str(record, "version", ""));
         sl_http_reply_json(req, created ? 201 : 200, record);
+    }
 }
 
 /* Body: {"version": "v3"}. */
@@ -225,11 +240,13 @@ static void put_alias(struct sl_http_req *req, void *arg)
     const char *name = sl_http_param(req, "name"), *alias = sl_http_param(req, "alias");
     const char *version = sl_json_str(sl_http_json(req), "version", "");
     json_t *record;
-    if (sl_store_alias(arg, name, alias, version, &err) ||
+    if (sl_store_alias_by(arg, sl_http_user(req), name, alias, version, &err) ||
         sl_store_resolve(arg, name, alias, &record, &err))
         sl_http_reply_err(req, &err, NULL);
-    else
+    else {
+        sl_http_note(req, "version", sl_json_str(record, "version", ""));
         sl_http_reply_json(req, 200, record);
+    }
 }
 
 static void delete_alias(struct sl_http_req *req, void *arg)
@@ -254,28 +271,39 @@ static void delete_version(struct sl_http_req *req, void *arg)
 
 static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/health", .open = true, .handle = health},
-    {.method = "GET", .pattern = "/api/v1/blobs/{sha256}", .handle = get_blob},
+    {.method = "GET",
+     .pattern = "/api/v1/blobs/{sha256}",
+     .scope = SL_SCOPE_SHARED, /* who knows a digest may read what has it */
+     .handle = get_blob},
     {.method = "PUT",
      .pattern = "/api/v1/blobs/{sha256}",
      .body = SL_BODY_STREAM,
+     .scope = SL_SCOPE_SHARED,
      .handle = put_blob,
      .begin = put_blob_begin,
      .data = put_blob_data,
      .abort = put_blob_abort},
-    {.method = "GET", .pattern = "/api/v1/blobs/{sha256}/upload", .handle = get_upload},
-    {.method = "PATCH", /* ?offset=&bytes=: the next piece, and what the whole blob has */
+    {.method = "GET", .pattern = "/api/v1/blobs/{sha256}/upload", .scope = SL_SCOPE_SHARED,
+     .handle = get_upload},
+    /* ?offset=&bytes=: where the next piece begins, and what the whole blob has */
+    {.method = "PATCH",
      .pattern = "/api/v1/blobs/{sha256}/upload",
      .body = SL_BODY_STREAM,
+     .scope = SL_SCOPE_SHARED,
      .handle = patch_upload,
      .begin = patch_upload_begin,
      .data = patch_upload_data,
      .abort = patch_upload_abort},
-    {.method = "GET", .pattern = "/api/v1/artifacts", .handle = list_artifacts},
+    {.method = "GET",
+     .pattern = "/api/v1/artifacts",
+     .scope = SL_SCOPE_HANDLER,
+     .handle = list_artifacts},
     {.method = "GET", .pattern = "/api/v1/artifacts/{name}", .handle = get_artifact},
     {.method = "GET", .pattern = "/api/v1/artifacts/{name}/{ref}", .handle = get_version},
     {.method = "POST",
      .pattern = "/api/v1/artifacts/{name}/versions",
      .body = SL_BODY_JSON,
+     .scope = SL_SCOPE_HANDLER,
      .handle = post_version},
     {.method = "GET", .pattern = "/api/v1/artifacts/{name}/versions/{ref}", .handle = get_version},
     {.method = "DELETE",
@@ -293,5 +321,7 @@ static const struct sl_route routes[] = {
 int sl_store_part_start(struct sl_server *server, void **ret_state, struct sl_err *err)
 {
     (void)ret_state;
-    return sl_http_add(server->http, routes, sizeof routes / sizeof *routes, server->store, err);
+    int rc = sl_http_set_scope(server->http, "/api/v1/artifacts/{name}",
+                               sl_scope_project_of_artifact, server->store, err);
+    return rc ? rc : sl_http_add(server->http, routes, sizeof routes / sizeof *routes, server->store, err);
 }

@@ -1,6 +1,7 @@
 #include "server/runs.h"
 #include "base/json.h"
 #include "base/spec.h"
+#include "server/scope.h"
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +32,7 @@ static void reply_enqueued(struct sl_http_req *req, const char *run, const char 
 {
     bool is_new = !strcmp(how, "new");
 
+    sl_http_note(req, "new_run", run);
     sl_http_reply_json(req, is_new ? 201 : 200,
                        json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : how));
 }
@@ -39,7 +41,7 @@ void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t
 {
     struct sl_err err = SL_ERR_INIT;
     json_t *errors = NULL, *problems, *spec = NULL, *e;
-    const char *key, *how = "new";
+    const char *key, *how = "new", *project;
     char run[SL_ID_HEX + 1];
     size_t i;
     int rc;
@@ -62,10 +64,15 @@ void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t
         return;
     }
     json_decref(errors);
+    project = sl_json_str(sl_http_json(req), "project", "default");
+    if (!rc && !sl_scope_project(req, &project))
+        return;
+    if (!rc)
+        rc = sl_scope_spec(sl_http_identity(req), runs->server->store, sl_http_json(req), &err);
     if (!rc)
         rc = sl_spec_with_defaults(given, &spec, &err);
     if (!rc)
-        rc = sl_queue_enqueue(runs->queue, spec, key, run, &how, &err);
+        rc = sl_queue_enqueue_by(runs->queue, sl_http_user(req), spec, key, run, &how, &err);
     json_decref(spec);
     if (rc)
         sl_http_reply_err(req, &err, NULL);
@@ -137,7 +144,11 @@ static void list(struct sl_http_req *req, void *arg)
     int most = (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX);
     struct sl_err err = SL_ERR_INIT;
     json_t *live, *archived;
-    int rc = sl_queue_list(runs->queue, below, most, state, queue, project, &live, &err);
+    int rc;
+
+    if (!sl_scope_project(req, &project))
+        return;
+    rc = sl_queue_list(runs->queue, below, most, state, queue, project, &live, &err);
 
     if (rc == SL_RETRY) { /* Redis is away: history still opens */
         sl_err_clear(&err);
@@ -168,6 +179,20 @@ int sl_runs_find(struct sl_runs *runs, const char *run, json_t **ret_run, struct
     if (!sl_archive_show(runs->archive, run, ret_run, &archived))
         return 0;
     return sl_err_set(err, rc, "%s", live.msg);
+}
+
+static int project_of(void *runs, const char *run, char ret_project[SL_HTTP_PROJECT_MAX + 1],
+                      struct sl_err *err)
+{
+    json_t *found;
+    int rc = sl_runs_find(runs, run, &found, err);
+
+    if (!rc) {
+        snprintf(ret_project, SL_HTTP_PROJECT_MAX + 1, "%s",
+                 sl_json_str(found, "project", "default"));
+        json_decref(found);
+    }
+    return rc;
 }
 
 static void show(struct sl_http_req *req, void *arg)
@@ -264,7 +289,7 @@ static void requeue(struct sl_http_req *req, void *arg)
         return;
     rc = sl_runs_find(runs, sl_http_param(req, "run"), &old, &err);
     if (!rc) {
-        rc = sl_queue_requeue(runs->queue, old, key, run, &how, &err);
+        rc = sl_queue_requeue_by(runs->queue, sl_http_user(req), old, key, run, &how, &err);
         json_decref(old);
     }
     if (rc)
@@ -274,8 +299,12 @@ static void requeue(struct sl_http_req *req, void *arg)
 }
 
 static const struct sl_route routes[] = {
-    {.method = "POST", .pattern = "/api/v1/runs", .body = SL_BODY_JSON, .handle = enqueue},
-    {.method = "GET", .pattern = "/api/v1/runs", .handle = list},
+    {.method = "POST",
+     .pattern = "/api/v1/runs",
+     .body = SL_BODY_JSON,
+     .scope = SL_SCOPE_HANDLER,
+     .handle = enqueue},
+    {.method = "GET", .pattern = "/api/v1/runs", .scope = SL_SCOPE_HANDLER, .handle = list},
     {.method = "GET", .pattern = "/api/v1/runs/{run}", .handle = show},
     {.method = "GET", .pattern = "/api/v1/runs/{run}/events", .waits = true, .handle = events},
     {.method = "POST", .pattern = "/api/v1/runs/{run}/sync", .waits = true, .handle = sync_run},
@@ -309,6 +338,8 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
         sl_publish_replay(runs, NULL, NULL);
     if (!rc)
         rc = sl_http_add(server->http, routes, sizeof routes / sizeof *routes, runs, err);
+    if (!rc)
+        rc = sl_http_set_scope(server->http, "/api/v1/runs/{run}", project_of, runs, err);
     if (!rc)
         rc = sl_admin_routes(runs, err);
     if (!rc)

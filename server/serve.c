@@ -1,7 +1,11 @@
 #include "server/serve.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "server/accounts.h"
+#include "server/audit.h"
 #include "server/keeper.h"
+#include "server/runs.h"
+#include "server/sessions.h"
 #include <errno.h>
 #include <openssl/crypto.h>
 #include <signal.h>
@@ -11,6 +15,7 @@
 
 /* The server's parts, in the order they start. */
 static const struct sl_server_part parts[] = {
+    {"auth", false, sl_auth_part_start, NULL},
     {"store", false, sl_store_part_start, NULL},
     {"registry", false, sl_registry_part_start, NULL},
     {"pages", false, sl_pages_part_start, sl_pages_part_stop},
@@ -25,7 +30,8 @@ static int announce(const struct sl_serve_config *config, int port, struct sl_er
     char text[16];
     int n = snprintf(text, sizeof text, "%d\n", port);
     int host_len = (int)(strrchr(config->listen, ':') - config->listen);
-    printf("serving http://%.*s:%d\n", host_len, config->listen, port);
+    printf("serving http%s://%.*s:%d\n", config->tls_cert ? "s" : "", host_len, config->listen,
+           port);
     fflush(stdout);
     return config->port_file ? sl_file_write(config->port_file, text, (size_t)n, err) : 0;
 }
@@ -55,8 +61,24 @@ int sl_serve(const struct sl_serve_config *config, struct sl_err *err)
     int rc = sl_http_read_token(config->token_file, &token, err);
     if (rc == 0)
         rc = sl_store_open(config->data_dir, &server.store, err);
+    if (rc == 0) /* after the store: it has the folder's lock */
+        rc = sl_accounts_open(config->data_dir, &server.accounts, err);
     if (rc == 0)
-        rc = sl_http_new(&(struct sl_http_config){config->listen, token}, &server.http, err);
+        rc = sl_sessions_open(config->data_dir, &server.sessions, err);
+    if (rc == 0)
+        rc = sl_audit_open(config->data_dir, &server.audit, err);
+    if (rc == 0)
+        rc = sl_http_new(&(struct sl_http_config){.listen = config->listen,
+                                                  .unix_path = config->unix_path,
+                                                  .token = token,
+                                                  .accounts = server.accounts,
+                                                  .sessions = server.sessions,
+                                                  .audit = server.audit,
+                                                  .sign_in_header = config->sign_in_header,
+                                                  .trusted = config->trusted,
+                                                  .tls_cert = config->tls_cert,
+                                                  .tls_key = config->tls_key},
+                         &server.http, err);
     if (token)
         OPENSSL_cleanse(token, strlen(token));
     free(token);
@@ -83,6 +105,9 @@ int sl_serve(const struct sl_serve_config *config, struct sl_err *err)
         if (started[i] && parts[i].stop)
             parts[i].stop(states[i]);
     sl_http_free(server.http);
+    sl_audit_close(server.audit);
+    sl_sessions_close(server.sessions);
+    sl_accounts_close(server.accounts);
     sl_store_close(server.store);
     return rc;
 }

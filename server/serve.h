@@ -12,6 +12,8 @@
 
 struct sl_serve_config {
     const char *listen; /* "127.0.0.1:8080" */
+    const char *unix_path, *sign_in_header, *tls_cert, *tls_key; /* http.h; may be NULL */
+    const char *const *trusted;                                  /* the same */
     const char *data_dir;
     const char *redis_url; /* NULL: the store alone */
     const char *token_file;
@@ -27,6 +29,9 @@ struct sl_server {
     struct sl_store *store;
     struct sl_http *http;
     struct sl_runs *runs; /* once its part has started; NULL: without Redis */
+    struct sl_accounts *accounts;
+    struct sl_sessions *sessions;
+    struct sl_audit *audit;
 };
 
 struct sl_server_part {
@@ -48,5 +53,8 @@ int sl_registry_part_start(struct sl_server *server, void **ret_state, struct sl
 /* The web pages: server/pages.c. */
 int sl_pages_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
 void sl_pages_part_stop(void *state);
+
+/* Signing in, users, tokens, the audit log: server/routes_auth.c. */
+int sl_auth_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
 
 #endif

@@ -39,7 +39,7 @@
 --   P:bell:Q:OFFER, P:ring:AGENT  lists of at most one entry: what waiting agents block on
 --   P:long             set: runs whose events the archive should take already
 --   P:outbox           hash run -> JSON: results whose version records the server has still to write
--- Fields of a run: schema queue class gpus name project rank seq score spec digest client dedupe requeued_from
+-- Fields of a run: schema queue class gpus name project rank seq score spec digest client dedupe requeued_from created_by
 --   state cause msg created_ms started_ms finished_ms due_ms since_ms (running, and charged up to here) run_ms
 --   limit_ms attempt failures ooms timeouts lost preemptions max_attempts max_ooms max_timeouts max_lost
 --   max_preemptions backoff_ms exit_code exit_signal lease last_lease agent last_agent batch cancel

@@ -72,7 +72,7 @@ static int setup(void **state)
     snprintf(dir, sizeof dir, "%s/sl-api-XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
     if (!mkdtemp(dir) || sl_path(path, &err, "%s/store", dir) ||
         sl_store_open(path, &server.store, &err) ||
-        sl_http_new(&(struct sl_http_config){"127.0.0.1:0", TOKEN}, &server.http, &err) ||
+        sl_http_new(&(struct sl_http_config){.listen = "127.0.0.1:0", .token = TOKEN}, &server.http, &err) ||
         sl_store_part_start(&server, &part, &err) ||
         sl_http_add(server.http, test_routes, sizeof test_routes / sizeof *test_routes, NULL,
                     &err) ||
@@ -210,9 +210,9 @@ static void short_tokens_are_refused(void **state)
     struct sl_http *http;
     char *token;
     (void)state;
-    assert_int_equal(sl_http_new(&(struct sl_http_config){"127.0.0.1:0", ""}, &http, NULL),
+    assert_int_equal(sl_http_new(&(struct sl_http_config){.listen = "127.0.0.1:0", .token = ""}, &http, NULL),
                      SL_SPEC);
-    assert_int_equal(sl_http_new(&(struct sl_http_config){"127.0.0.1:0", NULL}, &http, NULL),
+    assert_int_equal(sl_http_new(&(struct sl_http_config){.listen = "127.0.0.1:0", .token = NULL}, &http, NULL),
                      SL_SPEC);
     put_file("tok", "short\n");
     assert_int_equal(sl_http_read_token(in_dir("tok"), &token, &err), SL_SPEC);

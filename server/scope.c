@@ -1,0 +1,111 @@
+#include "server/scope.h"
+#include "base/json.h"
+#include <string.h>
+
+bool sl_scope_project(struct sl_http_req *req, const char **project)
+{
+    const json_t *seen = sl_http_identity(req)->projects;
+
+    if (!seen || (*project && **project && sl_http_sees(req, *project)))
+        return true;
+    if (!*project && json_array_size(seen) == 1) {
+        *project = json_string_value(json_array_get(seen, 0));
+        return true;
+    }
+    sl_http_reply_problem(req, 403, "not allowed", NULL,
+                          *project ? "%s does not see that project"
+                                   : "%s sees several projects: name one of them",
+                          sl_http_user(req));
+    return false;
+}
+
+int sl_scope_project_of_artifact(void *store, const char *name,
+                                 char ret_project[SL_HTTP_PROJECT_MAX + 1], struct sl_err *err)
+{
+    return sl_store_project(store, name, ret_project, SL_HTTP_PROJECT_MAX + 1, err);
+}
+
+/* 0: who may write to this artifact, or it is new and has yet to get a project. */
+static int may_write(const struct sl_identity *who, struct sl_store *store, const char *name,
+                     bool *ret_new, struct sl_err *err)
+{
+    char owner[SL_HTTP_PROJECT_MAX + 1] = "";
+    struct sl_err none = SL_ERR_INIT;
+    int rc = sl_store_project(store, name, owner, sizeof owner, &none);
+
+    *ret_new = rc == SL_NOTFOUND;
+    if (rc && rc != SL_NOTFOUND)
+        return sl_err_set(err, rc, "%s", none.msg);
+    if (!who->projects || rc == SL_NOTFOUND || (*owner && sl_identity_sees(who, owner)))
+        return 0;
+    /* That the name is taken must be said; whose it is must not. */
+    return sl_err_set(err, SL_DENIED, "artifact %s is not one of %s's projects: take another name",
+                      name, who->user);
+}
+
+bool sl_scope_artifact(struct sl_http_req *req, struct sl_store *store, const char *name,
+                       const char *asked, const char **ret_project)
+{
+    struct sl_err err = SL_ERR_INIT;
+    bool is_new;
+
+    if (may_write(sl_http_identity(req), store, name, &is_new, &err)) {
+        sl_http_reply_err(req, &err, NULL);
+        return false;
+    }
+    if (asked && !sl_name_valid(asked)) {
+        sl_http_reply_problem(req, 422, "not valid", NULL, "project: not the name of one");
+        return false;
+    }
+    *ret_project = asked;
+    return !is_new || sl_scope_project(req, ret_project);
+}
+
+/* A reference, or an object that has one; URLs and paths are the agent's to judge. */
+static int may_read(const struct sl_identity *who, struct sl_store *store, const json_t *source,
+                    const char *key, struct sl_err *err)
+{
+    const char *text =
+        json_is_object(source) ? sl_json_str(source, "ref", NULL) : json_string_value(source);
+    char owner[SL_HTTP_PROJECT_MAX + 1] = "";
+    struct sl_ref ref;
+    int rc;
+
+    if (!text || sl_ref_parse(text, &ref, NULL))
+        return 0;
+    rc = sl_store_project(store, ref.name, owner, sizeof owner, NULL);
+    if (rc == 0 && sl_identity_sees(who, owner))
+        return 0;
+    if (rc && rc != SL_NOTFOUND)
+        return sl_err_set(err, rc, "%s: reading artifact %s", key, ref.name);
+    return sl_err_set(err, SL_NOTFOUND, "%s: there is no artifact %s in the projects that %s sees",
+                      key, ref.name, who->user);
+}
+
+int sl_scope_spec(const struct sl_identity *who, struct sl_store *store, const json_t *spec,
+                  struct sl_err *err)
+{
+    json_t *datasets = json_object_get(spec, "datasets"), *list, *one;
+    const char *kind,
+        *output = sl_json_str(spec, "outputs.artifact", sl_json_str(spec, "name", ""));
+    char key[160];
+    bool is_new;
+    size_t i;
+    int rc;
+
+    if (!who->projects)
+        return 0;
+    rc = may_read(who, store, sl_json_get(spec, "model"), "model", err);
+    if (rc == 0)
+        rc = may_read(who, store, sl_json_get(spec, "config.model.restore_path"),
+                      "config.model.restore_path", err);
+    json_object_foreach(datasets, kind, list)
+        json_array_foreach(list, i, one) {
+            snprintf(key, sizeof key, "datasets.%.100s[%zu]", kind, i);
+            if (rc == 0)
+                rc = may_read(who, store, one, key, err);
+        }
+    if (rc == 0 && may_write(who, store, output, &is_new, err))
+        rc = sl_err_wrap(err, SL_DENIED, "outputs.artifact");
+    return rc;
+}
