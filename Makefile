@@ -6,6 +6,7 @@
 #   make asan       everything under $(BUILD)-asan with ASan and UBSan      make bench  side-by-side speeds
 #   make test-long  the slow checks (live peers, sanitizers)           make fuzz   search for inputs that break a reader
 #   make faults     thousands of runs under every fault in every state, 20 hits a cell
+#   make screenshots  pictures of every page, and axe-core's opinion
 #   make lint       folder rules, clang-tidy, cppcheck                      make format clang-format
 #
 # Sources are found by folder: a new .c file in a part's folder belongs to that part. BUILD=dir builds elsewhere.
@@ -131,7 +132,7 @@ $(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(CUDA_BASE_O)
 	@mkdir -p $(@D)
 	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -lgomp -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
 
-.PHONY: all worker command deps test test-long faults test-programs demo asan bench lint format clean unit man
+.PHONY: screenshots all worker command deps test test-long faults test-programs demo asan bench lint format clean unit man
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker $(CUDA_SO)
@@ -179,6 +180,11 @@ format:
 bench: deps
 	$(MAKE) --no-print-directory -j2 all test-programs
 	tests/bench/run.sh $(BUILD)
+
+# Every page at desktop and phone width, light and dark, in $(BUILD)/screenshots; needs chromium.
+screenshots: deps
+	$(MAKE) --no-print-directory -j2 all
+	SL_BUILD=$(BUILD) python3 tests/web/screenshots.py
 
 demo: deps
 	$(MAKE) --no-print-directory -j2 all

@@ -46,6 +46,9 @@ left running; to look around:
   $bin/softlaunch enqueue $spec name=mine --follow
 to end it (the next make demo does, too):
   kill ${pids[*]}; rm -r $sockets
+
+The page, with the finished run (sign in with what stands behind "token="; the browser sends it to no one else):
+  $url/login#token=$(cat "$work/token")
 END
     else
         stop_all

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs what building, the demo and the tests need on Debian 12 or Ubuntu 24.04. Does nothing when all is there.
+# usage: deploy/install-deps.sh [PACKAGE...]   more packages beside
 # Run as root or with sudo at hand. Installing redis-server here leaves no service running: the demo and the
 # tests start their own.
 set -eu
@@ -8,7 +9,7 @@ packages="build-essential pkg-config git ca-certificates python3 python3-pip pyt
     libhiredis-dev libmicrohttpd-dev libsqlite3-dev libzstd-dev libutf8proc-dev libsentencepiece-dev libcmocka-dev redis-server wordnet-base mandoc
     libjs-chart.js"
 missing=
-for p in $packages; do
+for p in $packages "$@"; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
 done
 [ -n "$missing" ] || exit 0

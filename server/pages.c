@@ -19,12 +19,6 @@
 #define CSS "text/css; charset=utf-8"
 #define SVG "image/svg+xml"
 
-/* Nothing from elsewhere, nothing inline, no frame around it. */
-#define POLICY                                                                                     \
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "              \
-    "connect-src 'self'; worker-src 'self'; manifest-src 'self'; form-action 'self'; "             \
-    "base-uri 'none'; frame-ancestors 'none'"
-
 /* symbol, name in /static/, type */
 #define FILES                                                                                      \
     X(server_static_index_html, "index.html", HTML)                                                \
@@ -83,8 +77,6 @@ static void reply_page(struct sl_http_req *req, const struct sl_pages *pages, si
 
     sl_http_set_header(req, "ETag", pages->etag[i]);
     sl_http_set_header(req, "Cache-Control", "no-cache");
-    sl_http_set_header(req, "Content-Security-Policy", POLICY);
-    sl_http_set_header(req, "Referrer-Policy", "same-origin");
     if (known && strstr(known, pages->etag[i]))
         sl_http_reply_empty(req, 304);
     else
@@ -180,8 +172,12 @@ static const struct sl_route page_routes[] = {
     PAGE("/registry"),
     PAGE("/registry/{model}"),
     {.method = "GET", .pattern = "/static/{file}", .open = true, .handle = file},
-    {.method = "GET", .pattern = "/api/v1/schema", .handle = schema},
-    {.method = "POST", .pattern = "/api/v1/specs/check", .body = SL_BODY_JSON, .handle = check},
+    {.method = "GET", .pattern = "/api/v1/schema", .scope = SL_SCOPE_SHARED, .handle = schema},
+    {.method = "POST",
+     .pattern = "/api/v1/specs/check",
+     .body = SL_BODY_JSON,
+     .scope = SL_SCOPE_SHARED,
+     .handle = check},
 };
 
 int sl_pages_part_start(struct sl_server *server, void **ret_state, struct sl_err *err)

@@ -80,6 +80,8 @@ function frame(path) {
   const shown = session.me ? PAGES.filter(p => p[2]) : [];
   fill(nav, shown.map(([pattern, , name, , href]) =>
     h("a", {href, "aria-current": pattern.test(path) || href === "/" && path.startsWith("/runs/") ? "page" : null}, name)));
+  const here = nav.querySelector("[aria-current]"); // on a phone the bar scrolls sideways
+  if (here) nav.scrollLeft = here.offsetLeft - nav.offsetLeft - (nav.clientWidth - here.offsetWidth) / 2;
   if (!account.childElementCount) {
     const live = h("span", {class: "live", role: "status"});
     onStreamStatus(s => {

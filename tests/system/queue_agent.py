@@ -126,7 +126,7 @@ def agent_killed_another_goes_on():
     no_worker_left()    # within 5 s; its worker's pipe has closed
     in_time(time.monotonic() - killed, 3)
     b = w.agent("second")
-    r = w.until(run, lambda r: r["attempt"] == 2)
+    r = w.until(run, lambda r: r["attempt"] >= 2)
     took = time.monotonic() - killed
     in_time(took, w.lease_ms / 1000 + 2.5)
     r = w.ended(run)
@@ -152,7 +152,7 @@ def term_takes_a_large_state_along():
         assert r["checkpoint_step"] == r["step"] and r["preemptions"] == 1, r
     in_time(took, 15)
     b = w.agent("relieves")
-    w.until(run, lambda x: x["attempt"] == 2 and (x["step"] or 0) > r["checkpoint_step"])
+    w.until(run, lambda x: x["attempt"] >= 2 and (x["step"] or 0) > r["checkpoint_step"])
     assert w.events(run, "start")[-1]["data"]["step"] == r["checkpoint_step"]
     w.api("POST", f"/api/v1/runs/{run}/cancel")
     w.ended(run)
@@ -184,7 +184,7 @@ def stopped_agent_writes_nothing_after_its_lease():
     w.until(run, lambda r: r["checkpoint_step"])
     a.send_signal(signal.SIGSTOP)
     b = w.agent("successor")
-    w.until(run, lambda r: r["attempt"] == 2 and (r["step"] or 0) > 20)
+    w.until(run, lambda r: r["attempt"] >= 2 and (r["step"] or 0) > 20)
     a.send_signal(signal.SIGCONT)
     r = w.ended(run)
     check_result(run, 60)
@@ -240,7 +240,7 @@ def a_paused_worker_is_killed_when_the_run_is_anothers():
     first = worker_pids()
     link.cut()
     b = w.agent("heir")
-    w.until(run, lambda r: r["attempt"] == 2 and (r["step"] or 0) > 10)
+    w.until(run, lambda r: r["attempt"] >= 2 and (r["step"] or 0) > 10)
     assert first[0] in worker_pids()    # it waits; the agent does not know yet
     link.mend()
     wait(lambda: first[0] not in worker_pids(), 4, "the first worker is killed")
@@ -374,28 +374,28 @@ def several_agents_share_the_work():
 
 def slots_run_side_by_side():
     a = w.agent(more=["--slots", "3"])
-    runs = [w.enqueue(f"fake.200.20.ok.{i}") for i in range(4)]
+    runs = [w.enqueue(f"fake.400.20.ok.{i}") for i in range(4)]
     def training():
         return [r for r in runs if w.run(r)["state"] == "running" and (w.run(r)["step"] or 0) >= 2]
     wait(lambda: len(training()) == 3, 15, "three runs train")
-    assert [w.run(r)["state"] for r in runs].count("queued") == 1
+    waiting, = [r for r in runs if w.run(r)["state"] == "queued"]
     busy = w.api("GET", "/api/v1/agents")[1]["agents"][0]
     assert busy["slots"] == 3 and sorted(r["run"] for r in busy["runs"]) == sorted(training()), busy
     cancelled, *others = training()
     w.api("POST", f"/api/v1/runs/{cancelled}/cancel")
     assert w.ended(cancelled, 5)["state"] == "cancelled"
-    wait(lambda: len(training()) == 3, 15, "the fourth takes its place")
+    w.until(waiting, lambda r: (r["step"] or 0) >= 2, 15)    # the fourth takes its place
     assert all(w.run(r)["attempt"] == 1 for r in others)    # undisturbed
     assert w.end(a) == 0
     for r in runs:
         if r != cancelled:
-            assert w.run(r)["state"] == "queued" and w.run(r)["preemptions"] == 1, w.run(r)
+            assert w.run(r)["state"] == "succeeded" or (w.run(r)["state"], w.run(r)["preemptions"]) == ("queued", 1), w.run(r)
     b = w.agent(more=["--slots", "2", "--exit-when-idle"])
-    assert b.wait(60) == 0
+    assert b.wait(60 * PATIENCE) == 0
     for r in runs:
         if r != cancelled:
-            check_result(r, 200)
-    assert w.agent(more=["--exit-when-idle"]).wait(10) == 0    # nothing to do at all
+            check_result(r, 400)
+    assert w.agent(more=["--exit-when-idle"]).wait(10 * PATIENCE) == 0    # nothing to do at all
 
 
 def a_lost_slot_disturbs_no_other():

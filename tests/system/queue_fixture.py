@@ -75,7 +75,7 @@ class World:
                 p.send_signal(signal.SIGCONT)
                 p.kill()
                 p.wait()
-        if self.redis.poll() is not None:
+        if self.redis and self.redis.poll() is not None:
             self.start_redis()
         if self.server.poll() is not None:
             self.start_server(self.port)
