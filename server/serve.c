@@ -17,6 +17,7 @@ static const struct sl_server_part parts[] = {
     {"auth", false, sl_auth_part_start, NULL},
     {"store", false, sl_store_part_start, NULL},
     {"pages", false, sl_pages_part_start, sl_pages_part_stop},
+    {"metrics", false, sl_metrics_part_start, sl_metrics_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
 };
 #define N_PARTS ((int)(sizeof parts / sizeof *parts))
