@@ -1,4 +1,5 @@
-/* GET /metrics, with the server's token: what Prometheus reads. Queues, projects and agents are as
+/* What is read from outside the API: GET /softlaunch.py, the client for Python, and
+ * GET /metrics, with the server's token: what Prometheus reads. Queues, projects and agents are as
  * the API gives them; with Redis away softlaunch_redis_up is 0 and they are not there. */
 #include "base/json.h"
 #include "base/prometheus.h"
@@ -7,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+
+extern const unsigned char sl_embed_server_static_softlaunch_py[];
+extern const unsigned long sl_embed_server_static_softlaunch_py_len;
 
 struct metrics {
     struct sl_server *server;
@@ -140,8 +144,18 @@ static void get(struct sl_http_req *req, void *arg)
     sl_buf_release(&out);
 }
 
+/* The Python client: it holds nothing secret, and a person fetches it before there is a token at hand. */
+static void get_client(struct sl_http_req *req, void *arg)
+{
+    (void)arg;
+    sl_http_reply_data(req, 200, "text/x-python; charset=utf-8",
+                       sl_embed_server_static_softlaunch_py,
+                       sl_embed_server_static_softlaunch_py_len);
+}
+
 static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/metrics", .handle = get},
+    {.method = "GET", .pattern = "/softlaunch.py", .open = true, .handle = get_client},
 };
 
 int sl_metrics_part_start(struct sl_server *server, void **ret_state, struct sl_err *err)
@@ -155,7 +169,7 @@ int sl_metrics_part_start(struct sl_server *server, void **ret_state, struct sl_
     if (server->config->redis_url)
         rc = sl_queue_new(server->config->redis_url, &m->queue, err);
     if (!rc)
-        rc = sl_http_add(server->http, routes, 1, m, err);
+        rc = sl_http_add(server->http, routes, sizeof routes / sizeof *routes, m, err);
     if (rc)
         sl_metrics_part_stop(m);
     else
