@@ -52,6 +52,8 @@ struct sl_http_guard {
     struct sl_http_failures failures[2][SL_HTTP_FAILURE_SLOTS];
     struct sl_http_scope scopes[SL_HTTP_SCOPES_MAX];
     int n_scopes;
+};
+
 #define SL_HTTP_COUNT_BOUNDS 10
 
 /* What http_count.c keeps of a route: answers by the status's first digit, and by how long they took. */
