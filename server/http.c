@@ -1,6 +1,7 @@
 /* Sockets, routes and pools of handlers. A request goes: access (first call: token, route, begin)
  * -> body -> suspended while a pool runs its handler -> resumed, and the answer queued ->
- * completed. */
+ * completed.
+ * Long because the ways a request can go are one state machine. */
 #include "server/http.h"
 #include "base/clock.h"
 #include "base/json.h"
