@@ -23,6 +23,7 @@
 
 struct options {
     struct cli_list aliases;
+    const char *project;
     bool json, unpack;
 };
 
@@ -228,7 +229,8 @@ static int put(struct sl_api *api, const struct options *o, int argc, char **arg
     json_t *aliases = json_array();
     for (int i = 0; i < o->aliases.n; i++)
         json_array_append_new(aliases, json_string(o->aliases.items[i]));
-    json_t *body = json_pack("{s:s, s:o}", "manifest", sha256, "aliases", aliases);
+    json_t *body = json_pack("{s:s, s:o, s:s*}", "manifest", sha256, "aliases", aliases, "project",
+                             o->project);
     snprintf(path, sizeof path, "/api/v1/artifacts/%s/versions", argv[0]);
     /* Equal content makes no second version, so this may be repeated: the digest is its key. */
     if (rc == 0)
@@ -410,6 +412,7 @@ int cmd_artifact(int argc, char **argv)
     struct cli_server server = {NULL, NULL};
     struct options o = {.json = false};
     const struct cli_option options[] = {
+        {"project", 'p', CLI_TEXT, &o.project, "PROJECT", "for put: whose a new artifact is; without one everybody's, or your only one's", 0, 0},
         {"alias", 0, CLI_LIST, &o.aliases, "A", "for put: a name that points at the new version from now on", 0, 0},
         {"unpack", 0, CLI_FLAG, &o.unpack, NULL, "for get: a tarball x.tar.zst also becomes the folder x", 0, 0},
         {"json", 0, CLI_FLAG, &o.json, NULL, "the server's answer instead of text", 0, 0},
