@@ -50,6 +50,7 @@ struct sl_agent_config {
     int slots;           /* runs at a time */
     int max_runs;        /* ends after so many; 0: never */
     bool exit_when_idle; /* ends when there is nothing to do */
+    int metrics_fd;      /* a listening socket for Prometheus (agent/metrics.c), taken; -1: none */
     const char *worker;  /* the worker program; NULL: softlaunch-worker beside this one */
 };
 

@@ -83,6 +83,13 @@ void sl_step_cancelled(struct sl_slot *s)
     end_work(s, "cancelled", "cancelled", "");
 }
 
+static int outcome_of(const struct sl_work *w)
+{
+    if (!w->recorded)
+        return w->lost ? OUT_LOST : OUT_PUBLISHED;
+    return !w->kind[0] ? OUT_GIVEN_BACK : strcmp(w->kind, "cancelled") ? OUT_FAILED : OUT_CANCELLED;
+}
+
 /* The run is over for this agent. */
 static void finish_work(struct sl_slot *s)
 {
@@ -94,6 +101,7 @@ static void finish_work(struct sl_slot *s)
         sl_loop_timer_cancel(s->agent->loop, *timers[i]);
         *timers[i] = -1;
     }
+    s->agent->outcomes[outcome_of(w)]++;
     sl_report_free(w->report);
     sl_rundir_remove(&w->dir);
     sl_claim_release(&w->claim);

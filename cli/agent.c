@@ -73,8 +73,8 @@ static int take_lists(const struct cli_list *queues, const struct cli_list *path
 int cmd_agent(int argc, char **argv)
 {
     struct sl_agent_config config = {.redis_url = from_env("SOFTLAUNCH_REDIS"),
-                                     .server_url = from_env("SOFTLAUNCH_SERVER"), .slots = 1};
-    const char *token_file = NULL, *dir = NULL;
+                                     .server_url = from_env("SOFTLAUNCH_SERVER"), .slots = 1, .metrics_fd = -1};
+    const char *token_file = NULL, *dir = NULL, *metrics = NULL;
     struct cli_list queues = {.n = 0}, paths = {.n = 0}, labels = {.n = 0};
     char names[SL_QUEUE_NAMES_MAX][SL_QUEUE_NAME_MAX + 1];
     int lease_ms = SL_AGENT_LEASE_MS, quarantine_s = (int)(SL_AGENT_QUARANTINE_US / 1000000);
@@ -100,6 +100,7 @@ int cmd_agent(int argc, char **argv)
         {"quarantine-s", 0, CLI_INT, &quarantine_s, "N",
          "how long no run is taken after device failures in a row (1800)", 1, 7 * 86400},
         {"exit-when-idle", 0, CLI_FLAG, &config.exit_when_idle, NULL, "ends when nothing is in line", 0, 0},
+        {"metrics", 0, CLI_TEXT, &metrics, "HOST:PORT", "answers GET /metrics there, for Prometheus, without a token", 0, 0},
         {"worker", 0, CLI_TEXT, &config.worker, "PATH", "the worker (softlaunch-worker beside this program)", 0, 0},
         {"verbose", 0, CLI_FLAG, &verbose, NULL, "logs each change of state", 0, 0},
         CLI_OPTIONS_END,
@@ -113,7 +114,7 @@ int cmd_agent(int argc, char **argv)
     };
     char path[SL_PATH_MAX], *token = NULL;
     struct sl_err err = SL_ERR_INIT;
-    int at = cli_parse(&usage, argc, argv), rc;
+    int at = cli_parse(&usage, argc, argv), port = 0, rc;
 
     if (at < 0)
         return cli_usage_status(at);
@@ -137,7 +138,11 @@ int cmd_agent(int argc, char **argv)
     unsetenv("SOFTLAUNCH_TOKEN"); /* workers must see neither; the text itself stays where it is */
     unsetenv("SOFTLAUNCH_REDIS");
     config.token = token;
+    if (!rc && metrics)
+        rc = sl_http_listen(metrics, &config.metrics_fd, &port, &err);
     sl_log_setup("agent", !isatty(STDERR_FILENO), verbose ? SL_DEBUG : SL_INFO);
+    if (!rc && metrics)
+        sl_log(SL_INFO, NULL, "metrics on port %d", port);
     if (!rc)
         rc = sl_agent(&config, &err);
     free(token);

@@ -26,6 +26,7 @@
 
 /* The options of every verb; those of put stand apart, as artifact_store.h need not know lists. */
 static struct cli_list aliases_wanted;
+static const char *project_wanted;
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
@@ -204,7 +205,8 @@ static int put_once(struct sl_api *api, const struct sl_transfer *t, int argc, c
     json_t *aliases = json_array();
     for (int i = 0; i < aliases_wanted.n; i++)
         json_array_append_new(aliases, json_string(aliases_wanted.items[i]));
-    json_t *body = json_pack("{s:s, s:o}", "manifest", sha256, "aliases", aliases);
+    json_t *body = json_pack("{s:s, s:o, s:s*}", "manifest", sha256, "aliases", aliases, "project",
+                             project_wanted);
     snprintf(path, sizeof path, "/api/v1/artifacts/%s/versions", argv[0]);
     /* Equal content makes no second version, so this may be repeated: the digest is its key. */
     if (rc == 0)
@@ -424,6 +426,7 @@ int cmd_artifact(int argc, char **argv)
     struct cli_server server = {NULL, NULL};
     struct artifact_options o = {.grace_s = -1};
     const struct cli_option options[] = {
+        {"project", 'p', CLI_TEXT, &project_wanted, "PROJECT", "for put: whose a new artifact is; without one everybody's, or your only one's", 0, 0},
         {"alias", 0, CLI_LIST, &aliases_wanted, "A", "for put: a name that points at the new version from now on", 0, 0},
         {"unpack", 0, CLI_FLAG, &o.unpack, NULL, "for get: a tarball x.tar.zst also becomes the folder x", 0, 0},
         {"grace", 0, CLI_INT, &o.grace_s, "S", "for gc: files that came in the last S seconds stay (the server's own)", 0, INT_MAX},

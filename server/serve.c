@@ -19,6 +19,7 @@ static const struct sl_server_part parts[] = {
     {"store", false, sl_store_part_start, NULL},
     {"registry", false, sl_registry_part_start, NULL},
     {"pages", false, sl_pages_part_start, sl_pages_part_stop},
+    {"metrics", false, sl_metrics_part_start, sl_metrics_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
     {"keeper", false, sl_keeper_start, sl_keeper_stop},
 };

@@ -56,5 +56,8 @@ void sl_pages_part_stop(void *state);
 
 /* Signing in, users, tokens, the audit log: server/routes_auth.c. */
 int sl_auth_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+/* GET /metrics: server/metrics.c. */
+int sl_metrics_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+void sl_metrics_part_stop(void *state);
 
 #endif
