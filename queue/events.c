@@ -132,3 +132,71 @@ int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int 
     freeReplyObject(reply);
     return 0;
 }
+
+int sl_queue_newest_event(struct sl_queue *q, const char *run, char ret_id[SL_QUEUE_EVENT_ID_MAX],
+                          struct sl_err *err)
+{
+    char key[SL_QUEUE_KEY_MAX];
+    redisReply *reply;
+    struct sl_cmd c;
+    int rc;
+
+    if (!sl_queue_run_valid(run))
+        return sl_queue_no_run(run, err);
+    snprintf(key, sizeof key, SL_QUEUE_TAG ":events:%s", run);
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "XREVRANGE");
+    sl_cmd_add(&c, key);
+    sl_cmd_add(&c, "+");
+    sl_cmd_add(&c, "-");
+    sl_cmd_add(&c, "COUNT");
+    sl_cmd_add_int(&c, 1);
+    rc = sl_queue_call(q, &c, 0, &reply, err);
+    if (rc)
+        return rc;
+    const redisReply *one = reply->type == REDIS_REPLY_ARRAY && reply->elements ? reply->element[0] : NULL;
+    snprintf(ret_id, SL_QUEUE_EVENT_ID_MAX, "%s",
+             one && one->type == REDIS_REPLY_ARRAY && one->elements && sl_queue_is_text(one->element[0])
+                 ? one->element[0]->str
+                 : "0");
+    freeReplyObject(reply);
+    return 0;
+}
+
+int sl_queue_events_of(struct sl_queue *q, const char *const *runs, const char *const *after, int n,
+                       int most, json_t **ret_events, struct sl_err *err)
+{
+    static const size_t prefix = sizeof SL_QUEUE_TAG ":events:" - 1;
+    char key[SL_QUEUE_KEY_MAX];
+    redisReply *reply;
+    struct sl_cmd c;
+    int rc;
+
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "XREAD");
+    sl_cmd_add(&c, "COUNT");
+    sl_cmd_add_int(&c, most);
+    sl_cmd_add(&c, "STREAMS");
+    for (int i = 0; i < n; i++) {
+        snprintf(key, sizeof key, SL_QUEUE_TAG ":events:%s", runs[i]);
+        sl_cmd_add(&c, key);
+    }
+    for (int i = 0; i < n; i++)
+        sl_cmd_add(&c, after[i]);
+    rc = sl_queue_call(q, &c, 0, &reply, err);
+    if (rc)
+        return rc;
+    json_t *events = json_object();
+    for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements; i++) {
+        const redisReply *of = reply->element[i];
+        if (of->type != REDIS_REPLY_ARRAY || of->elements != 2 || !sl_queue_is_text(of->element[0]) ||
+            of->element[0]->len <= prefix || of->element[1]->type != REDIS_REPLY_ARRAY)
+            continue;
+        json_t *list = json_array();
+        take_entries(of->element[1], list);
+        json_object_set_new(events, of->element[0]->str + prefix, list);
+    }
+    freeReplyObject(reply);
+    *ret_events = events;
+    return 0;
+}

@@ -18,7 +18,7 @@
 #include <jansson.h>
 
 #define SL_QUEUE_NAMESPACE "softlaunch"
-#define SL_QUEUE_CONNECTIONS 42 /* one for every thread of the server that calls: see server/runs.c */
+#define SL_QUEUE_CONNECTIONS 43 /* one for every thread of the server that calls: see server/runs.c */
 #define SL_QUEUE_NAMES_MAX 16    /* queues that one agent serves */
 #define SL_QUEUE_NAME_MAX 128    /* bytes of the name of a queue or project */
 #define SL_QUEUE_CLASS_MAX 200   /* bytes of a class */
@@ -27,6 +27,8 @@
 #define SL_QUEUE_LABELS_MAX 8
 #define SL_QUEUE_PAGE_MAX 200    /* runs a list call gives */
 #define SL_QUEUE_EVENTS_MAX 1000 /* events a read gives */
+#define SL_QUEUE_EVENT_ID_MAX 48 /* bytes of an event's id */
+#define SL_QUEUE_TAIL_MAX 400    /* runs whose events one call reads */
 #define SL_QUEUE_BATCH_MAX 200   /* events in one append */
 #define SL_QUEUE_AGENTS_MAX 1000
 #define SL_QUEUE_KNOWN_MAX 1000 /* queues, and as many projects, with settings or runs */
@@ -88,6 +90,13 @@ int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *s
  * has none. */
 int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int most,
                     int64_t wait_ms, json_t **ret_events, struct sl_err *err);
+/* The id of the newest one; "0": there is none. */
+int sl_queue_newest_event(struct sl_queue *q, const char *run, char ret_id[SL_QUEUE_EVENT_ID_MAX],
+                          struct sl_err *err);
+/* Of n runs (SL_QUEUE_TAIL_MAX) at once, up to `most` of each, without waiting: {run: [events]}, runs with
+ * none left out. */
+int sl_queue_events_of(struct sl_queue *q, const char *const *runs, const char *const *after, int n,
+                       int most, json_t **ret_events, struct sl_err *err);
 /* *ret_state: "cancelled" or "cancelling", static. SL_NOTFOUND, SL_CONFLICT: it has ended. */
 int sl_queue_cancel(struct sl_queue *q, const char *run, const char **ret_state,
                     struct sl_err *err);

@@ -119,6 +119,7 @@ void sl_http_metrics(const struct sl_http *http, struct sl_buf *out);
 int sl_http_port(const struct sl_http *http); /* after start */
 /* Takes no new connections, lets running handlers finish, ends the threads. Blocks. NULL-safe. */
 void sl_http_stop(struct sl_http *http);
+bool sl_http_is_stopping(const struct sl_http *http); /* streams must end: stop waits for them */
 void sl_http_free(struct sl_http *http); /* stops too; NULL-safe */
 /* Binds "host:port" or "[v6]:port"; port 0 takes a free one. */
 int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_err *err);
@@ -166,5 +167,19 @@ void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char 
  * "lease lost", CANCELLED 409 with the title "cancelled", DENIED 403, RETRY 503, IO (a full disk)
  * 507, else 500. */
 void sl_http_reply_err(struct sl_http_req *req, const struct sl_err *err, json_t *errors_stolen);
+
+/* ---- answers without an end ------------------------------------------------------------------- */
+
+struct sl_http_stream;
+/* Answers 200 with what sl_http_stream_send adds later, from any thread; the connection costs no
+ * thread. At most most_bytes wait for a slow reader. NULL: out of memory. The caller ends it. */
+struct sl_http_stream *sl_http_reply_stream(struct sl_http_req *req, const char *content_type,
+                                            size_t most_bytes);
+/* Never blocks. SL_CANCELLED: the reader has left. SL_RETRY: it is too far behind, and is cut off
+ * after what waits. */
+int sl_http_stream_send(struct sl_http_stream *s, const void *data, size_t len);
+size_t sl_http_stream_waiting(struct sl_http_stream *s); /* bytes that were not taken yet */
+bool sl_http_stream_gone(struct sl_http_stream *s);      /* the reader has left */
+void sl_http_stream_end(struct sl_http_stream *s); /* and frees it, once what waits is sent; NULL-safe */
 
 #endif

@@ -102,7 +102,6 @@ void sl_http_count_requests(const struct sl_route *route, const struct sl_http_c
                             struct sl_buf *out);
 void sl_http_count_took(const struct sl_route *route, const struct sl_http_count *count,
                         struct sl_buf *out);
-bool sl_http_is_stopping(const struct sl_http *http);
 struct sl_http_guard *sl_http_guard(struct sl_http *http);
 
 int sl_http_trust(struct sl_http_guard *guard, const char *network, struct sl_err *err);
@@ -117,6 +116,10 @@ bool sl_http_by_token(struct sl_http *http, const char *sha256, struct sl_identi
 int sl_http_csrf_of(const char *cookie, char ret_csrf[SL_SHA256_HEX + 1]);
 /* Writes what a finished or refused request asked for into the audit log. */
 void sl_http_log_done(struct sl_http_req *req, bool synced);
+/* Takes response (NULL: out of memory, the caller of the handler answers 500). The first answer
+ * counts. */
+void sl_http_answer(struct sl_http_req *req, unsigned status, const char *content_type,
+                    struct MHD_Response *response);
 void sl_http_safe_headers(const struct sl_http_req *req, struct MHD_Response *response);
 
 /* Headers are in and the route is found: fills req->who, and answers 401 or 403 when it must not go

@@ -83,9 +83,7 @@ void sl_http_set_header(struct sl_http_req *req, const char *name, const char *v
     req->headers[req->n_headers++].value = v;
 }
 
-/* Takes response (NULL: out of memory, the caller of the handler answers 500). The first answer
- * counts. */
-static void answer(struct sl_http_req *req, unsigned status, const char *content_type,
+void sl_http_answer(struct sl_http_req *req, unsigned status, const char *content_type,
                    struct MHD_Response *response)
 {
     if (!response)
@@ -107,7 +105,7 @@ void sl_http_reply_data(struct sl_http_req *req, unsigned status, const char *co
                         const void *data, size_t len)
 {
     /* MHD's type lacks const; with MUST_COPY it only reads. */
-    answer(req, status, content_type,
+    sl_http_answer(req, status, content_type,
            MHD_create_response_from_buffer(len, (void *)(uintptr_t)data, MHD_RESPMEM_MUST_COPY));
 }
 
@@ -124,7 +122,7 @@ static void reply_json(struct sl_http_req *req, unsigned status, const char *typ
         free(text);
     else
         MHD_add_response_header(r, "Cache-Control", "no-store");
-    answer(req, status, type, r);
+    sl_http_answer(req, status, type, r);
 }
 
 void sl_http_reply_json(struct sl_http_req *req, unsigned status, json_t *body_stolen)
@@ -134,7 +132,7 @@ void sl_http_reply_json(struct sl_http_req *req, unsigned status, json_t *body_s
 
 void sl_http_reply_empty(struct sl_http_req *req, unsigned status)
 {
-    answer(req, status, NULL, MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT));
+    sl_http_answer(req, status, NULL, MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT));
 }
 
 void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char *title,
@@ -274,5 +272,5 @@ void sl_http_reply_file(struct sl_http_req *req, int fd_taken, int64_t bytes, co
         close(fd_taken);
     if (count == 0)
         r = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
-    answer(req, ranged ? 206 : 200, content_type, r);
+    sl_http_answer(req, ranged ? 206 : 200, content_type, r);
 }

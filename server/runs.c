@@ -1,14 +1,15 @@
 #include "server/runs.h"
 #include "base/json.h"
 #include "base/spec.h"
+#include "server/live.h"
 #include "server/scope.h"
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Handlers, long polls, the reaper and the archiver: none waits for a connection that another one blocks on. */
-_Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 2,
+/* Handlers, long polls, the reaper, the archiver and the live events: none waits for a connection that another one blocks on. */
+_Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 3,
                "fewer Redis connections than threads that use them");
 
 /* False: it has answered that the key is none. */
@@ -181,8 +182,8 @@ int sl_runs_find(struct sl_runs *runs, const char *run, json_t **ret_run, struct
     return sl_err_set(err, rc, "%s", live.msg);
 }
 
-static int project_of(void *runs, const char *run, char ret_project[SL_HTTP_PROJECT_MAX + 1],
-                      struct sl_err *err)
+int sl_runs_project_of(void *runs, const char *run, char ret_project[SL_HTTP_PROJECT_MAX + 1],
+                       struct sl_err *err)
 {
     json_t *found;
     int rc = sl_runs_find(runs, run, &found, err);
@@ -221,6 +222,15 @@ static void events(struct sl_http_req *req, void *arg)
     json_t *found = NULL, *archived = NULL, *known;
     int rc;
 
+    if (sl_live_wanted(req)) {
+        if (sl_runs_find(runs, run, &known, &err)) {
+            sl_http_reply_err(req, &err, NULL);
+        } else {
+            json_decref(known);
+            sl_live_run(runs->live, req, run);
+        }
+        return;
+    }
     if (sl_http_stopping(req))
         wait_ms = 0;
     rc = sl_queue_events(runs->queue, run, after, most, wait_ms, &found, &err);
@@ -339,13 +349,15 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
     if (!rc)
         rc = sl_http_add(server->http, routes, sizeof routes / sizeof *routes, runs, err);
     if (!rc)
-        rc = sl_http_set_scope(server->http, "/api/v1/runs/{run}", project_of, runs, err);
+        rc = sl_http_set_scope(server->http, "/api/v1/runs/{run}", sl_runs_project_of, runs, err);
     if (!rc)
         rc = sl_admin_routes(runs, err);
     if (!rc)
         rc = sl_jobs_open(server->config->data_dir, &runs->jobs, err);
     if (!rc)
         rc = sl_jobs_routes(runs, err);
+    if (!rc)
+        rc = sl_live_start(runs, &runs->live, err);
     if (!rc)
         rc = sl_ticker_start(sl_reap, runs, SL_REAPER_PERIOD_US, &runs->reaping, err);
     if (!rc)
@@ -363,6 +375,7 @@ void sl_runs_part_stop(void *state)
 {
     struct sl_runs *runs = state;
 
+    sl_live_stop(runs->live);
     sl_ticker_stop(runs->archiving);
     sl_ticker_stop(runs->reaping);
     sl_archive_close(runs->archive);

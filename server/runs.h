@@ -4,7 +4,7 @@
  *   POST /api/v1/runs                 a job spec; Idempotency-Key; 201 {"run", "state"}, 200 when it is there
  *   GET  /api/v1/runs?limit=&below=&state=&queue=&project=     newest first, archived ones too
  *   GET  /api/v1/runs/{run}
- *   GET  /api/v1/runs/{run}/events?after=&limit=&wait_ms=
+ *   GET  /api/v1/runs/{run}/events?after=&limit=&wait_ms=      or as they happen, as /events: see live.h
  *   POST /api/v1/runs/{run}/cancel    202 while its agent has still to stop it
  *   POST /api/v1/runs/{run}/move      {"priority", "queue"}
  *   POST /api/v1/runs/{run}/requeue   201 {"run", "state"}; Idempotency-Key
@@ -36,6 +36,8 @@ struct sl_reaper {
     int unwritten;          /* looks in a row that found results in the outbox */
 };
 
+struct sl_live;
+
 /* What the part's files share. */
 struct sl_runs {
     struct sl_server *server;
@@ -46,6 +48,7 @@ struct sl_runs {
     bool numbered;       /* Redis numbers new runs above the archived ones */
     int archive_trouble; /* the last pass's error */
     struct sl_ticker *reaping, *archiving;
+    struct sl_live *live;
 };
 void sl_publish_handler(struct sl_http_req *req, void *runs);
 /* Writes the version records of results whose publishing was cut short after the queue had taken
@@ -59,6 +62,9 @@ void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t
 int sl_runs_find(struct sl_runs *runs, const char *run, json_t **ret_run, struct sl_err *err);
 /* Routes of jobs and reruns. */
 int sl_jobs_routes(struct sl_runs *runs, struct sl_err *err);
+/* For sl_http_set_scope. */
+int sl_runs_project_of(void *runs, const char *run, char ret_project[SL_HTTP_PROJECT_MAX + 1],
+                       struct sl_err *err);
 /* Routes of queues, projects and agents. */
 int sl_admin_routes(struct sl_runs *runs, struct sl_err *err);
 
