@@ -89,6 +89,7 @@ struct sl_http_stream *sl_http_reply_stream(struct sl_http_req *req, const char 
     }
     s->holders = 2;
     MHD_add_response_header(r, "Cache-Control", "no-store");
+    MHD_add_response_header(r, "Connection", "close"); /* its end is the end */
     MHD_add_response_header(r, "X-Accel-Buffering", "no"); /* nginx's: do not collect this */
     sl_http_answer(req, 200, content_type, r);
     return s;

@@ -157,8 +157,8 @@ def who_does_not_read_is_cut_off_and_others_go_on():
     time.sleep(0.5)
     filler, n = "y" * 8000, 1500                      # 12 MB, more than sockets hold
     for at in range(0, n, 50):
-        for _ in range(50):
-            w.cli("xadd", "{softlaunch}:events:" + run, "*", "t", "log", "a", "1", "d", json.dumps(filler))
+        w.cli("eval", "for i = 1, 50 do redis.call('XADD', KEYS[1], '*', 't', 'log', 'a', '1', 'd', ARGV[1]) end", 1,
+              "{softlaunch}:events:" + run, json.dumps(filler))
         wait(lambda: len([e for e in good.events() if e["data"] == filler]) == at + 50, 60, "the good reader has them all")
     good.close()
     slow.settimeout(60)
