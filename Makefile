@@ -43,9 +43,9 @@ BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto yaml-0.1 2>/dev/null)
 PCRE_LIBS   := $(shell $(PKG) --libs libpcre2-8 zlib 2>/dev/null)
 TEXT_LIBS   := $(shell $(PKG) --libs libutf8proc 2>/dev/null || echo -lutf8proc) -lsentencepiece -lstdc++
 BLAS_LIBS   := $(shell $(PKG) --libs openblas 2>/dev/null || echo -lopenblas)
-NET_LIBS    := $(shell $(PKG) --libs libcurl libarchive hiredis libmicrohttpd libssl sqlite3 libzstd 2>/dev/null)
+NET_LIBS    := $(shell $(PKG) --libs libcurl expat libarchive hiredis libmicrohttpd libssl sqlite3 libzstd 2>/dev/null)
 PKG_CFLAGS  := $(shell $(PKG) --cflags jansson libcrypto yaml-0.1 libpcre2-8 2>/dev/null)
-PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl libarchive hiredis libmicrohttpd libssl sqlite3 libzstd 2>/dev/null)
+PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl expat libarchive hiredis libmicrohttpd libssl sqlite3 libzstd 2>/dev/null)
 BLAS_CFLAGS := $(shell $(PKG) --cflags openblas 2>/dev/null)
 endif
 

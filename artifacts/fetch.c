@@ -4,6 +4,7 @@
 #include "artifacts/names.h"
 #include "artifacts/pack.h"
 #include "artifacts/plan.h"
+#include "artifacts/source.h"
 #include "artifacts/store.h"
 #include "artifacts/transfer.h"
 #include "artifacts/tree.h"
@@ -167,18 +168,83 @@ static int fetch_manifest(struct fetch *f, struct item *it, const char *sha256, 
     return rc;
 }
 
-static int fetch_url(struct fetch *f, struct item *it, struct sl_err *err)
+/* The digest that a manifest of these files would have. files: taken. */
+static int digest_of_files(json_t *files_taken, char ret_sha256[SL_SHA256_HEX + 1],
+                           struct sl_err *err)
 {
-    struct sl_got got;
-    int rc = sl_transfer_get(&f->transfer, &f->cache, it->ref, it->ref, it->sha256, -1, &got, err);
-    if (rc)
+    json_t *manifest = json_pack("{s:o}", "files", files_taken);
+    char *text = manifest ? sl_json_dump(manifest) : NULL;
+    int rc = text ? sl_sha256_data(text, strlen(text), ret_sha256, err)
+                  : sl_err_set(err, SL_NOMEM, "out of memory");
+    free(text);
+    json_decref(manifest);
+    return rc;
+}
+
+static int by_path(const void *a, const void *b)
+{
+    const struct sl_source_file *const x = a, *const y = b;
+    return strcmp(x->path, y->path);
+}
+
+/* All files of a source elsewhere: one becomes a file, a folder a folder. */
+static int fetch_source_files(struct fetch *f, struct item *it, struct sl_source *s,
+                              struct sl_err *err)
+{
+    char dest[SL_PATH_MAX], what[SL_ENTRY_PATH_MAX + 300];
+    struct sl_transfer t = f->transfer;
+    struct sl_got got = {.bytes = 0};
+    json_t *files = json_array();
+    int rc = 0;
+    t.signer = &s->signer;
+    if (s->folder && it->unpack)
+        rc = sl_err_set(err, SL_SPEC, "%s is a folder: only a single tarball can be unpacked",
+                        it->ref);
+    if (s->n > 1)
+        qsort(s->files, s->n, sizeof *s->files, by_path);
+    for (size_t i = 0; rc == 0 && i < s->n; i++) {
+        const struct sl_source_file *file = &s->files[i];
+        const char *sha256 = file->sha256[0] ? file->sha256 : s->folder ? NULL : it->sha256;
+        snprintf(what, sizeof what, s->folder ? "%s of %.250s" : "%.0s%.250s", file->path, it->ref);
+        rc = sl_transfer_get(&t, &f->cache, what, file->url, sha256, file->bytes, &got, err);
+        if (rc == 0 && !sha256) {
+            rc = sl_source_check(file, got.path, err);
+            if (rc)
+                sl_transfer_forget(&f->cache, file->url);
+        }
+        if (rc == 0)
+            rc = s->folder ? sl_path(dest, err, "%s/%s", it->dest, file->path)
+                           : sl_path(dest, err, "%s", it->dest);
+        if (rc == 0 && !s->folder)
+            rc = expect_digest(it, got.sha256, err);
+        if (rc)
+            break;
+        sl_watch_expect(&f->transfer.watch, got.bytes);
+        it->bytes += got.bytes;
+        rc = place(f, it, got.path, dest, NULL, err);
+        json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", file->path, "sha256",
+                                               got.sha256, "bytes", (json_int_t)got.bytes));
+    }
+    if (rc || !s->folder) {
+        json_decref(files);
+        memcpy(it->digest, got.sha256, sizeof it->digest);
         return rc;
+    }
+    rc = digest_of_files(files, it->digest, err);
+    return rc ? rc : expect_digest(it, it->digest, err);
+}
+
+static int fetch_source(struct fetch *f, struct item *it, struct sl_err *err)
+{
+    struct sl_source source;
     if (it->unpack_tarball)
         it->unpack = sl_is_tarball(it->ref);
-    memcpy(it->digest, got.sha256, sizeof it->digest);
-    it->bytes = got.bytes;
-    sl_watch_expect(&f->transfer.watch, got.bytes);
-    return place(f, it, got.path, it->dest, NULL, err);
+    int rc = sl_source_open(it->ref, &f->transfer.watch, &source, err);
+    if (rc)
+        return rc;
+    rc = fetch_source_files(f, it, &source, err);
+    sl_source_release(&source);
+    return rc;
 }
 
 static int fetch_blob(struct fetch *f, struct item *it, const char *sha256, struct sl_err *err)
@@ -228,15 +294,12 @@ static int hash_folder(const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int6
                               json_pack("{s:s, s:s, s:I}", "path", tree.files[i].path, "sha256",
                                         hex, "bytes", (json_int_t)tree.files[i].bytes));
     }
-    json_t *manifest = json_pack("{s:o}", "files", files);
-    char *text = manifest ? sl_json_dump(manifest) : NULL;
     if (rc == 0)
-        rc = text ? sl_sha256_data(text, strlen(text), ret_sha256, err)
-                  : sl_err_set(err, SL_NOMEM, "out of memory");
+        rc = digest_of_files(files, ret_sha256, err);
+    else
+        json_decref(files);
     if (rc == 0)
         *ret_bytes = tree.bytes;
-    free(text);
-    json_decref(manifest);
     sl_tree_release(&tree);
     return rc;
 }
@@ -313,14 +376,15 @@ static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, st
         rc = fetch_blob(f, &it, blob, err);
     else if (manifest)
         rc = fetch_manifest(f, &it, manifest, err);
-    else if (starts_with(ref, "http://") || starts_with(ref, "https://"))
-        rc = fetch_url(f, &it, err);
+    else if (sl_source_knows(ref))
+        rc = fetch_source(f, &it, err);
     else if (ref[0] == '/' || starts_with(ref, "file:"))
         rc = fetch_local(f, &it, err);
     else if (strstr(ref, "://"))
-        rc = sl_err_set(
-            err, SL_SPEC,
-            "%s: only http and https URLs, file paths and artifact names can be fetched", ref);
+        rc = sl_err_set(err, SL_SPEC,
+                        "%s: only http, https, s3, gs and hf URLs, file paths and artifact names "
+                        "can be fetched",
+                        ref);
     else
         rc = fetch_artifact(f, &it, &record, err);
     if (rc == 0 && json_array_append_new(

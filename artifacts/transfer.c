@@ -168,11 +168,17 @@ static CURLcode perform(struct job *j, struct curl_slist *headers_taken)
     long stall_s = j->fill ? SL_TRANSFER_STALL_S : SL_TRANSFER_SYNC_S;
     if (j->own && j->t->token)
         headers_taken = sl_web_authorize(headers_taken, j->t->token);
+    const struct sl_signer *signer = j->own ? NULL : j->t->signer;
+    if (signer && signer->sign &&
+        signer->sign(signer->arg, "GET", j->url, NULL, &headers_taken, &j->err)) {
+        curl_slist_free_all(headers_taken);
+        return CURLE_ABORTED_BY_CALLBACK;
+    }
     sl_buf_reset(&j->reply);
     j->status = 0;
     j->curl_msg[0] = 0;
     sl_web_set_url(c, j->url);
-    if (!j->own) {
+    if (!j->own && (!signer || !signer->sign || signer->follow)) {
         curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 1L);
         curl_easy_setopt(c, CURLOPT_MAXREDIRS, (long)SL_WEB_REDIRECTS_MAX);
     }
@@ -202,11 +208,10 @@ static int judge(struct job *j, CURLcode code, struct sl_err *err)
     if (code != CURLE_OK)
         return sl_err_set(err, sl_web_passing(code) ? SL_RETRY : SL_IO, "%s: %s: %s", j->what,
                           j->url, j->curl_msg[0] ? j->curl_msg : curl_easy_strerror(code));
-    json_t *problem = NULL;
     char detail[512] = "";
-    if (j->reply.len && sl_json_parse(j->reply.p, j->reply.len, "answer", &problem, NULL) == 0)
-        snprintf(detail, sizeof detail, ": %s", sl_json_str(problem, "detail", "no explanation"));
-    json_decref(problem);
+    sl_answer_reason(j->reply.p, j->reply.len, detail + 2, sizeof detail - 2);
+    if (detail[2])
+        memcpy(detail, ": ", 2);
     long s = j->status;
     if (s == 404 || s == 410)
         return sl_err_set(err, SL_NOTFOUND, "%s is not there: %s answered %ld%s", j->what, j->url,
@@ -350,6 +355,14 @@ static int write_known(const struct known *k, const char *url, const char *etag,
     int rc = j ? sl_json_write(k->path, j, err) : sl_err_set(err, SL_NOMEM, "out of memory");
     json_decref(j);
     return rc;
+}
+
+void sl_transfer_forget(const struct sl_cache *cache, const char *url)
+{
+    char path[SL_PATH_MAX], url_sha256[SL_SHA256_HEX + 1];
+    if (sl_sha256_data(url, strlen(url), url_sha256, NULL) == 0 &&
+        sl_path(path, NULL, "%s/urls/%s", cache->dir, url_sha256) == 0)
+        unlink(path);
 }
 
 static int found_in_cache(const struct sl_transfer *t, const struct sl_cache *cache,

@@ -11,6 +11,7 @@
  * the thing and the URL. */
 #ifndef SL_ARTIFACTS_TRANSFER_H
 #define SL_ARTIFACTS_TRANSFER_H
+#include "artifacts/ask.h"
 #include "artifacts/cache.h"
 #include "artifacts/watch.h"
 #include "base/err.h"
@@ -23,10 +24,11 @@
 #define SL_TRANSFER_RETRY_AFTER_S 30 /* the most that a server's Retry-After is heeded */
 
 struct sl_transfer {
-    const char *server;    /* own origin, "http://host:port"; may be NULL */
-    const char *token;     /* may be NULL */
-    struct sl_watch watch; /* progress counts bytes that came or went */
-    int tries;             /* 0: SL_TRANSFER_TRIES */
+    const char *server;             /* own origin, "http://host:port"; may be NULL */
+    const char *token;              /* may be NULL */
+    const struct sl_signer *signer; /* lets downloads in; may be NULL */
+    struct sl_watch watch;          /* progress counts bytes that came or went */
+    int tries;                      /* 0: SL_TRANSFER_TRIES */
 };
 
 struct sl_got {
@@ -42,6 +44,8 @@ struct sl_got {
 int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, const char *what,
                     const char *url, const char *sha256, int64_t bytes, struct sl_got *ret_got,
                     struct sl_err *err);
+/* Forgets what a URL without a digest gave, so that it is transferred again. */
+void sl_transfer_forget(const struct sl_cache *cache, const char *url);
 /* Uploads a file as blob `sha256` to the own server, unless it is there. */
 int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *path,
                     const char *sha256, struct sl_err *err);
