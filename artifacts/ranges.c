@@ -1,3 +1,4 @@
+/* Long because a file's parts, its lanes and its hashing change one state together. */
 #include "artifacts/ranges.h"
 #include "artifacts/job.h"
 #include "artifacts/web.h"
@@ -40,6 +41,7 @@ struct ranges {
     int failures; /* without a byte between them */
     int64_t retry_us, begun_us, received;
     bool unsupported;
+    char etag[SL_JOB_ETAG_MAX]; /* of the first answer */
     /* shared with the thread that hashes */
     pthread_t thread;
     bool threaded;
@@ -182,6 +184,23 @@ static int load(struct ranges *r, bool *resumed, struct sl_err *err)
 
 /* ---- lanes ----------------------------------------------------------------------------------- */
 
+/* Without a digest, only the ETag tells that this answer is of the same file as the others. */
+static bool same_file(struct ranges *r, struct sl_job *j)
+{
+    if (r->want->sha256)
+        return true;
+    if (j->etag[0] != '"') {
+        r->unsupported = true;
+        return false;
+    }
+    if (!r->etag[0])
+        memcpy(r->etag, j->etag, sizeof r->etag);
+    if (strcmp(r->etag, j->etag) == 0)
+        return true;
+    sl_err_set(&j->err, SL_DATA, "it was changed while it was fetched");
+    return false;
+}
+
 static size_t on_body(char *data, size_t size, size_t n, void *arg)
 {
     struct sl_job *j = arg;
@@ -211,6 +230,8 @@ static size_t on_body(char *data, size_t size, size_t n, void *arg)
                    (long long)j->range_total, (long long)r->want->bytes);
         return 0;
     }
+    if (!lane->checked && !same_file(r, j))
+        return 0;
     lane->checked = true;
     if (p->got + (int64_t)len > part_bytes(r, lane->part)) {
         sl_err_set(&j->err, SL_DATA, "the server sent more than was asked for");
@@ -411,8 +432,8 @@ static int run(struct ranges *r, struct sl_err *err)
         bool finish = rc == 0 && !r->unsupported;
         int hash_rc = end_hash(r, finish, rc ? NULL : err);
         rc = rc ? rc : hash_rc;
-        if (rc || r->unsupported || !r->want->parts || round > SL_RANGES_ROUNDS ||
-            digest_is_right(r))
+        if (rc || r->unsupported || !r->want->parts || !r->want->sha256 ||
+            round > SL_RANGES_ROUNDS || digest_is_right(r))
             break;
         rc = drop_wrong(r, &wrong, err);
         if (wrong == 0)
@@ -422,7 +443,8 @@ static int run(struct ranges *r, struct sl_err *err)
 }
 
 int sl_ranges_fill(const struct sl_transfer *t, struct sl_fill *fill, const struct sl_want *want,
-                   bool *resumed, bool *ret_ranges, struct sl_err *err)
+                   bool *resumed, char ret_etag[SL_JOB_ETAG_MAX], bool *ret_ranges,
+                   struct sl_err *err)
 {
     struct ranges *r = calloc(1, sizeof *r);
     int64_t n = (want->bytes + SL_PART_BYTES - 1) / SL_PART_BYTES;
@@ -465,6 +487,7 @@ int sl_ranges_fill(const struct sl_transfer *t, struct sl_fill *fill, const stru
         *resumed = false;
     } else if (rc == 0) {
         fill->bytes = want->bytes;
+        memcpy(ret_etag, r->etag, sizeof r->etag);
         *ret_ranges = true;
     }
     if (r->list_fd >= 0) {

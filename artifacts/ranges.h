@@ -6,7 +6,7 @@
  * without a gap, in a thread of its own. */
 #ifndef SL_ARTIFACTS_RANGES_H
 #define SL_ARTIFACTS_RANGES_H
-#include "artifacts/transfer.h"
+#include "artifacts/job.h"
 
 #define SL_RANGES_ROUNDS 3 /* of fetching wrong parts again */
 
@@ -14,6 +14,7 @@
  * the server has no ranges, or there is nothing to gain: fill is empty, or as it was. *resumed is
  * set when a part was left by an earlier process. */
 int sl_ranges_fill(const struct sl_transfer *t, struct sl_fill *fill, const struct sl_want *want,
-                   bool *resumed, bool *ret_ranges, struct sl_err *err);
+                   bool *resumed, char ret_etag[SL_JOB_ETAG_MAX], bool *ret_ranges,
+                   struct sl_err *err);
 
 #endif

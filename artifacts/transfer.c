@@ -244,8 +244,8 @@ int sl_transfer_want(const struct sl_transfer *t, const struct sl_cache *cache,
     j.expected_bytes = bytes;
     bool resumed = fill.bytes > 0;
     bool ranges = false;
-    if (sha256 && bytes >= SL_RANGES_MIN_BYTES)
-        rc = sl_ranges_fill(t, &fill, want, &resumed, &ranges, err);
+    if (bytes >= SL_RANGES_MIN_BYTES && !known.etag[0])
+        rc = sl_ranges_fill(t, &fill, want, &resumed, j.etag, &ranges, err);
     if (rc == 0 && !ranges)
         sl_watch_progress(&t->watch, fill.bytes);
     if (rc == 0 && !ranges &&

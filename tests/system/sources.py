@@ -1,4 +1,4 @@
-"""Inputs from s3://, gs:// and hf://, fetched by `softlaunch transfer fetch` as an agent does.
+"""Long because three services are set up and tested alike. Inputs from s3://, gs:// and hf://, fetched by `softlaunch transfer fetch` as an agent does.
 
 S3 is moto with authentication enforced (it signs each request again, with botocore), GCS gcp-storage-emulator behind a
 gate that wants the token, Hugging Face a stub of its published interface. Needs the packages of tests/peer-python.sh.
@@ -184,6 +184,18 @@ def s3_file_and_folder():
 def s3_many_pages():
     _, path = good("s3://models/many/", s3_env)
     same_folder(path, {f"{i:04}": b"%d" % i for i in range(1005)})
+
+
+def s3_large(url):
+    """By ranges, which only an unchanging ETag holds together."""
+    from moto.s3.models import s3_backends
+    data = os.urandom(1 << 20) * 70
+    s3_backends["123456789012"]["aws"].put_object("models", "large/weights", data)
+    proxy = forward(url)
+    _, path = good("s3://models/large/", {**s3_env, "AWS_ENDPOINT_URL": proxy.url})
+    assert sha((path / "weights").read_bytes()) == sha(data)
+    ranges = [h for _, p, h, _ in proxy.seen if "Range" in h]
+    assert len(ranges) >= 5, len(ranges)
 
 
 def s3_wrong_keys():
@@ -471,6 +483,7 @@ def main():
     try:
         check("s3: files and folders, odd names, what is missing", s3_file_and_folder)
         check("s3: a listing of several pages", s3_many_pages)
+        check("s3: a large file, by ranges", s3_large, url)
         check("s3: wrong keys and none are refused", s3_wrong_keys)
         check("s3: a flipped byte of the signature is refused", s3_flipped_signature, url)
         check("s3: keys and region from files, by profile", s3_keys_from_files, url)
