@@ -132,7 +132,7 @@ $(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(CUDA_BASE_O)
 	@mkdir -p $(@D)
 	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -lgomp -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
 
-.PHONY: screenshots all worker command deps test test-long faults test-programs demo asan bench lint format clean unit man
+.PHONY: screenshots all worker command deps bench-artifacts test test-long faults test-programs demo asan bench lint format clean unit man
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker $(CUDA_SO)
@@ -185,6 +185,10 @@ bench: deps
 screenshots: deps
 	$(MAKE) --no-print-directory -j2 all
 	SL_BUILD=$(BUILD) python3 tests/web/screenshots.py
+# Needs curl, aria2 and s3cmd beside what `make deps` installs.
+bench-artifacts: deps
+	$(MAKE) --no-print-directory -j2 command
+	SL_BUILD=$(BUILD) $$(tests/peer-python.sh) tests/bench/bench_artifacts.py
 
 demo: deps
 	$(MAKE) --no-print-directory -j2 all
