@@ -339,6 +339,8 @@ static int set_up(struct sl_agent *a, const struct sl_redis_url *url, struct sl_
         rc = sl_redis_async_new(a->loop, url, redis_state, a, &a->redis, err);
     if (!rc)
         rc = sl_redis_async_new(a->loop, url, bell_state, a, &a->bell, err);
+    if (!rc && a->config->metrics_fd >= 0)
+        rc = sl_agent_metrics_start(a, a->config->metrics_fd, err);
     return rc;
 }
 
@@ -389,6 +391,7 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
         sl_agent_timer(a, &a->beat_timer, SL_AGENT_HEARTBEAT_US, beat_due);
         rc = sl_loop_run(a->loop, err);
     }
+    sl_agent_metrics_stop(a);
     for (int i = 0; i < a->n_slots; i++)
         stop_slot(&a->slot[i]);
     sl_redis_async_free(a->bell);

@@ -45,10 +45,12 @@ struct sl_agent_config {
     int n_labels;
     const char *allow_paths[SL_AGENT_ALLOW_PATHS_MAX]; /* folders that a spec may name files in */
     int n_allow_paths;
+    int64_t cache_bytes; /* limit of the cache; -1: half of its disk */
     int64_t lease_ms, quarantine_us;
     int slots;           /* runs at a time */
     int max_runs;        /* ends after so many; 0: never */
     bool exit_when_idle; /* ends when there is nothing to do */
+    int metrics_fd;      /* a listening socket for Prometheus (agent/metrics.c), taken; -1: none */
     const char *worker;  /* the worker program; NULL: softlaunch-worker beside this one */
 };
 

@@ -54,6 +54,9 @@ struct sl_ended {
     int exit_code, exit_signal; /* -1: none */
 };
 
+/* How a run was over for this agent, for its metrics. */
+enum { OUT_PUBLISHED, OUT_FAILED, OUT_CANCELLED, OUT_GIVEN_BACK, OUT_LOST, SL_AGENT_OUTCOMES };
+
 enum sl_role { ROLE_FETCH, ROLE_WORK, ROLE_PUBLISH, ROLE_CHECKPOINT };
 
 /* A child and what it is for. */
@@ -71,6 +74,7 @@ struct sl_work {
                             asked for */
     struct sl_rundir dir;
     struct sl_report *report;
+    json_t *inputs, *started; /* what the fetch brought; the worker's start event; NULL: not there yet */
     uint64_t gpus; /* of the agent's devices, a bit each: the run's own */
     bool renewing;
     int64_t renew_sent_us;
@@ -118,6 +122,8 @@ struct sl_agent {
     char waiting_for[SL_QUEUE_CLASS_MAX + 1];         /* with this offer */
     bool leaving, told_away, told_there;             /* told: in the log */
     int runs_done;
+    uint64_t outcomes[SL_AGENT_OUTCOMES];
+    struct sl_agent_metrics *metrics; /* NULL: none */
     int beat_timer, leave_timer, wait_timer, quarantine_timer;
     int device_failures;  /* in a row */
     char quarantine[512]; /* why no run is taken; "": runs are taken */
@@ -153,6 +159,10 @@ int sl_agent_test_devices(struct sl_agent *a, struct sl_err *err); /* blocks; th
 void sl_agent_device_failed(struct sl_agent *a, const char *msg);
 void sl_agent_device_good(struct sl_agent *a);
 void sl_agent_return(struct sl_agent *a, const char *why); /* from quarantine */
+
+/* metrics.c: stop also after a start that failed */
+int sl_agent_metrics_start(struct sl_agent *a, int listen_fd, struct sl_err *err);
+void sl_agent_metrics_stop(struct sl_agent *a);
 
 /* calls.c */
 void sl_agent_wait(struct sl_agent *a); /* blocks on the doorbell, unless it does already */

@@ -93,8 +93,11 @@ static void on_event(void *arg, struct sl_child *child, const json_t *event)
     }
     if (s->work.lost || !s->work.report)
         return;
-    if (held->role == ROLE_WORK && !strcmp(what, "start"))
+    if (held->role == ROLE_WORK && !strcmp(what, "start")) {
+        json_decref(s->work.started);
+        s->work.started = json_incref((json_t *)(uintptr_t)event);
         sl_fault_point("start.after");
+    }
     if (held->role == ROLE_WORK && !strcmp(what, "checkpoint"))
         take_checkpoint(s, event);
     /* While results are published the lease may end at any moment: nothing more is written under
@@ -152,7 +155,8 @@ int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err)
 {
     const struct sl_fetch_plan fetch = {s->agent->config->server_url, s->agent->cache,
                                         s->agent->config->allow_paths,
-                                        s->agent->config->n_allow_paths};
+                                        s->agent->config->n_allow_paths,
+                                        s->agent->config->cache_bytes};
     char plan[SL_PATH_MAX];
     int rc = sl_rundir_fetch_plan(&s->work.dir, &s->work.claim, &fetch, plan, err);
 
@@ -179,10 +183,11 @@ int sl_slot_start_work(struct sl_slot *s, struct sl_err *err)
 
 int sl_slot_start_publish(struct sl_slot *s, struct sl_err *err)
 {
+    const struct sl_publish_plan publish = {s->agent->config->server_url,
+                                            sl_report_metrics(s->work.report), s->work.inputs,
+                                            s->work.started};
     char plan[SL_PATH_MAX];
-    int rc = sl_rundir_publish_plan(&s->work.dir, &s->work.claim, s->work.lease,
-                                    s->agent->config->server_url, sl_report_metrics(s->work.report),
-                                    plan, err);
+    int rc = sl_rundir_publish_plan(&s->work.dir, &s->work.claim, s->work.lease, &publish, plan, err);
 
     return rc ? rc : start_transfer(s, &s->main, ROLE_PUBLISH, plan, err);
 }

@@ -197,8 +197,8 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
         json_array_append_new(items, json_pack("{s:s, s:s, s:b}", "manifest", claim->checkpoint,
                                                "dest", "checkpoint", "unpack", 1));
     return write_plan(dir, "fetch.json",
-                      json_pack("{s:s, s:s, s:o, s:s, s:o}", "server", plan->server, "cache",
-                                plan->cache, "allow_paths", roots, "run_dir", dir->path, "items",
+                      json_pack("{s:s, s:s, s:I, s:o, s:s, s:o}", "server", plan->server, "cache",
+                                plan->cache, "cache_bytes", (json_int_t)plan->cache_bytes, "allow_paths", roots, "run_dir", dir->path, "items",
                                 items),
                       ret_plan, err);
 }
@@ -295,22 +295,26 @@ int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim
 }
 
 int sl_rundir_publish_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
-                           const char *lease, const char *server, const json_t *metrics,
+                           const char *lease, const struct sl_publish_plan *plan,
                            char ret_plan[SL_PATH_MAX], struct sl_err *err)
 {
     const char *artifact = sl_json_str(claim->spec, "outputs.artifact", claim->name);
-    json_t *aliases = json_object_get(json_object_get(claim->spec, "outputs"), "aliases");
+    json_t *outputs = json_object_get(claim->spec, "outputs"), *aliases = json_object_get(outputs, "aliases");
+    json_t *publish = json_pack("{s:O?, s:o?, s:O*}", "metrics", plan->metrics, "facts",
+                                sl_rundir_facts(claim, plan->inputs, plan->started), "register",
+                                json_object_get(outputs, "register"));
     char tar[SL_PATH_MAX];
     int rc = sl_path(tar, err, "%s.tar.zst", artifact);
 
-    if (rc)
+    if (rc) {
+        json_decref(publish);
         return rc;
+    }
     return write_plan(dir, "push-outputs.json",
-                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:O*}], s:{s:O}}",
-                                "server", server, "run", claim->run, "lease", lease, "run_dir",
+                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s, s:s, s:O*}], s:o}",
+                                "server", plan->server, "run", claim->run, "lease", lease, "run_dir",
                                 dir->path, "items", "output", "prompts", "tar", tar, "dir", "out",
-                                "artifact", artifact, "aliases", aliases, "publish", "metrics",
-                                metrics),
+                                "artifact", artifact, "aliases", aliases, "publish", publish),
                       ret_plan, err);
 }
 

@@ -33,6 +33,7 @@ struct sl_fetch_plan {
     const char *server, *cache; /* cache: folder shared by the machine's agents */
     const char *const *allow_paths;
     int n_allow_paths;
+    int64_t cache_bytes; /* its limit; -1: half of its disk */
 };
 /* Writes fetch.json (its path to ret_plan): the spec's inputs and the checkpoint, if there is one.
  * SL_SPEC. */
@@ -50,11 +51,19 @@ void sl_rundir_name_sources(const struct sl_rundir *dir, const struct sl_claim *
 int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
                               const char *lease, const char *server, const char *from,
                               char ret_plan[SL_PATH_MAX], struct sl_err *err);
-/* Writes push-outputs.json: out/ as the artifact that the spec names, and the request to publish
- * it. */
+struct sl_publish_plan {
+    const char *server;
+    const json_t *metrics;
+    const json_t *inputs;  /* what the fetch brought (artifacts/plan.h); may be NULL */
+    const json_t *started; /* the worker's start event; may be NULL */
+};
+/* Writes push-outputs.json: out/ as the artifact that the spec names, and the request to publish it. */
 int sl_rundir_publish_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
-                           const char *lease, const char *server, const json_t *metrics,
+                           const char *lease, const struct sl_publish_plan *plan,
                            char ret_plan[SL_PATH_MAX], struct sl_err *err);
+/* Who made the outputs of what, for their version records (artifacts/lineage.h). New reference, or NULL: out of
+ * memory. */
+json_t *sl_rundir_facts(const struct sl_claim *claim, const json_t *inputs, const json_t *started);
 /* Makes `checkpoint` lead to the folder `from` (relative), for a worker that is started again here.
  */
 int sl_rundir_resume_from(const struct sl_rundir *dir, const char *from, struct sl_err *err);

@@ -83,6 +83,13 @@ void sl_step_cancelled(struct sl_slot *s)
     end_work(s, "cancelled", "cancelled", "");
 }
 
+static int outcome_of(const struct sl_work *w)
+{
+    if (!w->recorded)
+        return w->lost ? OUT_LOST : OUT_PUBLISHED;
+    return !w->kind[0] ? OUT_GIVEN_BACK : strcmp(w->kind, "cancelled") ? OUT_FAILED : OUT_CANCELLED;
+}
+
 /* The run is over for this agent. */
 static void finish_work(struct sl_slot *s)
 {
@@ -94,9 +101,12 @@ static void finish_work(struct sl_slot *s)
         sl_loop_timer_cancel(s->agent->loop, *timers[i]);
         *timers[i] = -1;
     }
+    s->agent->outcomes[outcome_of(w)]++;
     sl_report_free(w->report);
     sl_rundir_remove(&w->dir);
     sl_claim_release(&w->claim);
+    json_decref(w->inputs);
+    json_decref(w->started);
     memset(w, 0, sizeof *w);
     w->dir.lock_fd = -1;
     s->agent->runs_done++;
@@ -258,12 +268,15 @@ void sl_step_fetched(struct sl_slot *s)
         sl_step_release(s);
     else if (s->work.cancelled)
         sl_step_cancelled(s);
-    else if (s->ended.ending == END_OK)
-        begin_phase(s, ST_TRAINING, "training", sl_slot_start_work);
     else if (s->ended.ending == END_ABANDONED)
         pause_work(s, ST_FETCHING);
-    else
+    else if (s->ended.ending == END_OK) {
+        json_decref(s->work.inputs);
+        s->work.inputs = json_incref(json_object_get(s->ended.result, "resolved"));
+        begin_phase(s, ST_TRAINING, "training", sl_slot_start_work);
+    } else {
         end_with_child(s);
+    }
 }
 
 static void begin_release(struct sl_slot *s)

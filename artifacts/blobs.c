@@ -17,8 +17,8 @@ struct sl_blob_writer {
     int fd;
 };
 
-static int blob_path(const struct sl_store *store, const char *sha256, char ret_path[SL_PATH_MAX],
-                     struct sl_err *err)
+int sl_store_blob_path(const struct sl_store *store, const char *sha256, char ret_path[SL_PATH_MAX],
+                       struct sl_err *err)
 {
     if (!sl_sha256_valid(sha256))
         return sl_err_set(err, SL_SPEC, "not a sha256 (64 lower-case hex digits): %.80s",
@@ -42,8 +42,7 @@ static int make_tmp(const struct sl_store *store, char ret_path[SL_PATH_MAX], in
     return 0;
 }
 
-/* Syncs the folder that path lies in. */
-static int sync_parent(const char *path, struct sl_err *err)
+int sl_store_sync_parent(const char *path, struct sl_err *err)
 {
     char parent[SL_PATH_MAX];
     int rc = sl_path(parent, err, "%s", path);
@@ -58,7 +57,7 @@ int sl_store_mkdir(const char *path, struct sl_err *err)
     if (mkdir(path, 0755) && errno != EEXIST)
         return sl_err_errno(err, "making folder %s", path);
     /* Also when it was there: an earlier call may have died before its sync. */
-    return sync_parent(path, err);
+    return sl_store_sync_parent(path, err);
 }
 
 int sl_store_create(struct sl_store *store, const char *path, const char *text, bool *ret_exists,
@@ -82,7 +81,7 @@ int sl_store_create(struct sl_store *store, const char *path, const char *text, 
     }
     unlink(tmp);
     if (rc == 0)
-        rc = sync_parent(path, err);
+        rc = sl_store_sync_parent(path, err);
     if (rc == 0)
         *ret_exists = exists;
     return rc;
@@ -135,9 +134,11 @@ int sl_blob_commit(struct sl_blob_writer *w, char ret_sha256[SL_SHA256_HEX + 1],
     if (rc == 0 && fsync(w->fd))
         rc = sl_err_errno(err, "syncing a blob in %s", w->store->dir);
     if (rc == 0)
-        rc = blob_path(w->store, found, path, err);
+        rc = sl_store_blob_path(w->store, found, path, err);
     if (rc == 0)
         rc = sl_path(dir, err, "%s/blobs/sha256/%.2s", w->store->dir, found);
+    if (rc == 0)
+        sl_store_hold(w->store, found);
     /* Over an older copy too: the same bytes, and it heals one that a failing disk has changed. */
     if (rc == 0 && rename(w->tmp, path))
         rc = sl_err_errno(err, "renaming a blob to %s", path);
@@ -163,6 +164,53 @@ void sl_blob_abort(struct sl_blob_writer *w)
     free(w);
 }
 
+static void hold(struct sl_store *store, const char *sha256)
+{
+    json_object_set_new(store->held, sha256,
+                        json_integer(sl_boot_us() + SL_STORE_HOLD_S * INT64_C(1000000)));
+}
+
+void sl_store_hold(struct sl_store *store, const char *sha256)
+{
+    pthread_mutex_lock(&store->blob_mutex);
+    hold(store, sha256);
+    pthread_mutex_unlock(&store->blob_mutex);
+}
+
+void sl_store_unhold(struct sl_store *store, const char *sha256)
+{
+    pthread_mutex_lock(&store->blob_mutex);
+    json_object_del(store->held, sha256);
+    if (store->collecting)
+        json_object_set_new(store->fresh, sha256, json_true());
+    pthread_mutex_unlock(&store->blob_mutex);
+}
+
+int sl_blob_hold(struct sl_store *store, const char *sha256, int64_t *ret_bytes, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    struct stat st;
+    int rc = sl_store_blob_path(store, sha256, path, err);
+    if (rc)
+        return rc;
+    /* Blobs are removed under this mutex only. */
+    pthread_mutex_lock(&store->blob_mutex);
+    bool there = stat(path, &st) == 0;
+    int why = errno;
+    if (there) {
+        hold(store, sha256);
+        utimensat(AT_FDCWD, path, NULL, 0); /* its age for collections starts anew */
+    }
+    pthread_mutex_unlock(&store->blob_mutex);
+    errno = why;
+    if (!there)
+        return why == ENOENT ? sl_err_set(err, SL_NOTFOUND, "there is no blob %s", sha256)
+                             : sl_err_errno(err, "looking at %s", path);
+    if (ret_bytes)
+        *ret_bytes = st.st_size;
+    return 0;
+}
+
 int sl_blob_put(struct sl_store *store, const void *data, size_t len,
                 char ret_sha256[SL_SHA256_HEX + 1], struct sl_err *err)
 {
@@ -182,7 +230,7 @@ int sl_blob_open(struct sl_store *store, const char *sha256, int *ret_fd, int64_
                  struct sl_err *err)
 {
     char path[SL_PATH_MAX];
-    int rc = blob_path(store, sha256, path, err);
+    int rc = sl_store_blob_path(store, sha256, path, err);
     if (rc)
         return rc;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -203,7 +251,7 @@ int sl_blob_open(struct sl_store *store, const char *sha256, int *ret_fd, int64_
 int sl_blob_stat(struct sl_store *store, const char *sha256, int64_t *ret_bytes, struct sl_err *err)
 {
     char path[SL_PATH_MAX];
-    int rc = blob_path(store, sha256, path, err);
+    int rc = sl_store_blob_path(store, sha256, path, err);
     if (rc)
         return rc;
     struct stat st;

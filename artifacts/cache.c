@@ -1,4 +1,5 @@
 #include "artifacts/cache.h"
+#include "base/clock.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -14,7 +15,7 @@
 
 int sl_cache_open(const char *dir, struct sl_cache *ret_cache, struct sl_err *err)
 {
-    static const char *const folders[] = {"sha256", "partial", "urls"};
+    static const char *const folders[] = {"sha256", "partial", "urls", "uses"};
     struct sl_cache cache = {""};
     char path[SL_PATH_MAX];
     int rc = sl_path(cache.dir, err, "%s", dir);
@@ -32,6 +33,7 @@ int sl_cache_open(const char *dir, struct sl_cache *ret_cache, struct sl_err *er
 int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_path[SL_PATH_MAX],
                   int64_t *ret_bytes, struct sl_err *err)
 {
+    static const struct timespec now[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
     char path[SL_PATH_MAX], found[SL_SHA256_HEX + 1];
     struct stat st;
     if (!sl_sha256_valid(sha256))
@@ -39,7 +41,16 @@ int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_pat
     int rc = sl_path(path, err, "%s/sha256/%s", cache->dir, sha256);
     if (rc)
         return rc;
-    if (stat(path, &st)) {
+    /* Its turn to be evicted comes anew; an eviction under way ends first. Another owner's file keeps its
+     * time. */
+    int lock = sl_cache_lock(cache->dir, false);
+    utimensat(AT_FDCWD, path, now, 0);
+    bool missing = stat(path, &st);
+    int why = errno;
+    if (lock >= 0)
+        close(lock);
+    errno = why;
+    if (missing) {
         if (errno == ENOENT)
             return sl_err_set(err, SL_NOTFOUND, "%s is not in the cache", sha256);
         return sl_err_errno(err, "looking at %s", path);
@@ -145,7 +156,16 @@ int sl_fill_begin(const struct sl_cache *cache, const char *key, const char *sha
 
 int sl_fill_write(struct sl_fill *fill, const void *data, size_t len, struct sl_err *err)
 {
-    int rc = sl_write_all(fill->fd, data, len, err);
+    off_t at = lseek(fill->fd, 0, SEEK_CUR);
+    int rc = sl_write_all(fill->fd, data, len, NULL);
+    if (rc && (errno == ENOSPC || errno == EDQUOT) && at >= 0) {
+        /* What nobody uses makes room. */
+        sl_cache_evict(fill->cache, 0, NULL, NULL);
+        if (lseek(fill->fd, at, SEEK_SET) == at)
+            rc = sl_write_all(fill->fd, data, len, err);
+    } else if (rc) {
+        rc = sl_err_errno(err, "writing %s", fill->path);
+    }
     if (rc) {
         bool full = errno == ENOSPC || errno == EDQUOT;
         return sl_err_wrap(err, rc, full ? "the disk of the cache %s is full" : "cache %s",
@@ -173,7 +193,7 @@ int sl_fill_restart(struct sl_fill *fill, struct sl_err *err)
 int sl_fill_commit(struct sl_fill *fill, const char *expected, char ret_sha256[SL_SHA256_HEX + 1],
                    char ret_path[SL_PATH_MAX], struct sl_err *err)
 {
-    static const struct timespec whole[2] = {{.tv_sec = WHOLE_TIME_S}, {.tv_sec = WHOLE_TIME_S}};
+    static const struct timespec whole[2] = {{.tv_nsec = UTIME_NOW}, {.tv_sec = WHOLE_TIME_S}};
     char found[SL_SHA256_HEX + 1], path[SL_PATH_MAX] = "", dir[SL_PATH_MAX] = "";
     sl_sha256_hex(&fill->digest, found);
     int rc = 0;
@@ -208,9 +228,61 @@ void sl_fill_abort(struct sl_fill *fill)
     fill->fd = -1;
 }
 
+int sl_cache_lock(const char *dir, bool exclusive)
+{
+    char path[SL_PATH_MAX];
+    if (sl_path(path, NULL, "%s/lock", dir))
+        return -1;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    while (fd >= 0 && flock(fd, exclusive ? LOCK_EX : LOCK_SH) && errno == EINTR)
+        ;
+    return fd;
+}
+
+/* The folder of the cache that a file lies in: its path without /sha256/<digest>. False: not in one. */
+static bool cache_of(const char *path, char ret_dir[SL_PATH_MAX], const char **ret_name)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash || !sl_sha256_valid(slash + 1) || slash - path < 7 ||
+        strncmp(slash - 7, "/sha256", 7) != 0)
+        return false;
+    *ret_name = slash + 1;
+    return sl_path(ret_dir, NULL, "%.*s", (int)(slash - 7 - path), path) == 0;
+}
+
+/* On another file system: a symbolic link, and before it the note that says who has one. */
+static int link_far(const char *path, const char *dest, const char *dir, const char *name,
+                    struct sl_err *err)
+{
+    char target[SL_PATH_MAX], note[SL_PATH_MAX], place[SL_PATH_MAX], id[SL_ID_HEX + 1];
+    const char *slash = strrchr(dest, '/');
+    if (!realpath(path, target))
+        return sl_err_errno(err, "resolving %s", path);
+    if (name) {
+        char parent[SL_PATH_MAX];
+        int rc = slash ? sl_path(parent, err, "%.*s", (int)(slash - dest), dest)
+                       : sl_path(parent, err, ".");
+        if (rc == 0 && !realpath(slash == dest ? "/" : parent, place))
+            rc = sl_err_errno(err, "resolving %s", parent);
+        sl_random_id(id);
+        if (rc == 0)
+            rc = sl_path(note, err, "%s/uses/%s.%.12s", dir, name, id);
+        char whole[2 * SL_PATH_MAX];
+        snprintf(whole, sizeof whole, "%s/%s", place, slash ? slash + 1 : dest);
+        if (rc == 0 && symlink(whole, note))
+            rc = sl_err_errno(err, "noting the use of %s", path);
+        if (rc)
+            return rc;
+    }
+    if (symlink(target, dest))
+        return sl_err_errno(err, "linking %s to %s", dest, target);
+    return 0;
+}
+
 int sl_cache_place(const char *path, const char *dest, struct sl_err *err)
 {
-    char parent[SL_PATH_MAX], target[SL_PATH_MAX];
+    char parent[SL_PATH_MAX], dir[SL_PATH_MAX];
+    const char *name = NULL;
     int rc = sl_path(parent, err, "%s", dest);
     if (rc)
         return rc;
@@ -221,13 +293,14 @@ int sl_cache_place(const char *path, const char *dest, struct sl_err *err)
         if (rc)
             return rc;
     }
+    int lock = cache_of(path, dir, &name) ? sl_cache_lock(dir, false) : -1;
     if (link(path, dest) == 0)
-        return 0;
-    if (errno != EXDEV && errno != EPERM && errno != EMLINK && errno != ENOTSUP)
-        return sl_err_errno(err, "linking %s to %s", dest, path);
-    if (!realpath(path, target))
-        return sl_err_errno(err, "resolving %s", path);
-    if (symlink(target, dest))
-        return sl_err_errno(err, "linking %s to %s", dest, target);
-    return 0;
+        rc = 0;
+    else if (errno != EXDEV && errno != EPERM && errno != EMLINK && errno != ENOTSUP)
+        rc = sl_err_errno(err, "linking %s to %s", dest, path);
+    else
+        rc = link_far(path, dest, dir, name, err);
+    if (lock >= 0)
+        close(lock);
+    return rc;
 }

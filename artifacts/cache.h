@@ -4,6 +4,13 @@
  *                         has another was written to; it is hashed again, and dropped if it differs
  *   partial/<key>         what is being fetched; who fetches it holds its lock (flock)
  *   urls/<sha256 of URL>  {"url", "etag", "sha256"}: what a URL without a digest gave last
+ *   uses/<digest>.<id>    a symbolic link to a place outside this file system that uses the file
+ *   lock                  shared (flock) while a file is placed, exclusive while one is evicted
+ *
+ * A file is in use as long as it has another hard link (sl_cache_place makes one), or its place in uses/
+ * still points here: both end with the run's folder, whoever removes that and whoever was killed. What is
+ * in use, or was asked for in the last SL_CACHE_KEEP_S, is never evicted; of the rest goes what was used
+ * longest ago. The time of use is the file's time of access, set by hand.
  *
  * Any number of processes may use it at once: two that want the same file fetch it once, the second
  * waits. A process may be killed at any point; the next goes on from its partial file. Blocks. */
@@ -14,6 +21,9 @@
 #include "base/err.h"
 #include "base/file.h"
 #include <stdint.h>
+
+#define SL_CACHE_KEEP_S 60
+#define SL_CACHE_PARTIAL_S (7 * 86400) /* a partial file that nobody went on with for so long is dropped */
 
 struct sl_cache {
     char dir[SL_PATH_MAX];
@@ -53,5 +63,31 @@ void sl_fill_abort(struct sl_fill *fill); /* keeps the partial file, for who goe
 /* Makes dest the same file as path: a hard link, across file systems a symbolic link. Folders above
  * dest are made; dest must not exist. */
 int sl_cache_place(const char *path, const char *dest, struct sl_err *err);
+
+/* ---- tending: cache_tend.c ------------------------------------------------------------------- */
+
+struct sl_cache_file {
+    char sha256[SL_SHA256_HEX + 1];
+    int64_t bytes, used_us; /* last asked for, wall clock */
+    bool in_use;
+};
+/* What is whole, used longest ago first. The caller frees *ret_files. */
+int sl_cache_list(const struct sl_cache *cache, struct sl_cache_file **ret_files, size_t *ret_n,
+                  struct sl_err *err);
+struct sl_cache_evicted {
+    int64_t files, bytes;           /* that went */
+    int64_t left_files, left_bytes; /* that stay, partial ones too */
+};
+/* Evicts until the cache has at most max_bytes, as far as nothing in use is in the way. max_bytes -1: half
+ * of its file system. */
+int sl_cache_evict(const struct sl_cache *cache, int64_t max_bytes,
+                   struct sl_cache_evicted *ret_evicted, struct sl_err *err);
+/* Hashes every file; those whose bytes are not their name's are dropped, and told by dropped (may be
+ * NULL). SL_CANCELLED by watch, whose progress counts bytes. */
+int sl_cache_verify(const struct sl_cache *cache, const struct sl_watch *watch,
+                    void (*dropped)(void *arg, const char *sha256), void *arg, int64_t *ret_files,
+                    int64_t *ret_dropped, struct sl_err *err);
+/* The cache's lock; shared or exclusive. -1 and no lock when the file cannot be made. Close it. */
+int sl_cache_lock(const char *dir, bool exclusive);
 
 #endif

@@ -1,3 +1,4 @@
+/* Long because each kind of reference ends in the same placing and counting. */
 /* The fetch half of plan.h. */
 #include "artifacts/api.h"
 #include "artifacts/manifest.h"
@@ -479,6 +480,9 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
         return rc;
     f.transfer = (struct sl_transfer){
         .server = f.api ? sl_api_server(f.api) : NULL, .token = token, .watch = *watch};
+    /* Room is made before and after; neither is a reason not to fetch. */
+    int64_t cache_bytes = sl_json_int(plan, "cache_bytes", -1);
+    sl_cache_evict(&f.cache, cache_bytes, NULL, NULL);
     json_t *resolved = json_array(), *item;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)items, i, item) {
@@ -490,6 +494,7 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
             break;
     }
     sl_api_free(f.api);
+    sl_cache_evict(&f.cache, cache_bytes, NULL, NULL);
     if (rc == 0)
         *ret_resolved = json_incref(resolved);
     json_decref(resolved);

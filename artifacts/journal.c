@@ -3,6 +3,8 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,6 +13,12 @@ int sl_store_record_path(const struct sl_store *store, const char *name, int num
                          char ret_path[SL_PATH_MAX], struct sl_err *err)
 {
     return sl_path(ret_path, err, "%s/artifacts/%s/v%d.json", store->dir, name, number);
+}
+
+int sl_store_gone_path(const struct sl_store *store, const char *name, int number,
+                       char ret_path[SL_PATH_MAX], struct sl_err *err)
+{
+    return sl_path(ret_path, err, "%s/artifacts/%s/v%d.gone", store->dir, name, number);
 }
 
 int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t **ret_aliases,
@@ -28,6 +36,60 @@ int sl_store_read_aliases(const struct sl_store *store, const char *name, json_t
         return 0;
     }
     return sl_json_read(path, SL_ALIASES_MAX_BYTES, ret_aliases, err);
+}
+
+static int write_new(struct sl_store *store, const char *path, const json_t *content,
+                     struct sl_err *err)
+{
+    bool exists;
+    char *text = sl_json_dump(content);
+    int rc = text ? sl_store_create(store, path, text, &exists, err)
+                  : sl_err_set(err, SL_NOMEM, "out of memory");
+    free(text);
+    return rc;
+}
+
+/* What is left of a version, what its project gets back, and then the version is no more. */
+static int apply_gone(struct sl_store *store, const char *name, int number, const json_t *entry,
+                      struct sl_err *err)
+{
+    const json_t *refund = sl_json_get(entry, "refund");
+    char path[SL_PATH_MAX];
+    int rc = sl_store_gone_path(store, name, number, path, err);
+    if (rc == 0)
+        rc = write_new(store, path, sl_json_get(entry, "gone"), err);
+    if (rc == 0 && json_is_object(refund)) {
+        rc = sl_path(path, err, "%s/refunds/%s.json", store->dir, sl_json_str(refund, "id", ""));
+        if (rc == 0)
+            rc = write_new(store, path, refund, err);
+    }
+    if (rc == 0)
+        rc = sl_store_record_path(store, name, number, path, err);
+    if (rc == 0 && unlink(path) && errno != ENOENT)
+        rc = sl_err_errno(err, "removing %s", path);
+    if (rc == 0)
+        rc = sl_store_sync_parent(path, err);
+    json_object_del(store->newest, name);
+    json_object_del(store->highest, name);
+    return rc;
+}
+
+static int apply_aliases(struct sl_store *store, const char *name, int number, const json_t *add,
+                         const json_t *drop, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    json_t *all = NULL;
+    int rc = sl_store_read_aliases(store, name, &all, err);
+    for (size_t i = 0; rc == 0 && i < json_array_size(add); i++)
+        json_object_set_new(all, json_string_value(json_array_get(add, i)), json_integer(number));
+    for (size_t i = 0; rc == 0 && i < json_array_size(drop); i++)
+        json_object_del(all, json_string_value(json_array_get(drop, i)));
+    if (rc == 0)
+        rc = sl_path(path, err, "%s/artifacts/%s/aliases.json", store->dir, name);
+    if (rc == 0)
+        rc = sl_json_write(path, all, err);
+    json_decref(all);
+    return rc;
 }
 
 int sl_store_read_moves(const struct sl_store *store, const char *name, json_t **ret_moves,
@@ -68,13 +130,13 @@ static int write_moves(struct sl_store *store, const json_t *entry, struct sl_er
     return rc;
 }
 
-/* {"name", "number", "record" or null, "by" or null, "run", "output", "aliases"}; every step may have been done
- * before. */
+/* As sl_store_journal says; every step may have been done before. */
 static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_err *err)
 {
     const char *name = sl_json_str(entry, "name", ""), *run = sl_json_str(entry, "run", NULL);
     int number = (int)sl_json_int(entry, "number", -1);
     const json_t *record = sl_json_get(entry, "record"), *aliases = sl_json_get(entry, "aliases");
+    const json_t *drop = sl_json_get(entry, "drop");
     char path[SL_PATH_MAX];
     bool exists;
     int rc = 0;
@@ -84,14 +146,13 @@ static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_er
             rc = sl_store_mkdir(path, err);
         if (rc == 0)
             rc = sl_store_record_path(store, name, number, path, err);
-        char *text = sl_json_dump(record);
         if (rc == 0)
-            rc = text ? sl_store_create(store, path, text, &exists, err)
-                      : sl_err_set(err, SL_NOMEM, "out of memory");
-        free(text);
-        if (rc == 0)
-            json_object_del(store->newest, name);
+            rc = write_new(store, path, record, err);
+        json_object_del(store->newest, name);
+        json_object_del(store->highest, name);
     }
+    if (rc == 0 && json_is_object(sl_json_get(entry, "gone")))
+        rc = apply_gone(store, name, number, entry, err);
     if (rc == 0 && run) {
         rc = sl_path(path, err, "%s/markers/%s", store->dir, run);
         if (rc == 0)
@@ -99,25 +160,22 @@ static int apply_entry(struct sl_store *store, const json_t *entry, struct sl_er
         if (rc == 0)
             rc = sl_path(path, err, "%s/markers/%s/%s.json", store->dir, run,
                          sl_json_str(entry, "output", ""));
-        char text[SL_NAME_MAX + 64];
-        snprintf(text, sizeof text, "{\"name\":\"%s\",\"number\":%d}", name, number);
+        json_t *marker = json_pack("{s:s, s:i, s:O*}", "name", name, "number", number, "facts",
+                                   json_is_object(json_object_get(entry, "facts")) ? json_object_get(entry, "facts")
+                                                                                  : NULL);
+        char *text = marker ? sl_json_dump(marker) : NULL;
         if (rc == 0)
-            rc = sl_store_create(store, path, text, &exists, err);
+            rc = text ? sl_store_create(store, path, text, &exists, err)
+                      : sl_err_set(err, SL_NOMEM, "out of memory");
+        if (rc == 0)
+            sl_lineage_note(store, run, sl_json_str(entry, "output", ""), marker);
+        free(text);
+        json_decref(marker);
     }
-    if (rc == 0 && json_array_size(aliases) > 0) {
-        json_t *all = NULL;
-        rc = sl_store_read_aliases(store, name, &all, err);
-        for (size_t i = 0; rc == 0 && i < json_array_size(aliases); i++)
-            json_object_set_new(all, json_string_value(json_array_get(aliases, i)),
-                                json_integer(number));
-        if (rc == 0)
-            rc = sl_path(path, err, "%s/artifacts/%s/aliases.json", store->dir, name);
-        if (rc == 0)
-            rc = sl_json_write(path, all, err);
-        json_decref(all);
-        if (rc == 0)
-            rc = write_moves(store, entry, err);
-    }
+    if (rc == 0 && (json_array_size(aliases) > 0 || json_array_size(drop) > 0))
+        rc = apply_aliases(store, name, number, aliases, drop, err);
+    if (rc == 0 && json_array_size(aliases) > 0)
+        rc = write_moves(store, entry, err);
     return rc;
 }
 

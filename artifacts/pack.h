@@ -3,7 +3,9 @@
  * What is packed is a function of the files' paths and bytes alone (sorted, no times, owners or
  * modes), so equal folders give equal digests. What is unpacked may come from anybody: regular
  * files and folders only, paths below dest only, modes 0644 and 0755, the limits below; anything
- * else is SL_DATA with the entry's name, and dest appears whole or not at all. Blocks. */
+ * else is SL_DATA with the entry's name, and dest appears whole or not at all. Unpacking is done by a forked
+ * child that may write below dest only (where the kernel has Landlock), gains no privileges, and has limits of
+ * memory, time and file size: when a fault of a library kills it, that is SL_DATA too. Blocks. */
 #ifndef SL_ARTIFACTS_PACK_H
 #define SL_ARTIFACTS_PACK_H
 #include "artifacts/watch.h"
@@ -17,6 +19,9 @@
 #define SL_UNPACK_MAX_BYTES (INT64_C(1) << 38)
 #define SL_UNPACK_MAX_RATIO 200           /* unpacked over packed bytes... */
 #define SL_UNPACK_RATIO_FROM (64ll << 20) /* ...once so much came out */
+#define SL_UNPACK_MAX_MEMORY (1ll << 30)  /* bytes of address space besides the caller's */
+#define SL_UNPACK_MAX_CPU_S 7200
+#define SL_UNPACK_STALL_S 600 /* without a byte for so long the child is given up: SL_RETRY */
 
 struct sl_packed {
     char sha256[SL_SHA256_HEX + 1]; /* of the tarball */
@@ -34,5 +39,8 @@ int sl_pack(const char *dir, const char *path, const struct sl_watch *watch,
  * sl_packed. */
 int sl_unpack(const char *path, const char *dest, const struct sl_watch *watch,
               json_t **ret_entries, struct sl_err *err);
+/* The same in this process: for the fuzzer, which wants to see the faults. */
+int sl_unpack_here(const char *path, const char *dest, const struct sl_watch *watch,
+                   json_t **ret_entries, struct sl_err *err);
 
 #endif

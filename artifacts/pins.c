@@ -53,7 +53,11 @@ int sl_store_manifest(struct sl_store *store, const char *sha256, json_t **ret_m
                       json_t **ret_problems, struct sl_err *err)
 {
     json_t *manifest = NULL, *problems = json_array();
-    int rc = sl_store_read_manifest(store, sha256, &manifest, err);
+    int rc = sl_blob_hold(store, sha256, NULL, err);
+    if (rc == 0)
+        rc = sl_store_read_manifest(store, sha256, &manifest, err);
+    else
+        sl_err_wrap(err, rc, "manifest");
     if (rc == 0)
         rc = sl_manifest_check(manifest, problems, err);
     size_t i, missing = 0;
@@ -63,7 +67,7 @@ int sl_store_manifest(struct sl_store *store, const char *sha256, json_t **ret_m
         char at[40];
         int64_t bytes;
         snprintf(at, sizeof at, "/files/%zu", i);
-        if (sl_blob_stat(store, digest, &bytes, NULL))
+        if (sl_blob_hold(store, digest, &bytes, NULL))
             sl_problem_add(problems, at, "%s: blob %s is not in the store: upload it first", path,
                            digest);
         else if (bytes != sl_json_int(file, "bytes", -1))

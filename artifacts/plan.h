@@ -1,7 +1,7 @@
 /* What `softlaunch transfer` carries out: fetching a run's inputs, pushing its outputs.
  *
  * Fetch plan:
- *   {"server": URL, "cache": dir, "allow_paths": [dir, ...], "run_dir": dir, "items": [...]}
+ *   {"server": URL, "cache": dir, "cache_bytes": its limit (optional, -1: sl_cache_evict's), "allow_paths": [dir, ...], "run_dir": dir, "items": [...]}
  * Its items, each to be found at run_dir/dest afterwards (what was there is replaced):
  *   {"ref", "sha256": expected (optional), "dest", "unpack": bool or "tarball"}, where ref is
  *      name, name:v3 or name:alias, each with /file behind it or not

@@ -13,13 +13,9 @@ static int no_artifact(const char *name, struct sl_err *err)
                       name);
 }
 
-int sl_store_newest(struct sl_store *store, const char *name, int *ret_number, struct sl_err *err)
+/* Fills newest and highest of one artifact. */
+static int look_through(struct sl_store *store, const char *name, struct sl_err *err)
 {
-    const json_t *known = json_object_get(store->newest, name);
-    if (known) {
-        *ret_number = (int)json_integer_value(known);
-        return 0;
-    }
     char path[SL_PATH_MAX];
     int rc = sl_path(path, err, "%s/artifacts/%s", store->dir, name);
     if (rc)
@@ -27,21 +23,43 @@ int sl_store_newest(struct sl_store *store, const char *name, int *ret_number, s
     DIR *d = opendir(path);
     if (!d && errno != ENOENT)
         return sl_err_errno(err, "reading %s", path);
-    int newest = -1;
+    int newest = -1, highest = -1;
     for (struct dirent *e; d && (e = readdir(d));) {
         char *dot = strrchr(e->d_name, '.');
-        if (!dot || strcmp(dot, ".json") != 0)
+        bool there = dot && strcmp(dot, ".json") == 0;
+        if (!there && !(dot && strcmp(dot, ".gone") == 0))
             continue;
         *dot = 0;
         int n = sl_version_number(e->d_name);
-        newest = n > newest ? n : newest;
+        highest = n > highest ? n : highest;
+        newest = there && n > newest ? n : newest;
     }
     if (d)
         closedir(d);
-    if (newest >= 0)
-        json_object_set_new(store->newest, name, json_integer(newest));
-    *ret_number = newest;
+    if (highest >= 0 && (json_object_set_new(store->newest, name, json_integer(newest)) ||
+                         json_object_set_new(store->highest, name, json_integer(highest))))
+        return sl_store_nomem(err);
     return 0;
+}
+
+static int known(struct sl_store *store, json_t *numbers, const char *name, int *ret_number,
+                 struct sl_err *err)
+{
+    int rc = json_object_get(numbers, name) ? 0 : look_through(store, name, err);
+    const json_t *number = json_object_get(numbers, name);
+    if (rc == 0)
+        *ret_number = number ? (int)json_integer_value(number) : -1;
+    return rc;
+}
+
+int sl_store_newest(struct sl_store *store, const char *name, int *ret_number, struct sl_err *err)
+{
+    return known(store, store->newest, name, ret_number, err);
+}
+
+int sl_store_highest(struct sl_store *store, const char *name, int *ret_number, struct sl_err *err)
+{
+    return known(store, store->highest, name, ret_number, err);
 }
 
 int sl_store_read_record(const struct sl_store *store, const char *name, int number,
@@ -71,12 +89,31 @@ static json_t *aliases_of(const json_t *aliases, int number, int newest)
     return list;
 }
 
-int sl_store_full_record(struct sl_store *store, const char *name, int number, json_t **ret_record,
-                         struct sl_err *err)
+static int read_gone(struct sl_store *store, const char *name, int number, json_t **ret_record,
+                     struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    json_t *record = NULL;
+    int rc = sl_store_gone_path(store, name, number, path, err);
+    if (rc == 0)
+        rc = sl_json_read(path, SL_RECORD_MAX_BYTES, &record, err);
+    if (rc == 0 && (json_object_set_new(record, "aliases", json_array()) ||
+                    json_object_set_new(record, "files", json_array())))
+        rc = sl_store_nomem(err);
+    if (rc == 0)
+        *ret_record = json_incref(record);
+    json_decref(record);
+    return rc;
+}
+
+int sl_store_full_record(struct sl_store *store, const char *name, int number, bool deleted,
+                         json_t **ret_record, struct sl_err *err)
 {
     json_t *record = NULL, *aliases = NULL, *manifest = NULL;
     int newest = -1;
-    int rc = sl_store_read_record(store, name, number, &record, err);
+    int rc = sl_store_read_record(store, name, number, &record, deleted ? NULL : err);
+    if (rc && deleted)
+        return read_gone(store, name, number, ret_record, err);
     if (rc == 0)
         rc = sl_store_read_aliases(store, name, &aliases, err);
     if (rc == 0)
@@ -94,34 +131,57 @@ int sl_store_full_record(struct sl_store *store, const char *name, int number, j
     return rc;
 }
 
+int sl_store_number_of(struct sl_store *store, const char *name, const char *version,
+                       int *ret_number, struct sl_err *err)
+{
+    int newest = -1, number = sl_version_number(version);
+    json_t *aliases = NULL;
+    int rc = sl_store_newest(store, name, &newest, err);
+    if (rc == 0 && newest < 0)
+        rc = no_artifact(name, err);
+    if (rc == 0 && number < 0 && strcmp(version, "latest") == 0) {
+        number = newest;
+    } else if (rc == 0 && number < 0) {
+        rc = sl_store_read_aliases(store, name, &aliases, err);
+        if (rc == 0)
+            number = (int)sl_json_int(json_object_get(aliases, version), "", -1);
+        if (rc == 0 && number < 0)
+            rc = sl_err_set(err, SL_NOTFOUND, "artifact %s has no version or alias `%.150s`", name,
+                            version);
+    }
+    json_decref(aliases);
+    if (rc == 0)
+        *ret_number = number;
+    return rc;
+}
+
 int sl_store_resolve(struct sl_store *store, const char *name, const char *version,
                      json_t **ret_record, struct sl_err *err)
 {
-    int rc = sl_store_check_name("artifact name", name, err), newest = -1,
-        number = sl_version_number(version);
+    int number, rc = sl_store_check_name("artifact name", name, err);
     if (rc)
         return rc;
     json_t *aliases = NULL;
+    char staged[SL_NAME_MAX + 1];
+    int newest = -1;
+    bool is_stage = false;
     pthread_mutex_lock(&store->mutex);
-    rc = sl_store_newest(store, name, &newest, err);
-    if (rc == 0 && newest < 0)
-        rc = no_artifact(name, err);
-    if (rc == 0 && number < 0) {
-        if (strcmp(version, "latest") == 0) {
-            number = newest;
-        } else {
+    if (sl_version_number(version) < 0) { /* an artifact's own alias goes before a model's stage */
+        rc = sl_store_newest(store, name, &newest, err);
+        if (rc == 0 && newest >= 0)
             rc = sl_store_read_aliases(store, name, &aliases, err);
-            if (rc == 0)
-                number = (int)sl_json_int(json_object_get(aliases, version), "", -1);
-            if (rc == 0 && number < 0)
-                rc = sl_err_set(err, SL_NOTFOUND, "artifact %s has no version or alias `%.150s`",
-                                name, version);
+        if (rc == 0 && !json_object_get(aliases, version) &&
+            sl_registry_stage_at(store, name, version, staged, &number) == 0) {
+            name = staged;
+            is_stage = true;
         }
+        json_decref(aliases);
     }
+    if (rc == 0 && !is_stage)
+        rc = sl_store_number_of(store, name, version, &number, err);
     if (rc == 0)
-        rc = sl_store_full_record(store, name, number, ret_record, err);
+        rc = sl_store_full_record(store, name, number, false, ret_record, err);
     pthread_mutex_unlock(&store->mutex);
-    json_decref(aliases);
     return rc;
 }
 
@@ -207,10 +267,11 @@ int sl_store_artifact(struct sl_store *store, const char *name, json_t **ret_art
 
 static int compare_names(const void *a, const void *b)
 {
-    return strcmp(*(char *const *)a, *(char *const *)b);
+    return strcmp((*(struct dirent *const *)a)->d_name, (*(struct dirent *const *)b)->d_name);
 }
 
-int sl_store_list(struct sl_store *store, json_t **ret_list, struct sl_err *err)
+/* Names of all artifacts, in order; the caller's. */
+static int list_names(const struct sl_store *store, json_t **ret_names, struct sl_err *err)
 {
     char path[SL_PATH_MAX];
     int rc = sl_path(path, err, "%s/artifacts", store->dir);
@@ -220,27 +281,37 @@ int sl_store_list(struct sl_store *store, json_t **ret_list, struct sl_err *err)
     int n = scandir(path, &entries, NULL, NULL);
     if (n < 0)
         return sl_err_errno(err, "reading %s", path);
-    char **names = calloc((size_t)n + 1, sizeof *names);
-    int count = 0;
+    qsort(entries, (size_t)n, sizeof *entries, compare_names);
+    json_t *names = json_array();
     for (int i = 0; i < n; i++) {
-        if (names && sl_name_valid(entries[i]->d_name))
-            names[count++] = strdup(entries[i]->d_name);
+        if (sl_name_valid(entries[i]->d_name) &&
+            json_array_append_new(names, json_string(entries[i]->d_name)))
+            rc = sl_store_nomem(err);
         free(entries[i]);
     }
     free(entries);
-    json_t *list = names ? json_array() : NULL;
-    if (!list)
-        rc = sl_store_nomem(err);
+    if (rc)
+        json_decref(names);
     else
-        qsort(names, (size_t)count, sizeof *names, compare_names);
+        *ret_names = names;
+    return rc;
+}
+
+int sl_store_list(struct sl_store *store, json_t **ret_list, struct sl_err *err)
+{
+    json_t *names = NULL, *list = json_array(), *name;
+    size_t i;
+    int rc = list_names(store, &names, err);
     pthread_mutex_lock(&store->mutex);
-    for (int i = 0; rc == 0 && i < count; i++) {
+    json_array_foreach(names, i, name) {
         int newest = -1;
         json_t *seen = NULL;
-        rc = names[i] ? sl_store_newest(store, names[i], &newest, err) : sl_store_nomem(err);
+        rc = sl_store_newest(store, json_string_value(name), &newest, err);
         if (rc == 0 && newest >= 0)
-            rc = overview(store, names[i], newest, &seen, err);
-        if (rc == 0 && seen) {
+            rc = overview(store, json_string_value(name), newest, &seen, err);
+        if (rc)
+            break;
+        if (seen) {
             size_t versions = json_array_size(json_object_get(seen, "numbers"));
             json_object_del(seen, "numbers");
             json_object_set_new(seen, "versions", json_integer((json_int_t)versions));
@@ -248,11 +319,36 @@ int sl_store_list(struct sl_store *store, json_t **ret_list, struct sl_err *err)
         }
     }
     pthread_mutex_unlock(&store->mutex);
-    for (int i = 0; i < count; i++)
-        free(names[i]);
-    free(names);
     if (rc == 0)
         *ret_list = json_incref(list);
     json_decref(list);
+    json_decref(names);
+    return rc;
+}
+
+int sl_store_each(struct sl_store *store,
+                  int (*fn)(void *arg, const json_t *record, struct sl_err *err), void *arg,
+                  struct sl_err *err)
+{
+    json_t *names = NULL, *name, *version;
+    size_t i, k;
+    int rc = list_names(store, &names, err);
+    json_array_foreach(rc ? NULL : names, i, name) {
+        json_t *artifact = NULL;
+        rc = sl_store_artifact(store, json_string_value(name), &artifact, err);
+        if (rc == SL_NOTFOUND) { /* every version of it is deleted */
+            sl_err_clear(err);
+            rc = 0;
+        }
+        json_array_foreach(json_object_get(artifact, "versions"), k, version) {
+            rc = fn(arg, version, err);
+            if (rc)
+                break;
+        }
+        json_decref(artifact);
+        if (rc)
+            break;
+    }
+    json_decref(names);
     return rc;
 }

@@ -36,8 +36,8 @@ static int check_format(struct sl_store *store, struct sl_err *err)
 
 static int make_folders(struct sl_store *store, struct sl_err *err)
 {
-    static const char *const folders[] = {"blobs",   "blobs/sha256", "artifacts",
-                                          "markers", "pins",         "journal"};
+    static const char *const folders[] = {"blobs",   "blobs/sha256", "artifacts", "markers",
+                                          "pins",    "journal",      "uploads",   "refunds"};
     char path[SL_PATH_MAX];
     int rc = sl_path(path, err, "%s/tmp", store->dir);
     if (rc == 0)
@@ -80,11 +80,16 @@ int sl_store_open(const char *dir, struct sl_store **ret_store, struct sl_err *e
     if (!store)
         return sl_err_set(err, SL_NOMEM, "out of memory");
     pthread_mutex_init(&store->mutex, NULL);
+    pthread_mutex_init(&store->blob_mutex, NULL);
     store->lock_fd = -1;
     store->dir = strdup(dir);
     store->newest = json_object();
+    store->highest = json_object();
     store->reserved = json_object();
-    if (!store->dir || !store->newest || !store->reserved)
+    store->held = json_object();
+    store->fresh = json_object();
+    if (!store->dir || !store->newest || !store->highest || !store->reserved || !store->held ||
+        !store->fresh)
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
     if (rc == 0)
         rc = sl_path(path, err, "%s/lock", dir);
@@ -121,7 +126,13 @@ void sl_store_close(struct sl_store *store)
     if (store->lock_fd >= 0)
         close(store->lock_fd);
     json_decref(store->newest);
+    json_decref(store->highest);
     json_decref(store->reserved);
+    json_decref(store->lineage);
+    json_decref(store->held);
+    json_decref(store->fresh);
+    free(store->guards);
+    pthread_mutex_destroy(&store->blob_mutex);
     pthread_mutex_destroy(&store->mutex);
     free(store->dir);
     free(store);

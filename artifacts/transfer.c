@@ -1,3 +1,4 @@
+/* Long because downloads and uploads share one job, its callbacks and what its answers mean. */
 #include "artifacts/transfer.h"
 #include "artifacts/job.h"
 #include "artifacts/ranges.h"
@@ -288,12 +289,64 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
 
 /* ---- uploads --------------------------------------------------------------------------------- */
 
+/* What the server has of the blob from an upload that broke off; 0 when it does not say. */
+static int64_t came_so_far(struct sl_job *j, const char *sha256)
+{
+    char url[URL_MAX];
+    const char *blob_url = j->url;
+    struct curl_header *said;
+    int64_t offset = 0;
+    if (snprintf(url, sizeof url, "%s/api/v1/blobs/%s/upload", j->t->server, sha256) >=
+        (int)sizeof url)
+        return 0;
+    j->url = url;
+    sl_web_reset(j->curl);
+    curl_easy_setopt(j->curl, CURLOPT_NOBODY, 1L);
+    if (sl_job_perform(j, NULL) == CURLE_OK && j->status == 200 &&
+        curl_easy_header(j->curl, "Upload-Offset", 0, CURLH_HEADER, -1, &said) == CURLHE_OK)
+        offset = strtoll(said->value, NULL, 10);
+    j->url = blob_url;
+    return offset;
+}
+
+/* Sends the file from where the server has it; a small one whole. */
+static CURLcode send_file(struct sl_job *j, const char *sha256, int64_t bytes, int64_t *ret_offset)
+{
+    char url[URL_MAX];
+    const char *blob_url = j->url;
+    int64_t offset = 0;
+    bool piece = bytes >= SL_TRANSFER_PIECES_FROM;
+    if (piece)
+        offset = came_so_far(j, sha256);
+    if (offset < 0 || offset > bytes)
+        offset = 0;
+    sl_web_reset(j->curl);
+    if (piece && snprintf(url, sizeof url, "%s/api/v1/blobs/%s/upload?offset=%lld&bytes=%lld",
+                          j->t->server, sha256, (long long)offset, (long long)bytes) <
+                     (int)sizeof url) {
+        j->url = url;
+        curl_easy_setopt(j->curl, CURLOPT_CUSTOMREQUEST, "PATCH");
+    }
+    curl_easy_setopt(j->curl, CURLOPT_UPLOAD, 1L);
+    curl_easy_setopt(j->curl, CURLOPT_INFILESIZE_LARGE, (curl_off_t)(bytes - offset));
+    curl_easy_setopt(j->curl, CURLOPT_READFUNCTION, on_read);
+    curl_easy_setopt(j->curl, CURLOPT_READDATA, j);
+    curl_easy_setopt(j->curl, CURLOPT_SEEKFUNCTION, piece ? NULL : on_seek);
+    curl_easy_setopt(j->curl, CURLOPT_SEEKDATA, j);
+    on_seek(j, offset, SEEK_SET);
+    CURLcode code = sl_job_perform(j, NULL);
+    j->url = blob_url;
+    *ret_offset = offset;
+    return code;
+}
+
 int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *path,
                     const char *sha256, struct sl_err *err)
 {
     char url[URL_MAX];
     struct sl_job j = {.fd = -1};
     struct stat st = {0};
+    int64_t offset = 0, furthest = 0;
     if (snprintf(url, sizeof url, "%s/api/v1/blobs/%s", t->server, sha256) >= (int)sizeof url)
         return sl_err_set(err, SL_SPEC, "the server's URL is too long");
     int rc = sl_job_init(&j, t, what, url, on_body, err);
@@ -311,20 +364,18 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
             break;
         }
         if (code == CURLE_OK && j.status == 404) {
-            sl_web_reset(j.curl);
-            curl_easy_setopt(j.curl, CURLOPT_UPLOAD, 1L);
-            curl_easy_setopt(j.curl, CURLOPT_INFILESIZE_LARGE, (curl_off_t)st.st_size);
-            curl_easy_setopt(j.curl, CURLOPT_READFUNCTION, on_read);
-            curl_easy_setopt(j.curl, CURLOPT_READDATA, &j);
-            curl_easy_setopt(j.curl, CURLOPT_SEEKFUNCTION, on_seek);
-            curl_easy_setopt(j.curl, CURLOPT_SEEKDATA, &j);
-            on_seek(&j, 0, SEEK_SET);
-            code = sl_job_perform(&j, NULL);
+            code = send_file(&j, sha256, st.st_size, &offset);
             if (code == CURLE_OK && (j.status == 200 || j.status == 201))
                 break;
+            if (offset > furthest) { /* the try before got further */
+                furthest = offset;
+                attempt = 1;
+            }
         }
         struct sl_err fault = SL_ERR_INIT;
         int cause = sl_job_judge(&j, code, &fault);
+        if (code == CURLE_OK && (j.status == 409 || j.status == 202))
+            cause = SL_RETRY; /* somebody else sends the same; or more is to come */
         if (cause == SL_RETRY && attempt < sl_job_tries(t)) {
             if (sl_ask_pause(sl_job_pause_us(&j, attempt), &t->watch, &j.err) == 0)
                 continue;

@@ -3,6 +3,7 @@
  * A download is hashed as it comes, goes on by Range after a break, and appears in the cache whole
  * or not at all. What may pass (no connection, a cut or stalled one, 408, 429, 5xx) is tried again
  * with growing, jittered pauses, SL_TRANSFER_TRIES times without progress; the rest fails at once.
+ * An upload of SL_TRANSFER_PIECES_FROM or more goes on where it broke off, too.
  * The token goes to the server's own origin and nowhere else; its redirects are not followed.
  * Blocks; watch may stop it (SL_CANCELLED).
  *
@@ -25,6 +26,7 @@
 #define SL_TRANSFER_STALL_S 30 /* without a byte for so long, a connection counts as cut */
 #define SL_TRANSFER_SYNC_S                                                                         \
     600 /* the same while uploading: the server syncs its disk before it answers */
+#define SL_TRANSFER_PIECES_FROM (8 << 20) /* an upload of so many bytes goes on after a break */
 #define SL_TRANSFER_RETRY_AFTER_S 30 /* the most that a server's Retry-After is heeded */
 
 struct sl_transfer {

@@ -8,7 +8,7 @@
 
 #define VERSION_NUMBER_MAX 999999999
 
-static int check_alias(const char *alias, struct sl_err *err)
+int sl_store_check_alias(const char *alias, struct sl_err *err)
 {
     if (sl_alias_valid(alias))
         return 0;
@@ -57,7 +57,7 @@ static int choose_number(struct sl_store *store, const char *name, const char *m
     if (rc)
         return rc;
     bool is_new = true;
-    int number = newest;
+    int number = newest, highest = -1;
     if (newest >= 0) {
         json_t *record = NULL;
         rc = sl_store_read_record(store, name, newest, &record, err);
@@ -69,6 +69,10 @@ static int choose_number(struct sl_store *store, const char *name, const char *m
     if (is_new) {
         size_t i;
         json_t *taken;
+        rc = sl_store_highest(store, name, &highest, err);
+        if (rc)
+            return rc;
+        number = highest > number ? highest : number;
         json_array_foreach(json_object_get(store->reserved, name), i, taken)
             if (json_integer_value(taken) > number)
                 number = (int)json_integer_value(taken);
@@ -159,7 +163,11 @@ static int commit_number(struct sl_store *store, const struct sl_commit *c, int 
             return sl_err_set(err, rc, "reading version v%d of %s", c->number, c->name);
         bool same = rc == 0 && strcmp(sl_json_str(there, "manifest", ""), c->manifest) == 0;
         json_decref(there);
-        if (rc == SL_NOTFOUND || same) {
+        char gone[SL_PATH_MAX];
+        int wrong = sl_store_gone_path(store, c->name, c->number, gone, err);
+        if (wrong)
+            return wrong;
+        if ((rc == SL_NOTFOUND && !sl_file_exists(gone)) || same) {
             *ret_number = c->number;
             *ret_new = !same;
             return 0;
@@ -209,7 +217,11 @@ static json_t *make_entry(const struct sl_commit *c, const char *project, int nu
                            (json_int_t)bytes);
         if (record && c->run)
             json_object_set_new(record, "made_by",
-                                json_pack("{s:s, s:s}", "run", c->run, "output", c->output));
+                                json_pack("{s:s, s:s, s:s*, s:O*, s:O*}", "run", c->run, "output",
+                                          c->output, "project",
+                                          c->project && *c->project ? c->project : NULL, "spec",
+                                          json_object_get(c->facts, "spec"), "code",
+                                          json_object_get(c->facts, "code")));
         if (!record)
             return NULL;
         if (c->created_by && *c->created_by)
@@ -217,9 +229,18 @@ static json_t *make_entry(const struct sl_commit *c, const char *project, int nu
         if (project && *project)
             json_object_set_new(record, "project", json_string(project));
     }
-    return json_pack("{s:s, s:i, s:o?, s:s?, s:s?, s:O?, s:s?}", "name", c->name, "number", number,
-                     "record", record, "run", c->run, "output", c->output, "aliases", c->aliases,
-                     "by", c->created_by);
+    return json_pack("{s:s, s:i, s:o?, s:s?, s:s?, s:O?, s:O?, s:s?}", "name", c->name, "number",
+                     number, "record", record, "run", c->run, "output", c->output, "facts",
+                     c->facts, "aliases", c->aliases, "by", c->created_by);
+}
+
+static void release_holds(struct sl_store *store, const char *digest, const json_t *manifest)
+{
+    size_t i;
+    json_t *file;
+    json_array_foreach(json_object_get(manifest, "files"), i, file)
+        sl_store_unhold(store, sl_json_str(file, "sha256", ""));
+    sl_store_unhold(store, digest);
 }
 
 int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **ret_record,
@@ -230,7 +251,7 @@ int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **
     if (rc == 0 && json_array_size(c->aliases) > SL_COMMIT_MAX_ALIASES)
         rc = sl_err_set(err, SL_SPEC, "more than %d aliases at once", SL_COMMIT_MAX_ALIASES);
     for (size_t i = 0; rc == 0 && i < json_array_size(c->aliases); i++)
-        rc = check_alias(json_string_value(json_array_get(c->aliases, i)), err);
+        rc = sl_store_check_alias(json_string_value(json_array_get(c->aliases, i)), err);
     if (rc == 0)
         rc = sl_store_manifest(store, c->manifest, &manifest, NULL, err);
     if (rc)
@@ -257,11 +278,12 @@ int sl_store_commit(struct sl_store *store, const struct sl_commit *c, json_t **
         }
     }
     if (rc == 0)
-        rc = sl_store_full_record(store, name, number, &record, err);
+        rc = sl_store_full_record(store, name, number, marker != NULL, &record, err);
     if (rc == 0 && c->number >= 0)
         unreserve(store, c->name, c->number);
     pthread_mutex_unlock(&store->mutex);
     if (rc == 0) {
+        release_holds(store, c->manifest, manifest);
         *ret_record = record;
         if (ret_created)
             *ret_created = is_new;
@@ -285,7 +307,7 @@ int sl_store_published(struct sl_store *store, const char *run, const char *outp
     rc = read_marker(store, run, output, &marker, err);
     if (rc == 0)
         rc = sl_store_full_record(store, sl_json_str(marker, "name", ""),
-                                  (int)sl_json_int(marker, "number", -1), ret_record, err);
+                                  (int)sl_json_int(marker, "number", -1), true, ret_record, err);
     pthread_mutex_unlock(&store->mutex);
     json_decref(marker);
     return rc;
@@ -301,7 +323,7 @@ int sl_store_alias_by(struct sl_store *store, const char *by, const char *name, 
                       const char *version, struct sl_err *err)
 {
     json_t *record = NULL, *entry = NULL;
-    int rc = check_alias(alias, err);
+    int rc = sl_store_check_alias(alias, err);
     if (rc == 0)
         rc = sl_store_resolve(store, name, version, &record, err);
     if (rc)

@@ -5,7 +5,8 @@
  * deadline passes without being renewed, the child ends by itself within SL_WIRE_GRACE_US.
  *
  * Events ("ev"):
- *   start       step, steps, rows, threads, kernel (BLAS core type), resumed; trials (their names)
+ *   start       step, steps, rows, threads, kernel (BLAS core type), resumed; trials (their names); fingerprint: what
+ *               the bits depend on (backend, kernel, threads, libraries, pack_layout, pass_positions)
  *   metric      step, epoch, loss, lr, grad_norm, tokens, tokens_per_s; or step, val_loss; or other named numbers
  *   log         level (info, warn, error), msg
  *   checkpoint  step, path (complete and fsynced, relative to the run directory), best, val_loss

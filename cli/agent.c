@@ -73,11 +73,12 @@ static int take_lists(const struct cli_list *queues, const struct cli_list *path
 int cmd_agent(int argc, char **argv)
 {
     struct sl_agent_config config = {.redis_url = from_env("SOFTLAUNCH_REDIS"),
-                                     .server_url = from_env("SOFTLAUNCH_SERVER"), .slots = 1};
-    const char *token_file = NULL, *dir = NULL;
+                                     .server_url = from_env("SOFTLAUNCH_SERVER"), .slots = 1, .metrics_fd = -1};
+    const char *token_file = NULL, *dir = NULL, *metrics = NULL;
     struct cli_list queues = {.n = 0}, paths = {.n = 0}, labels = {.n = 0};
     char names[SL_QUEUE_NAMES_MAX][SL_QUEUE_NAME_MAX + 1];
     int lease_ms = SL_AGENT_LEASE_MS, quarantine_s = (int)(SL_AGENT_QUARANTINE_US / 1000000);
+    int cache_gib = -1;
     bool once = false, verbose = false;
     const struct cli_option options[] = {
         {"redis", 0, CLI_TEXT, &config.redis_url, "URL", CLI_REDIS_HELP, 0, 0},
@@ -89,6 +90,8 @@ int cmd_agent(int argc, char **argv)
          "may be given several times: served in this order, or, with weights, in turns (default)", 0, 0},
         {"label", 0, CLI_LIST, &labels, "NAME=VALUE", "what runs may ask for (resources.labels); several times", 0, 0},
         {"allow-path", 0, CLI_LIST, &paths, "DIR", "a folder below which a spec may name files", 0, 0},
+        {"cache-gib", 0, CLI_INT, &cache_gib, "N",
+         "files of the cache that no run uses go when it has more (half of its disk)", 0, INT_MAX},
         {"lease-ms", 0, CLI_INT, &lease_ms, "N", "how long a run stays ours without a word from us (30000)",
          SL_AGENT_LEASE_MS_MIN, SL_AGENT_LEASE_MS_MAX},
         {"slots", 0, CLI_INT, &config.slots, "N", "runs at a time (1)", 1, SL_AGENT_SLOTS_MAX},
@@ -97,6 +100,7 @@ int cmd_agent(int argc, char **argv)
         {"quarantine-s", 0, CLI_INT, &quarantine_s, "N",
          "how long no run is taken after device failures in a row (1800)", 1, 7 * 86400},
         {"exit-when-idle", 0, CLI_FLAG, &config.exit_when_idle, NULL, "ends when nothing is in line", 0, 0},
+        {"metrics", 0, CLI_TEXT, &metrics, "HOST:PORT", "answers GET /metrics there, for Prometheus, without a token", 0, 0},
         {"worker", 0, CLI_TEXT, &config.worker, "PATH", "the worker (softlaunch-worker beside this program)", 0, 0},
         {"verbose", 0, CLI_FLAG, &verbose, NULL, "logs each change of state", 0, 0},
         CLI_OPTIONS_END,
@@ -110,7 +114,7 @@ int cmd_agent(int argc, char **argv)
     };
     char path[SL_PATH_MAX], *token = NULL;
     struct sl_err err = SL_ERR_INIT;
-    int at = cli_parse(&usage, argc, argv), rc;
+    int at = cli_parse(&usage, argc, argv), port = 0, rc;
 
     if (at < 0)
         return cli_usage_status(at);
@@ -118,6 +122,7 @@ int cmd_agent(int argc, char **argv)
         return cli_wrong(&usage, "--redis, --server and --work-dir are needed");
     rc = take_lists(&queues, &paths, &labels, names, &config, &err);
     config.lease_ms = lease_ms;
+    config.cache_bytes = cache_gib < 0 ? -1 : (int64_t)cache_gib << 30;
     config.quarantine_us = quarantine_s * INT64_C(1000000);
     if (once)
         config.max_runs = 1;
@@ -133,7 +138,11 @@ int cmd_agent(int argc, char **argv)
     unsetenv("SOFTLAUNCH_TOKEN"); /* workers must see neither; the text itself stays where it is */
     unsetenv("SOFTLAUNCH_REDIS");
     config.token = token;
+    if (!rc && metrics)
+        rc = sl_http_listen(metrics, &config.metrics_fd, &port, &err);
     sl_log_setup("agent", !isatty(STDERR_FILENO), verbose ? SL_DEBUG : SL_INFO);
+    if (!rc && metrics)
+        sl_log(SL_INFO, NULL, "metrics on port %d", port);
     if (!rc)
         rc = sl_agent(&config, &err);
     free(token);

@@ -1,4 +1,4 @@
-/* `softlaunch artifact put|get|ls|alias`. */
+/* `softlaunch artifact put|get|ls|alias`, and the table of all its verbs. Long because of put, get and that table. */
 #include "artifacts/api.h"
 #include "artifacts/manifest.h"
 #include "artifacts/names.h"
@@ -8,7 +8,9 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "cli/api.h"
+#include "cli/artifact_store.h"
 #include "cli/cli.h"
+#include "cli/registry.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -19,13 +21,13 @@
 
 #define BAR_EVERY_US 200000
 #define URL_BYTES 1024
+#define PUT_ROUNDS 5
 #define PART_FOLDER                                                                                \
     ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
 
-struct options {
-    struct cli_list aliases;
-    bool json, unpack;
-};
+/* The options of every verb; those of put stand apart, as artifact_store.h need not know lists. */
+static struct cli_list aliases_wanted;
+static const char *project_wanted;
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
@@ -33,16 +35,6 @@ struct bar {
     int64_t done, total, shown_us;
     bool on, shown;
 };
-
-static void human_bytes(int64_t bytes, char ret_text[24])
-{
-    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
-    double value = (double)bytes;
-    size_t unit = 0;
-    for (; value >= 999.95 && unit < 4; unit++)
-        value /= 1000;
-    snprintf(ret_text, 24, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
-}
 
 static void bar_expect(void *arg, int64_t delta_bytes)
 {
@@ -59,8 +51,8 @@ static void bar_progress(void *arg, int64_t delta_bytes)
         return;
     b->shown_us = sl_boot_us();
     b->shown = true;
-    human_bytes(b->done, done);
-    human_bytes(b->total, total);
+    artifact_bytes(b->done, done);
+    artifact_bytes(b->total, total);
     fprintf(stderr, "\r%s of %s  \033[K", done, total);
 }
 
@@ -71,12 +63,6 @@ static void bar_end(const struct bar *b)
 }
 
 /* ---- printing -------------------------------------------------------------------------------- */
-
-static void print_json(const json_t *j)
-{
-    json_dumpf(j, stdout, JSON_INDENT(2));
-    putchar('\n');
-}
 
 static void join(const json_t *names, char *ret_text, size_t size)
 {
@@ -94,7 +80,7 @@ static void join(const json_t *names, char *ret_text, size_t size)
 static void print_record(const json_t *record)
 {
     char bytes[24], aliases[256];
-    human_bytes(sl_json_int(record, "bytes", 0), bytes);
+    artifact_bytes(sl_json_int(record, "bytes", 0), bytes);
     join(json_object_get(record, "aliases"), aliases, sizeof aliases);
     printf("%s:%s  %s in %zu file%s  aliases: %s\n", sl_json_str(record, "name", "?"),
            sl_json_str(record, "version", "?"), bytes,
@@ -109,7 +95,7 @@ static void print_versions(const json_t *artifact)
     printf("%-8s %10s  %-24s  %-34s  %s\n", "VERSION", "SIZE", "CREATED", "FROM RUN", "ALIASES");
     json_array_foreach(json_object_get(artifact, "versions"), i, v) {
         char bytes[24], aliases[256];
-        human_bytes(sl_json_int(v, "bytes", 0), bytes);
+        artifact_bytes(sl_json_int(v, "bytes", 0), bytes);
         join(json_object_get(v, "aliases"), aliases, sizeof aliases);
         printf("%-8s %10s  %-24s  %-34s  %s\n", sl_json_str(v, "version", "?"), bytes,
                sl_json_str(v, "created", "?"), sl_json_str(v, "made_by.run", "-"), aliases);
@@ -205,46 +191,64 @@ static int put_manifest(const struct sl_transfer *t, const json_t *manifest,
     return rc;
 }
 
-static int put(struct sl_api *api, const struct options *o, int argc, char **argv,
-               struct sl_err *err)
+static int put_once(struct sl_api *api, const struct sl_transfer *t, int argc, char **argv,
+                    json_t **ret_reply, struct sl_err *err)
 {
-    struct bar bar = {.on = isatty(STDERR_FILENO)};
-    const struct sl_transfer t = {.server = sl_api_server(api),
-                                  .token = sl_api_token(api),
-                                  .watch = {&bar, bar_expect, bar_progress, NULL}};
     char sha256[SL_SHA256_HEX + 1], path[SL_NAME_MAX + 64];
-    if (!sl_name_valid(argv[0]))
-        return sl_err_set(err, SL_SPEC,
-                          "`%s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
-                          argv[0], SL_NAME_MAX);
-    json_t *files = json_array(), *problems = json_array(), *reply = NULL;
+    json_t *files = json_array(), *problems = json_array();
     int rc = 0;
     for (int i = 1; rc == 0 && i < argc; i++)
-        rc = put_argument(&t, argv[i], files, err);
+        rc = put_argument(t, argv[i], files, err);
     json_t *manifest = json_pack("{s:o}", "files", files);
     if (rc == 0)
         rc = sl_manifest_check(manifest, problems, err);
     if (rc == SL_SPEC && json_array_size(problems) > 0)
         sl_err_wrap(err, rc, "%s", sl_json_str(json_array_get(problems, 0), "detail", ""));
     if (rc == 0)
-        rc = put_manifest(&t, manifest, sha256, err);
-    bar_end(&bar);
+        rc = put_manifest(t, manifest, sha256, err);
     json_t *aliases = json_array();
-    for (int i = 0; i < o->aliases.n; i++)
-        json_array_append_new(aliases, json_string(o->aliases.items[i]));
-    json_t *body = json_pack("{s:s, s:o}", "manifest", sha256, "aliases", aliases);
+    for (int i = 0; i < aliases_wanted.n; i++)
+        json_array_append_new(aliases, json_string(aliases_wanted.items[i]));
+    json_t *body = json_pack("{s:s, s:o, s:s*}", "manifest", sha256, "aliases", aliases, "project",
+                             project_wanted);
     snprintf(path, sizeof path, "/api/v1/artifacts/%s/versions", argv[0]);
     /* Equal content makes no second version, so this may be repeated: the digest is its key. */
     if (rc == 0)
-        rc = sl_api_call(api, "POST", path, sha256, body, &reply, err);
-    if (rc == 0 && o->json)
-        print_json(reply);
-    else if (rc == 0)
-        print_record(reply);
+        rc = sl_api_call(api, "POST", path, sha256, body, ret_reply, err);
     json_decref(body);
-    json_decref(reply);
     json_decref(problems);
     json_decref(manifest);
+    return rc;
+}
+
+static int put(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+               struct sl_err *err)
+{
+    struct bar bar = {.on = isatty(STDERR_FILENO)};
+    const struct sl_transfer t = {.server = sl_api_server(api),
+                                  .token = sl_api_token(api),
+                                  .watch = {&bar, bar_expect, bar_progress, NULL}};
+    if (!sl_name_valid(argv[0]))
+        return sl_err_set(err, SL_SPEC,
+                          "`%s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
+                          argv[0], SL_NAME_MAX);
+    json_t *reply = NULL;
+    int rc;
+    for (int round = 1;; round++) {
+        sl_err_clear(err);
+        rc = put_once(api, &t, argc, argv, &reply, err);
+        /* What a collection has taken between upload and version is uploaded again. */
+        bool taken = (rc == SL_SPEC && strstr(err->msg, "missing from the store")) ||
+                     (rc == SL_NOTFOUND && strstr(err->msg, "there is no blob"));
+        if (!taken || round == PUT_ROUNDS)
+            break;
+    }
+    bar_end(&bar);
+    if (rc == 0 && o->json)
+        artifact_print_json(reply);
+    else if (rc == 0)
+        print_record(reply);
+    json_decref(reply);
     return rc;
 }
 
@@ -337,7 +341,7 @@ static int unpack_beside(const char *path, struct sl_err *err)
     return 0;
 }
 
-static int get(struct sl_api *api, const struct options *o, int argc, char **argv,
+static int get(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
                struct sl_err *err)
 {
     struct bar bar = {.on = isatty(STDERR_FILENO)};
@@ -384,14 +388,14 @@ static int get(struct sl_api *api, const struct options *o, int argc, char **arg
     if (rc == 0)
         rc = sl_rmtree(part_dir, err);
     if (rc == 0 && o->json)
-        print_json(record);
+        artifact_print_json(record);
     json_decref(record);
     return rc;
 }
 
 /* ---- ls and alias ---------------------------------------------------------------------------- */
 
-static int ls(struct sl_api *api, const struct options *o, int argc, char **argv,
+static int ls(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
               struct sl_err *err)
 {
     char path[SL_NAME_MAX + 64];
@@ -401,7 +405,7 @@ static int ls(struct sl_api *api, const struct options *o, int argc, char **argv
     snprintf(path, sizeof path, "/api/v1/artifacts%s%s", argc ? "/" : "", argc ? argv[0] : "");
     int rc = sl_api_call(api, "GET", path, NULL, NULL, &reply, err);
     if (rc == 0 && o->json)
-        print_json(reply);
+        artifact_print_json(reply);
     else if (rc == 0 && argc)
         print_versions(reply);
     else if (rc == 0)
@@ -410,7 +414,7 @@ static int ls(struct sl_api *api, const struct options *o, int argc, char **argv
     return rc;
 }
 
-static int alias(struct sl_api *api, const struct options *o, int argc, char **argv,
+static int alias(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
                  struct sl_err *err)
 {
     char path[2 * SL_NAME_MAX + 64];
@@ -426,7 +430,7 @@ static int alias(struct sl_api *api, const struct options *o, int argc, char **a
     snprintf(path, sizeof path, "/api/v1/artifacts/%s/aliases/%s", ref.name, argv[1]);
     rc = sl_api_call(api, "PUT", path, NULL, body, &reply, err);
     if (rc == 0 && o->json)
-        print_json(reply);
+        artifact_print_json(reply);
     else if (rc == 0)
         print_record(reply);
     json_decref(body);
@@ -434,46 +438,59 @@ static int alias(struct sl_api *api, const struct options *o, int argc, char **a
     return rc;
 }
 
+static int lineage(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+                   struct sl_err *err)
+{
+    (void)argc;
+    return cli_lineage(api, argv[0], o->json, err);
+}
+
 /* ---- the command ----------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
     int least, most; /* arguments */
-    int (*run)(struct sl_api *api, const struct options *o, int argc, char **argv,
+    int (*run)(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
                struct sl_err *err);
 } verbs[] = {
     {"put", 2, 10000, put},
     {"get", 1, 2, get},
     {"ls", 0, 1, ls},
     {"alias", 2, 2, alias},
+    {"unalias", 2, 2, artifact_unalias},
+    {"rm", 1, 1, artifact_rm},
+    {"gc", 0, 0, artifact_gc},
+    {"verify", 0, 0, artifact_verify},
+    {"lineage", 1, 1, lineage},
 };
 
 int cmd_artifact(int argc, char **argv)
 {
     struct cli_server server = {NULL, NULL};
-    struct options o = {.json = false};
+    struct artifact_options o = {.grace_s = -1};
     const struct cli_option options[] = {
-        {"alias", 0, CLI_LIST, &o.aliases, "A",
-         "for put: a name that points at the new version from now on", 0, 0},
-        {"unpack", 0, CLI_FLAG, &o.unpack, NULL,
-         "for get: a tarball x.tar.zst also becomes the folder x", 0, 0},
+        {"project", 'p', CLI_TEXT, &project_wanted, "PROJECT", "for put: whose a new artifact is; without one everybody's, or your only one's", 0, 0},
+        {"alias", 0, CLI_LIST, &aliases_wanted, "A", "for put: a name that points at the new version from now on", 0, 0},
+        {"unpack", 0, CLI_FLAG, &o.unpack, NULL, "for get: a tarball x.tar.zst also becomes the folder x", 0, 0},
+        {"grace", 0, CLI_INT, &o.grace_s, "S", "for gc: files that came in the last S seconds stay (the server's own)", 0, INT_MAX},
+        {"hash", 0, CLI_FLAG, &o.hash, NULL, "for verify: reads every byte and compares the sha256 too", 0, 0},
         {"json", 0, CLI_FLAG, &o.json, NULL, "the server's answer instead of text", 0, 0},
         CLI_SERVER_OPTIONS(server),
         CLI_OPTIONS_END,
     };
     const struct cli_usage usage = {
         .name = "artifact",
-        .forms =
-            (const char *const[]){"put NAME FILE|DIR ... [--alias A ...]",
-                                  "get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]", "ls [NAME]",
-                                  "alias NAME:VERSION ALIAS", "convert FROM TO", NULL},
+        .forms = (const char *const[]){"put NAME FILE|DIR ... [--alias A ...]",
+                                       "get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]", "ls [NAME]",
+                                       "alias NAME:VERSION ALIAS", "unalias NAME ALIAS", "rm NAME:VERSION",
+                                       "lineage NAME:VERSION", "gc [--grace S]", "verify [--hash]",
+                                       "convert FROM TO", NULL},
         .options = options,
-        .more = "put uploads files (a folder's with their paths in it) as a new version; equal "
-                "content makes none.\n"
-                "get downloads a version's files into DIR (here), each checked by its sha256. "
-                "alias points a name\n"
-                "such as `production` at a version. convert turns a prompt table's file into "
-                "another tool's form.",
+        .more = "put uploads files (a folder's with their paths in it) as a new version; equal content makes none.\n"
+                "get downloads a version's files into DIR (here), each checked by its sha256. alias points a name\n"
+                "such as `production` at a version. rm deletes a version that no alias points at and nothing uses; gc\n"
+                "then removes the files that no version has (the server does so by itself). lineage says which runs\n"
+                "made a version of what, and which used it. convert turns a prompt table's file into another tool's form.",
         .most = -1,
     };
     int at = cli_parse(&usage, argc, argv), status = 2;

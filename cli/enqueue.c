@@ -3,6 +3,7 @@
 #include "base/spec.h"
 #include "cli/api.h"
 #include "cli/cli.h"
+#include "cli/registry.h"
 #include "cli/runs_common.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -142,7 +143,7 @@ static int post(struct sl_api *api, const char *key, const json_t *spec, int rep
 int cmd_enqueue(int argc, char **argv)
 {
     struct cli_server server = {NULL, NULL};
-    const char *key = NULL, *config = NULL, *not_before = NULL, *delay = NULL, *dedupe = NULL;
+    const char *key = NULL, *config = NULL, *not_before = NULL, *delay = NULL, *dedupe = NULL, *job = NULL;
     bool wait = false, follow = false, json = false, allow_unknown = false;
     int replicas = 0;
     const struct cli_option options[] = {
@@ -151,6 +152,7 @@ int cmd_enqueue(int argc, char **argv)
          "model.language_model_path, rows are model.data.train_ds, validation_ds, test_ds,\n"
          "name is its name; project, queue, priority, resources, retry and outputs may\n"
          "stand at its top", 0, 0},
+        {"job", 0, CLI_TEXT, &job, "JOB", "a job (`softlaunch job`) in place of a spec; PARAMETER=VALUE sets one of its parameters", 0, 0},
         {"allow-unknown", 0, CLI_FLAG, &allow_unknown, NULL,
          "keys of FILE that nobody knows are named and ignored; else they are errors", 0, 0},
         {"wait", 0, CLI_FLAG, &wait, NULL, "waits for the run's end; exit status 0 only when it succeeded", 0, 0},
@@ -169,7 +171,8 @@ int cmd_enqueue(int argc, char **argv)
     const struct cli_usage usage = {
         .name = "enqueue",
         .forms = (const char *const[]){"SPEC.json [KEY=VALUE ...] [--wait | --follow] [--key KEY] [--json] ...",
-                                       "--config FILE.yaml [--allow-unknown] [KEY=VALUE ...] ...", NULL},
+                                       "--config FILE.yaml [--allow-unknown] [KEY=VALUE ...] ...",
+                                       "--job JOB [PARAMETER=VALUE ...] [--wait | --follow] [--key KEY] [--json]", NULL},
         .options = options,
         .more = "KEY=VALUE changes the spec: priority=high, model.optim.lr=3e-4, datasets.train.0=...",
         .most = -1,
@@ -183,13 +186,17 @@ int cmd_enqueue(int argc, char **argv)
 
     if (at < 0)
         return cli_usage_status(at);
-    if (at == argc && !config)
+    if ((at == argc && !config && !job) || (config && job))
         return cli_wrong(&usage, NULL);
+    if (job && (not_before || delay || dedupe || replicas))
+        return cli_wrong(&usage, "--at, --delay, --dedupe and --wait-replicas do not go with --job");
     if (!key) { /* so that our own tries after a lost answer make one run */
         sl_random_id(random);
         key = random;
     }
-    if (config)
+    if (job)
+        rc = 0;
+    else if (config)
         rc = read_yaml(config,
                        &(struct sl_config_yaml_options){argv + at, argc - at,
                                                         allow_unknown, false},
@@ -207,7 +214,8 @@ int cmd_enqueue(int argc, char **argv)
     if (!rc)
         rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
-        rc = post(api, key, spec, replicas, &reply, &err);
+        rc = job ? cli_enqueue_job(api, job, argc - at, argv + at, key, &reply, &err)
+                 : post(api, key, spec, replicas, &reply, &err);
     if (!rc) {
         snprintf(run, sizeof run, "%s", sl_json_str(reply, "run", ""));
         if (json)

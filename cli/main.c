@@ -14,13 +14,16 @@ static const struct {
     const char *help; /* NULL: not for people */
 } commands[] = {
     {"enqueue", cmd_enqueue, "put a run on a queue: enqueue spec.json [key=value ...]"},
-    {"runs", cmd_runs, "list, show, move or requeue runs: runs [show|move|requeue RUN]"},
+    {"runs", cmd_runs, "list and show runs, do them again, their metrics: runs [show|rerun|metrics|... RUN]"},
+    {"job", cmd_job, "reusable jobs made of runs: job create NAME --from RUN"},
     {"logs", cmd_logs, "a run's log, as it grows with -f: logs [-f] RUN"},
     {"cancel", cmd_cancel, "stop a run: cancel RUN"},
     {"queues", cmd_queues, "queues: limits, pause, resume, drain"},
     {"projects", cmd_projects, "projects: limits and quotas"},
     {"agents", cmd_agents, "agents: pause, resume, drain"},
     {"artifact", cmd_artifact, "models, data sets and results: artifact put|get|ls|alias|convert"},
+    {"registry", cmd_registry, "registered models and their stages: registry [show|link|stage|unstage]"},
+    {"cache", cmd_cache, "the files that agents of this machine share: cache ls|verify|gc"},
     {"user", cmd_user, "who may use the server: user [ls|add|set|rm NAME]"},
     {"token", cmd_token, "secrets to come with: token [ls|add|revoke ID]"},
     {"audit", cmd_audit, "who did what"},

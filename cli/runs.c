@@ -1,6 +1,7 @@
 #include "base/json.h"
 #include "cli/api.h"
 #include "cli/cli.h"
+#include "cli/registry.h"
 #include "cli/runs_common.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -198,7 +199,7 @@ int cmd_runs(int argc, char **argv)
 {
     struct cli_server server = {NULL, NULL};
     const char *state = "", *queue = "", *project = "", *priority = "", *key = NULL, *verb;
-    bool json_asked = false, table = false;
+    bool json_asked = false, table = false, wait = false, csv = false, jsonl = false;
     int limit = 50;
     const struct cli_option options[] = {
         {"state", 0, CLI_TEXT, &state, "STATE",
@@ -207,7 +208,10 @@ int cmd_runs(int argc, char **argv)
         {"project", 0, CLI_TEXT, &project, "PROJECT", "of this project only", 0, 0},
         {"limit", 0, CLI_INT, &limit, "N", "so many of the newest (50)", 1, 1000000},
         {"priority", 0, CLI_TEXT, &priority, "PRIORITY", "for move: critical, high, medium or low", 0, 0},
-        {"key", 0, CLI_TEXT, &key, "KEY", "for requeue: with the same key it is one run", 0, 0},
+        {"key", 0, CLI_TEXT, &key, "KEY", "for requeue and rerun: with the same key it is one run", 0, 0},
+        {"wait", 0, CLI_FLAG, &wait, NULL, "for rerun: to its end, and says whether the prompt tables are the same", 0, 0},
+        {"csv", 0, CLI_FLAG, &csv, NULL, "for metrics: CSV with a header (the default)", 0, 0},
+        {"jsonl", 0, CLI_FLAG, &jsonl, NULL, "for metrics: a JSON object a line", 0, 0},
         {"json", 0, CLI_FLAG, &json_asked, NULL, "JSON on a terminal too; of what is changed, the server's answer", 0, 0},
         {"table", 0, CLI_FLAG, &table, NULL, "a table in a file or pipe too", 0, 0},
         CLI_SERVER_OPTIONS(server),
@@ -218,13 +222,17 @@ int cmd_runs(int argc, char **argv)
         .forms = (const char *const[]){"[--state STATE] [--queue QUEUE] [--project PROJECT] [--limit N] [--json]",
                                        "show RUN [--json]",
                                        "move RUN [--priority PRIORITY] [--queue QUEUE]",
-                                       "requeue RUN [--key KEY]", NULL},
+                                       "requeue RUN [--key KEY]", "rerun RUN [--wait] [--key KEY]",
+                                       "compare RUN OTHER", "metrics RUN [--csv | --jsonl]", NULL},
         .options = options,
         .more = CLI_RUN_HELP "\n"
+                "rerun does one that succeeded again, with the versions and digests of inputs that it used: the same\n"
+                "prompt tables, bit for bit, on the same kind of device, threads, libraries and pack layout. compare says\n"
+                "what is the same of two, and what differs. metrics prints every step's numbers.\n"
                 "move gives a run that has not ended another priority or queue. requeue enqueues one that is dead,\n"
                 "failed or cancelled again, as a new run that goes on from its checkpoint, and prints its id.\n"
                 "A table on a terminal, JSON elsewhere.",
-        .most = 2,
+        .most = 3,
     };
     int at = cli_parse(&usage, argc, argv), left = argc - at, rc;
     bool json = json_asked || (!table && !isatty(STDOUT_FILENO));
@@ -233,15 +241,22 @@ int cmd_runs(int argc, char **argv)
 
     if (at < 0)
         return cli_usage_status(at);
-    verb = left == 2 ? argv[at] : "";
-    if (left && (left != 2 || !(!strcmp(verb, "show") || !strcmp(verb, "requeue") ||
-                                (!strcmp(verb, "move") && (*priority || *queue)))))
+    verb = left >= 2 ? argv[at] : "";
+    const char *const two[] = {"show", "requeue", "rerun", "metrics"};
+    bool known = !left || (left == 2 && !strcmp(verb, "move") && (*priority || *queue)) ||
+                 (left == 3 && !strcmp(verb, "compare"));
+    for (size_t i = 0; i < sizeof two / sizeof *two; i++)
+        known |= left == 2 && !strcmp(verb, two[i]);
+    if (!known || (csv && jsonl))
         return cli_wrong(&usage, NULL);
     rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
         rc = !left                      ? list(api, limit, state, queue, project, json, &err)
              : !strcmp(verb, "show")    ? show(api, argv[at + 1], json, &err)
              : !strcmp(verb, "requeue") ? requeue(api, argv[at + 1], key, json_asked, &err)
+             : !strcmp(verb, "rerun")   ? cli_rerun(api, argv[at + 1], key, wait, json_asked, &err)
+             : !strcmp(verb, "compare") ? cli_compare_runs(api, argv[at + 1], argv[at + 2], json_asked, &err)
+             : !strcmp(verb, "metrics") ? cli_run_metrics(api, argv[at + 1], !jsonl, &err)
                                         : move(api, argv[at + 1], priority, queue, json_asked, &err);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;

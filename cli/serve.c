@@ -1,4 +1,4 @@
-#include "server/serve.h"
+#include "server/keeper.h"
 #include "base/log.h"
 #include "cli/cli.h"
 #include "cli/options.h"
@@ -9,7 +9,8 @@
 int cmd_serve(int argc, char **argv)
 {
     struct sl_serve_config config = {.listen = "127.0.0.1:8080", .redis_url = getenv("SOFTLAUNCH_REDIS")};
-    int keep_finished_s = 60, keep_runs_days = 0;
+    int keep_finished_s = 60, keep_runs_days = 0, collect_every_s = SL_KEEPER_EVERY_S,
+        collect_grace_s = SL_KEEPER_GRACE_S;
     struct cli_list trusted = {.n = 0};
     const struct cli_option options[] = {
         {"data", 0, CLI_TEXT, &config.data_dir, "DIR", "the artifact store: blobs, versions, records", 0, 0},
@@ -29,6 +30,10 @@ int cmd_serve(int argc, char **argv)
          "seconds that a finished run stays in Redis before it is archived in DIR (60)", 0, INT_MAX},
         {"keep-runs", 0, CLI_INT, &keep_runs_days, "DAYS",
          "archived runs are removed after so many days (never). Artifacts stay.", 0, INT_MAX},
+        {"collect-every", 0, CLI_INT, &collect_every_s, "S",
+         "seconds between collections of what no version in DIR uses (3600); 0: only when asked", 0, INT_MAX},
+        {"collect-grace", 0, CLI_INT, &collect_grace_s, "S",
+         "what came in the last S seconds is not collected (21600)", 0, INT_MAX},
         CLI_OPTIONS_END,
     };
     const struct cli_usage usage = {
@@ -52,6 +57,8 @@ int cmd_serve(int argc, char **argv)
     config.trusted = trusted.items;
     config.keep_finished_s = keep_finished_s;
     config.keep_runs_days = keep_runs_days;
+    config.collect_every_s = collect_every_s;
+    config.collect_grace_s = collect_grace_s;
     sl_log_setup("server", !isatty(STDERR_FILENO), SL_INFO);
     return sl_serve(&config, &err) ? cli_fail(argv[0], &err) : 0;
 }

@@ -246,16 +246,23 @@ static void tell_start(struct sl_trainer *t)
     const struct sl_trial *first = &t->trial[0];
     json_t *names = first->run->name[0] ? json_array() : NULL, *event;
     struct sl_backend_info info;
+    struct sl_fingerprint print;
 
     for (int k = 0; k < t->n_trials && names; k++)
         json_array_append_new(names, json_string(t->trial[k].run->name));
     t->ops->info(t->be, &info);
+    sl_trainer_fingerprint(t, &print);
     event = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:b, s:o*}", "ev", "start", "step",
                       (json_int_t)t->step, "steps", (json_int_t)t->steps, "rows",
                       first->data->train ? sl_dataset_rows(first->data->train) : 0, "threads",
                       info.threads, "kernel", info.kernel, "resumed", t->step > 0, "trials", names);
     if (t->n_trials == 1)
         json_object_set_new(event, "lr", json_real(first->config->optim.lr));
+    json_object_set_new(event, "fingerprint",
+                        json_pack("{s:s, s:s, s:i, s:s, s:i, s:I}", "backend", print.backend, "kernel",
+                                  print.kernel, "threads", print.threads, "libraries", print.libraries,
+                                  "pack_layout", print.pack_layout, "pass_positions",
+                                  (json_int_t)print.pass_positions));
     sl_emit(t->report, event);
 }
 

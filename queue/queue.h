@@ -130,8 +130,12 @@ int sl_queue_finish(struct sl_queue *q, const char *run, const char *lease, cons
                     const json_t *metrics, json_t **ret_outputs, bool *ret_new, struct sl_err *err);
 /* {run: outputs} whose version records are still to be written. */
 int sl_queue_outbox(struct sl_queue *q, json_t **ret_outbox, struct sl_err *err);
-/* Charges the outputs' "bytes" to the project's storage, once. */
+/* Charges the outputs' "bytes" to the project's storage, once; those "shared" with another run's version
+ * cost nothing. */
 int sl_queue_ack(struct sl_queue *q, const char *run, const json_t *outputs, struct sl_err *err);
+/* A version that was deleted: its bytes no longer count as the project's storage. The same id counts once. */
+int sl_queue_refund(struct sl_queue *q, const char *id, const char *project, int64_t bytes,
+                    struct sl_err *err);
 
 struct sl_reaped {
     int ended, promoted; /* leases that ran out, runs whose time has come */

@@ -77,13 +77,24 @@ int sl_queue_ack(struct sl_queue *q, const char *run, const json_t *outputs, str
     size_t i;
 
     json_array_foreach(outputs, i, o)
-        bytes += sl_json_int(o, "bytes", 0);
+        bytes += sl_json_bool(o, "shared", false) ? 0 : sl_json_int(o, "bytes", 0);
     sl_queue_cmd(&c, SL_SCRIPT_ACK);
     sl_cmd_add(&c, run);
     sl_cmd_add(&c, text);
     sl_cmd_add_int(&c, bytes);
     c.failed |= !text;
     free(text);
+    return sl_queue_do(q, &c, err);
+}
+
+int sl_queue_refund(struct sl_queue *q, const char *id, const char *project, int64_t bytes,
+                    struct sl_err *err)
+{
+    struct sl_cmd c;
+    sl_queue_cmd(&c, SL_SCRIPT_REFUND);
+    sl_cmd_add(&c, id);
+    sl_cmd_add(&c, project);
+    sl_cmd_add_int(&c, bytes);
     return sl_queue_do(q, &c, err);
 }
 

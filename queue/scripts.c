@@ -15,7 +15,7 @@
         X(FINISH, finish) X(ACK, ack) X(CANCEL, cancel) X(MOVE, move) X(REAP, reap)                \
             X(HEARTBEAT, heartbeat) X(AGENTS, agents) X(SET_AGENT, set_agent) X(NAMES, names)      \
                 X(SET_NAMES, set_names) X(LIST, list) X(SHOW, show) X(EVENTS, events)              \
-                    X(ENDED, ended) X(FORGET, forget) X(NUMBER, number) X(SYNC, sync) X(TRIM, trim)
+                    X(ENDED, ended) X(FORGET, forget) X(NUMBER, number) X(REFUND, refund) X(SYNC, sync) X(TRIM, trim)
 
 EMBEDDED(common)
 EMBEDDED(line)

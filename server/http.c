@@ -1,7 +1,9 @@
 /* Sockets, routes and pools of handlers. A request goes: access (first call: token, route, begin)
  * -> body -> suspended while a pool runs its handler -> resumed, and the answer queued ->
- * completed. */
+ * completed.
+ * Long because the ways a request can go are one state machine. */
 #include "server/http.h"
+#include "base/clock.h"
 #include "base/json.h"
 #include "server/http_priv.h"
 #include <errno.h>
@@ -33,6 +35,7 @@ struct sl_http {
     struct {
         const struct sl_route *route;
         void *arg;
+        struct sl_http_count count;
     } routes[SL_HTTP_ROUTES_MAX];
     int n_routes;
     struct pool pools[2]; /* short requests; `waits` */
@@ -177,6 +180,7 @@ static void find_route(struct sl_http *http, struct sl_http_req *req, const char
         if (strcmp(r->method, method) == 0) {
             req->route = r;
             req->arg = http->routes[i].arg;
+            req->count = &http->routes[i].count;
             memcpy(req->params, params, sizeof params);
             return;
         }
@@ -288,6 +292,7 @@ static enum MHD_Result access_handler(void *cls, struct MHD_Connection *conn, co
         sl_buf_init(&req->body, SL_HTTP_JSON_MAX);
         req->http = http;
         req->conn = conn;
+        req->began_us = sl_boot_us();
         *con_cls = req;
         atomic_fetch_add(&http->active, 1);
         req->path = strdup(url);
@@ -315,6 +320,8 @@ static void completed(void *cls, struct MHD_Connection *conn, void **con_cls,
     if (!req)
         return;
     *con_cls = NULL;
+    if (req->count)
+        sl_http_count(req->count, req->status, req->began_us);
     if (req->streaming)
         req->route->abort(req->state);
     if (req->response)
@@ -442,6 +449,21 @@ int sl_http_start(struct sl_http *http, struct sl_err *err)
     if (rc)
         sl_http_stop(http);
     return rc;
+}
+
+void sl_http_metrics(const struct sl_http *http, struct sl_buf *out)
+{
+    sl_prom_family(out, "softlaunch_http_requests_total", "counter",
+                   "Answered requests by route and class of status.");
+    for (int i = 0; i < http->n_routes; i++)
+        sl_http_count_requests(http->routes[i].route, &http->routes[i].count, out);
+    sl_prom_family(out, "softlaunch_http_request_seconds", "histogram",
+                   "From a request's headers to the end of its answer.");
+    for (int i = 0; i < http->n_routes; i++)
+        if (atomic_load(&http->routes[i].count.took_us))
+            sl_http_count_took(http->routes[i].route, &http->routes[i].count, out);
+    sl_prom_family(out, "softlaunch_http_active_requests", "gauge", "Requests under way.");
+    sl_prom_value(out, "softlaunch_http_active_requests", atomic_load(&http->active), NULL);
 }
 
 int sl_http_port(const struct sl_http *http)

@@ -42,6 +42,7 @@
 #define SL_HTTP_PROJECT_MAX 128 /* characters of a project's name */
 
 struct sl_http;
+struct sl_buf;
 struct sl_http_req; /* one request; valid until its handler returns */
 
 enum sl_http_body {
@@ -113,10 +114,14 @@ typedef int sl_http_project_of(void *arg, const char *name,
 int sl_http_set_scope(struct sl_http *http, const char *prefix, sl_http_project_of *project_of,
                       void *arg, struct sl_err *err);
 int sl_http_start(struct sl_http *http, struct sl_err *err);
+/* Families about requests, in Prometheus' text format (base/prometheus.h). */
+void sl_http_metrics(const struct sl_http *http, struct sl_buf *out);
 int sl_http_port(const struct sl_http *http); /* after start */
 /* Takes no new connections, lets running handlers finish, ends the threads. Blocks. NULL-safe. */
 void sl_http_stop(struct sl_http *http);
 void sl_http_free(struct sl_http *http); /* stops too; NULL-safe */
+/* Binds "host:port" or "[v6]:port"; port 0 takes a free one. */
+int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_err *err);
 /* Reads a token file (one line, blanks around it dropped) into a heap string. SL_SPEC when too
  * short. */
 int sl_http_read_token(const char *path, char **ret_token, struct sl_err *err);

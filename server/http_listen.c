@@ -23,7 +23,7 @@ int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_er
         address++, len -= 2;
     if (!colon || len == 0 || len >= sizeof host || !colon[1])
         return sl_err_set(err, SL_SPEC,
-                          "--listen %.200s: expected HOST:PORT, such as 127.0.0.1:8080", address);
+                          "%.200s: expected HOST:PORT, such as 127.0.0.1:8080", address);
     memcpy(host, address, len);
     host[len] = 0;
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};

@@ -3,6 +3,7 @@
 #define SL_SERVER_HTTP_PRIV_H
 #include "base/buf.h"
 #include "base/digest.h"
+#include "base/prometheus.h"
 #include "server/http.h"
 #include <microhttpd.h>
 #include <pthread.h>
@@ -53,10 +54,19 @@ struct sl_http_guard {
     int n_scopes;
 };
 
+#define SL_HTTP_COUNT_BOUNDS 10
+
+/* What http_count.c keeps of a route: answers by the status's first digit, and by how long they took. */
+struct sl_http_count {
+    atomic_uint_least64_t status[5], took[SL_HTTP_COUNT_BOUNDS + 1], took_us;
+};
+
 struct sl_http_req {
     struct sl_http *http;
     struct MHD_Connection *conn;
     const struct sl_route *route; /* NULL until one matched */
+    struct sl_http_count *count;  /* of that route */
+    int64_t began_us;             /* on the boot clock */
     void *arg;
     struct sl_identity who;
     struct sl_http_peer peer;
@@ -86,6 +96,12 @@ int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_er
 int sl_http_listen_unix(const char *path, int *ret_fd, struct sl_err *err);
 /* The text of a PEM file, for the caller to free. */
 int sl_http_read_pem(const char *path, char **ret_text, struct sl_err *err);
+void sl_http_count(struct sl_http_count *count, unsigned status, int64_t began_us);
+/* One route's samples of softlaunch_http_requests_total, and of softlaunch_http_request_seconds. */
+void sl_http_count_requests(const struct sl_route *route, const struct sl_http_count *count,
+                            struct sl_buf *out);
+void sl_http_count_took(const struct sl_route *route, const struct sl_http_count *count,
+                        struct sl_buf *out);
 bool sl_http_is_stopping(const struct sl_http *http);
 struct sl_http_guard *sl_http_guard(struct sl_http *http);
 

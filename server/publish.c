@@ -1,7 +1,9 @@
 /* Publishing a run's result exactly once, whatever is killed when:
  *
  *   1. the agent has uploaded blobs and manifests (invisible so far) and sends
- *      {"lease", "metrics", "outputs": [{"output", "artifact", "manifest", "aliases"}]}
+ *      {"lease", "metrics", "outputs": [{"output", "artifact", "manifest", "aliases"}],
+ *       "facts": artifacts/lineage.h (optional), "register": a model that the first output becomes a candidate of
+ *       (optional)}
  *   2. manifests are verified and pinned, version numbers reserved
  *   3. one script in Redis: lease held and not cancelled -> the run has succeeded with these
  * outputs, outbox entry
@@ -10,8 +12,11 @@
  *
  * After a crash between 3 and 5 the outbox is replayed from 4; a repeated request gets the first
  * one's outputs. */
+#include "artifacts/lineage.h"
 #include "artifacts/names.h"
+#include "artifacts/registry.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "server/runs.h"
 #include <stdio.h>
 #include <string.h>
@@ -25,8 +30,13 @@ static int check_request(const json_t *body, struct sl_err *err)
 {
     const json_t *outputs = json_object_get(body, "outputs"), *o;
     const char *lease = sl_json_str(body, "lease", "");
+    const json_t *facts = json_object_get(body, "facts"), *model = json_object_get(body, "register");
     size_t i;
 
+    if (json_is_object(facts) && sl_facts_check(facts, err))
+        return SL_SPEC;
+    if (model && !sl_name_valid(json_string_value(model)))
+        return sl_err_set(err, SL_SPEC, "register: expected the name of a registered model");
     if (strlen(lease) != SL_ID_HEX)
         return sl_err_set(err, SL_SPEC, "lease: expected the lease id, %d hex digits", SL_ID_HEX);
     if (!json_is_array(outputs) || !json_array_size(outputs) ||
@@ -67,11 +77,12 @@ static void sign(struct sl_runs *runs, const char *run, json_t *reserved)
 }
 
 /* Step 2. `reserved` gets the outputs with their numbers, as far as it came. */
-static int reserve(struct sl_store *store, const char *run, const char *lease,
-                   const json_t *outputs, json_t *reserved, json_t **ret_problems,
+static int reserve(struct sl_store *store, const char *run, const char *lease, const json_t *body,
+                   json_t *reserved, json_t **ret_problems,
                    struct sl_err *err)
 {
-    const json_t *o;
+    const json_t *outputs = json_object_get(body, "outputs"), *o;
+    json_t *facts = json_object_get(body, "facts"), *model = json_object_get(body, "register");
     size_t i;
 
     json_array_foreach(outputs, i, o) {
@@ -92,10 +103,11 @@ static int reserve(struct sl_store *store, const char *run, const char *lease,
         }
         snprintf(version, sizeof version, "v%d", number);
         if (json_array_append_new(
-                reserved, json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:o}", "pin", lease, "output",
+                reserved, json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:o, s:O*, s:O*}", "pin", lease, "output",
                                     text_of(o, "output"), "artifact", text_of(o, "artifact"),
                                     "version", version, "number", number, "manifest", manifest,
-                                    "aliases", aliases ? json_incref(aliases) : json_array())))
+                                    "aliases", aliases ? json_incref(aliases) : json_array(), "facts",
+                                    json_is_object(facts) ? facts : NULL, "register", i ? NULL : model)))
             return sl_err_set(err, SL_NOMEM, "out of memory");
     }
     return 0;
@@ -121,6 +133,28 @@ static void unpin(struct sl_store *store, const json_t *outputs)
         sl_store_unpin(store, text_of(o, "manifest"), text_of(o, "pin"), NULL);
 }
 
+/* The version becomes the model's candidate; on failure the record is released. */
+static int registered(struct sl_store *store, const char *run, const json_t *output, json_t **record,
+                      struct sl_err *err)
+{
+    const struct sl_registry_link link = {.artifact = sl_json_str(*record, "name", ""),
+                                          .version = sl_json_str(*record, "version", ""),
+                                          .stage = SL_STAGE_CANDIDATE,
+                                          .run = run};
+    int rc = sl_registry_link(store, text_of(output, "register"), &link, NULL, err);
+
+    if (rc == SL_CONFLICT) { /* a full registry: the result itself was promised */
+        sl_log(SL_ERROR, run, "%s", err->msg);
+        sl_err_clear(err);
+        rc = 0;
+    }
+    if (rc) {
+        json_decref(*record);
+        *record = NULL;
+    }
+    return rc;
+}
+
 /* Steps 4 and 5. *ret_outputs: the outputs with the versions that they became. */
 static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
                   json_t **ret_outputs, struct sl_err *err)
@@ -138,16 +172,24 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
                                     .output = text_of(o, "output"),
                                     .created_by = text_of(o, "created_by"),
                                     .project = text_of(o, "project"),
-                                    .aliases = json_object_get(o, "aliases")};
+                                    .aliases = json_object_get(o, "aliases"),
+                                    .facts = json_object_get(o, "facts")};
         json_t *became = json_copy(o);
         json_object_del(became, "pin");
         json_object_del(became, "created_by");
         json_object_del(became, "project");
+        json_object_del(became, "facts"); /* the store has them now: Redis need not keep them */
         rc = sl_store_commit(store, &c, &record, NULL, err);
+        if (!rc && json_object_get(o, "register"))
+            rc = registered(store, run, o, &record, err);
         if (!rc) {
             json_object_set(became, "version", json_object_get(record, "version"));
             json_object_set(became, "number", json_object_get(record, "number"));
             json_object_set(became, "bytes", json_object_get(record, "bytes"));
+            /* Equal content of another run: no new version, and no more storage. */
+            if (strcmp(sl_json_str(record, "made_by.run", ""), run) != 0 ||
+                strcmp(sl_json_str(record, "made_by.output", ""), c.output) != 0)
+                json_object_set_new(became, "shared", json_true());
             json_decref(record);
         }
         json_array_append_new(final, became);
@@ -179,7 +221,7 @@ void sl_publish_handler(struct sl_http_req *req, void *arg)
 
     if (!rc)
         rc =
-            reserve(store, run, lease, json_object_get(body, "outputs"), reserved, &problems, &err);
+            reserve(store, run, lease, body, reserved, &problems, &err);
     if (!rc)
         sign(runs, run, reserved);
     if (!rc)

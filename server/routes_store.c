@@ -4,6 +4,7 @@
 #include "base/json.h"
 #include "server/scope.h"
 #include "server/serve.h"
+#include <stdio.h>
 #include <string.h>
 
 #define BLOB_TYPE "application/octet-stream"
@@ -21,6 +22,9 @@ static void get_blob(struct sl_http_req *req, void *arg)
     const char *sha256 = sl_http_param(req, "sha256");
     int64_t bytes;
     int fd;
+    /* HEAD: whether an upload is needless. */
+    if (strcmp(sl_http_method(req), "HEAD") == 0)
+        sl_blob_hold(store, sha256, NULL, NULL);
     if (sl_blob_open(store, sha256, &fd, &bytes, &err))
         sl_http_reply_err(req, &err, NULL);
     else
@@ -32,7 +36,7 @@ static int put_blob_begin(struct sl_http_req *req, void *arg, void **ret_state, 
     struct sl_store *store = arg;
     const char *sha256 = sl_http_param(req, "sha256");
     int64_t bytes;
-    if (sl_blob_stat(store, sha256, &bytes, NULL) == 0) {
+    if (sl_blob_hold(store, sha256, &bytes, NULL) == 0) {
         sl_http_reply_json(req, 200,
                            json_pack("{s:s, s:I}", "sha256", sha256, "bytes", (json_int_t)bytes));
         return 0;
@@ -65,6 +69,87 @@ static void put_blob(struct sl_http_req *req, void *arg)
         sl_http_reply_json(req, 201,
                            json_pack("{s:s, s:I}", "sha256", sha256, "bytes", (json_int_t)bytes));
 }
+
+/* ---- uploads in pieces ------------------------------------------------------------------------ */
+
+/* {"sha256", "offset"}, or with "bytes" when the blob is there; the offset is in the header Upload-Offset
+ * too, for HEAD. */
+static void get_upload(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    const char *sha256 = sl_http_param(req, "sha256");
+    char offset[32];
+    int64_t bytes = 0;
+    int rc = sl_blob_hold(arg, sha256, &bytes, &err);
+    bool there = rc == 0;
+    if (rc == SL_NOTFOUND) {
+        sl_err_clear(&err);
+        rc = sl_upload_offset(arg, sha256, &bytes, &err);
+    }
+    snprintf(offset, sizeof offset, "%lld", (long long)bytes);
+    if (rc == 0)
+        sl_http_set_header(req, "Upload-Offset", offset);
+    if (there) {
+        sl_http_reply_json(req, 200,
+                           json_pack("{s:s, s:I, s:I}", "sha256", sha256, "offset",
+                                     (json_int_t)bytes, "bytes", (json_int_t)bytes));
+        return;
+    }
+    if (rc)
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(
+            req, 200, json_pack("{s:s, s:I}", "sha256", sha256, "offset", (json_int_t)bytes));
+}
+
+static int patch_upload_begin(struct sl_http_req *req, void *arg, void **ret_state,
+                              struct sl_err *err)
+{
+    const char *sha256 = sl_http_param(req, "sha256");
+    int64_t bytes;
+    if (sl_blob_hold(arg, sha256, &bytes, NULL) == 0) {
+        sl_http_reply_json(req, 200,
+                           json_pack("{s:s, s:I, s:I}", "sha256", sha256, "offset",
+                                     (json_int_t)bytes, "bytes", (json_int_t)bytes));
+        return 0;
+    }
+    struct sl_upload *upload;
+    int rc = sl_upload_begin(arg, sha256, sl_http_query_int(req, "offset", -1, -1, INT64_MAX),
+                             sl_http_query_int(req, "bytes", -1, -1, INT64_MAX), &upload, err);
+    if (rc == 0)
+        *ret_state = upload;
+    return rc;
+}
+
+static int patch_upload_data(void *state, const void *data, size_t len, struct sl_err *err)
+{
+    return sl_upload_write(state, data, len, err);
+}
+
+static void patch_upload_abort(void *state)
+{
+    sl_upload_abort(state);
+}
+
+static void patch_upload(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    const char *sha256 = sl_http_param(req, "sha256");
+    int64_t offset = 0;
+    bool done = false;
+    (void)arg;
+    if (sl_upload_end(sl_http_state(req), &done, &offset, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else if (done)
+        sl_http_reply_json(req, 201,
+                           json_pack("{s:s, s:I, s:I}", "sha256", sha256, "offset",
+                                     (json_int_t)offset, "bytes", (json_int_t)offset));
+    else
+        sl_http_reply_json(
+            req, 202, json_pack("{s:s, s:I}", "sha256", sha256, "offset", (json_int_t)offset));
+}
+
+/* ---- artifacts -------------------------------------------------------------------------------- */
 
 static void list_artifacts(struct sl_http_req *req, void *arg)
 {
@@ -164,6 +249,26 @@ static void put_alias(struct sl_http_req *req, void *arg)
     }
 }
 
+static void delete_alias(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    if (sl_store_unalias(arg, sl_http_param(req, "name"), sl_http_param(req, "alias"), &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_empty(req, 204);
+}
+
+/* Gives what is left: the record with "deleted". */
+static void delete_version(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *gone;
+    if (sl_store_delete(arg, sl_http_param(req, "name"), sl_http_param(req, "ref"), &gone, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, gone);
+}
+
 static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/health", .open = true, .handle = health},
     {.method = "GET",
@@ -178,6 +283,17 @@ static const struct sl_route routes[] = {
      .begin = put_blob_begin,
      .data = put_blob_data,
      .abort = put_blob_abort},
+    {.method = "GET", .pattern = "/api/v1/blobs/{sha256}/upload", .scope = SL_SCOPE_SHARED,
+     .handle = get_upload},
+    /* ?offset=&bytes=: where the next piece begins, and what the whole blob has */
+    {.method = "PATCH",
+     .pattern = "/api/v1/blobs/{sha256}/upload",
+     .body = SL_BODY_STREAM,
+     .scope = SL_SCOPE_SHARED,
+     .handle = patch_upload,
+     .begin = patch_upload_begin,
+     .data = patch_upload_data,
+     .abort = patch_upload_abort},
     {.method = "GET",
      .pattern = "/api/v1/artifacts",
      .scope = SL_SCOPE_HANDLER,
@@ -189,6 +305,13 @@ static const struct sl_route routes[] = {
      .body = SL_BODY_JSON,
      .scope = SL_SCOPE_HANDLER,
      .handle = post_version},
+    {.method = "GET", .pattern = "/api/v1/artifacts/{name}/versions/{ref}", .handle = get_version},
+    {.method = "DELETE",
+     .pattern = "/api/v1/artifacts/{name}/versions/{ref}",
+     .handle = delete_version},
+    {.method = "DELETE",
+     .pattern = "/api/v1/artifacts/{name}/aliases/{alias}",
+     .handle = delete_alias},
     {.method = "PUT",
      .pattern = "/api/v1/artifacts/{name}/aliases/{alias}",
      .body = SL_BODY_JSON,

@@ -37,9 +37,8 @@ static void reply_enqueued(struct sl_http_req *req, const char *run, const char 
                        json_pack("{s:s, s:s}", "run", run, "state", is_new ? "queued" : how));
 }
 
-static void enqueue(struct sl_http_req *req, void *arg)
+void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t *given)
 {
-    struct sl_runs *runs = arg;
     struct sl_err err = SL_ERR_INIT;
     json_t *errors = NULL, *problems, *spec = NULL, *e;
     const char *key, *how = "new", *project;
@@ -49,7 +48,7 @@ static void enqueue(struct sl_http_req *req, void *arg)
 
     if (!read_key(req, &key))
         return;
-    rc = sl_spec_validate(sl_http_json(req), &errors, &err);
+    rc = sl_spec_validate(given, &errors, &err);
     if (!rc && json_array_size(errors)) {
         problems = json_array();
         json_array_foreach(errors, i, e)
@@ -71,7 +70,7 @@ static void enqueue(struct sl_http_req *req, void *arg)
     if (!rc)
         rc = sl_scope_spec(sl_http_identity(req), runs->server->store, sl_http_json(req), &err);
     if (!rc)
-        rc = sl_spec_with_defaults(sl_http_json(req), &spec, &err);
+        rc = sl_spec_with_defaults(given, &spec, &err);
     if (!rc)
         rc = sl_queue_enqueue_by(runs->queue, sl_http_user(req), spec, key, run, &how, &err);
     json_decref(spec);
@@ -79,6 +78,11 @@ static void enqueue(struct sl_http_req *req, void *arg)
         sl_http_reply_err(req, &err, NULL);
     else
         reply_enqueued(req, run, how);
+}
+
+static void enqueue(struct sl_http_req *req, void *arg)
+{
+    sl_runs_enqueue(arg, req, sl_http_json(req));
 }
 
 /* {"runs", "next", "live": false when Redis is away and these are archived ones only}. The archive's part of a page of runs: both are newest first by seq, and a run that is just leaving may
@@ -165,8 +169,7 @@ static void list(struct sl_http_req *req, void *arg)
     json_decref(archived);
 }
 
-/* Live or archived. */
-static int find(struct sl_runs *runs, const char *run, json_t **ret_run, struct sl_err *err)
+int sl_runs_find(struct sl_runs *runs, const char *run, json_t **ret_run, struct sl_err *err)
 {
     struct sl_err live = SL_ERR_INIT, archived = SL_ERR_INIT;
     int rc = sl_queue_show(runs->queue, run, ret_run, &live);
@@ -182,7 +185,7 @@ static int project_of(void *runs, const char *run, char ret_project[SL_HTTP_PROJ
                       struct sl_err *err)
 {
     json_t *found;
-    int rc = find(runs, run, &found, err);
+    int rc = sl_runs_find(runs, run, &found, err);
 
     if (!rc) {
         snprintf(ret_project, SL_HTTP_PROJECT_MAX + 1, "%s",
@@ -197,7 +200,7 @@ static void show(struct sl_http_req *req, void *arg)
     struct sl_err err = SL_ERR_INIT;
     json_t *run;
 
-    if (find(arg, sl_http_param(req, "run"), &run, &err))
+    if (sl_runs_find(arg, sl_http_param(req, "run"), &run, &err))
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_json(req, 200, run);
@@ -231,7 +234,7 @@ static void events(struct sl_http_req *req, void *arg)
     }
     json_decref(archived);
     if (!rc && !n_events(found)) { /* every run has events: with none at all it may not exist */
-        rc = find(runs, run, &known, &err);
+        rc = sl_runs_find(runs, run, &known, &err);
         if (!rc)
             json_decref(known);
     }
@@ -284,7 +287,7 @@ static void requeue(struct sl_http_req *req, void *arg)
 
     if (!read_key(req, &key))
         return;
-    rc = find(runs, sl_http_param(req, "run"), &old, &err);
+    rc = sl_runs_find(runs, sl_http_param(req, "run"), &old, &err);
     if (!rc) {
         rc = sl_queue_requeue_by(runs->queue, sl_http_user(req), old, key, run, &how, &err);
         json_decref(old);
@@ -340,6 +343,10 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
     if (!rc)
         rc = sl_admin_routes(runs, err);
     if (!rc)
+        rc = sl_jobs_open(server->config->data_dir, &runs->jobs, err);
+    if (!rc)
+        rc = sl_jobs_routes(runs, err);
+    if (!rc)
         rc = sl_ticker_start(sl_reap, runs, SL_REAPER_PERIOD_US, &runs->reaping, err);
     if (!rc)
         rc = sl_ticker_start(sl_archive_runs, runs, SL_REAPER_PERIOD_US, &runs->archiving, err);
@@ -347,6 +354,7 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
         sl_runs_part_stop(runs);
         return rc;
     }
+    server->runs = runs;
     *ret_state = runs;
     return 0;
 }
@@ -359,5 +367,6 @@ void sl_runs_part_stop(void *state)
     sl_ticker_stop(runs->reaping);
     sl_archive_close(runs->archive);
     sl_queue_free(runs->queue);
+    sl_jobs_close(runs->jobs);
     free(runs);
 }

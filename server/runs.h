@@ -9,11 +9,14 @@
  *   POST /api/v1/runs/{run}/move      {"priority", "queue"}
  *   POST /api/v1/runs/{run}/requeue   201 {"run", "state"}; Idempotency-Key
  *   POST /api/v1/runs/{run}/publish   by the run's agent: see publish.c
+ *   POST /api/v1/runs/{run}/rerun     201 {"run", "state"}; Idempotency-Key; GET .../compare?with=RUN: see rerun.h
+ *   GET  /api/v1/jobs, ...: see routes_jobs.c
  *   GET  /api/v1/queues, /projects, /agents        POST /api/v1/queues/{queue}, ...: see admin.c */
 #ifndef SL_SERVER_RUNS_H
 #define SL_SERVER_RUNS_H
 #include "queue/queue.h"
 #include "server/archive.h"
+#include "server/jobs.h"
 #include "server/serve.h"
 #include "server/ticker.h"
 
@@ -38,6 +41,7 @@ struct sl_runs {
     struct sl_server *server;
     struct sl_queue *queue;
     struct sl_archive *archive;
+    struct sl_jobs *jobs;
     struct sl_reaper reaper;
     bool numbered;       /* Redis numbers new runs above the archived ones */
     int archive_trouble; /* the last pass's error */
@@ -49,6 +53,12 @@ void sl_publish_handler(struct sl_http_req *req, void *runs);
 int sl_publish_replay(struct sl_runs *runs, int *ret_replayed, struct sl_err *err);
 void sl_reap(void *runs);         /* reaps, promotes, replays: once in SL_REAPER_PERIOD_US */
 void sl_archive_runs(void *runs); /* as often, on a thread of its own: it waits for the disk */
+/* Judges a spec, enqueues it under the request's Idempotency-Key, and answers. */
+void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t *spec);
+/* A run, live or archived. SL_NOTFOUND. */
+int sl_runs_find(struct sl_runs *runs, const char *run, json_t **ret_run, struct sl_err *err);
+/* Routes of jobs and reruns. */
+int sl_jobs_routes(struct sl_runs *runs, struct sl_err *err);
 /* Routes of queues, projects and agents. */
 int sl_admin_routes(struct sl_runs *runs, struct sl_err *err);
 

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "server/accounts.h"
 #include "server/audit.h"
+#include "server/keeper.h"
 #include "server/runs.h"
 #include "server/sessions.h"
 #include <errno.h>
@@ -16,8 +17,11 @@
 static const struct sl_server_part parts[] = {
     {"auth", false, sl_auth_part_start, NULL},
     {"store", false, sl_store_part_start, NULL},
+    {"registry", false, sl_registry_part_start, NULL},
     {"pages", false, sl_pages_part_start, sl_pages_part_stop},
+    {"metrics", false, sl_metrics_part_start, sl_metrics_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
+    {"keeper", false, sl_keeper_start, sl_keeper_stop},
 };
 #define N_PARTS ((int)(sizeof parts / sizeof *parts))
 

@@ -20,12 +20,15 @@ struct sl_serve_config {
     const char *port_file; /* gets the port as text, durably, once it answers; may be NULL */
     int64_t keep_finished_s; /* how long a finished run stays in Redis before it is archived */
     int64_t keep_runs_days;  /* how long it stays in the archive; 0: for ever */
+    int64_t collect_every_s; /* between collections of the store; 0: none by the clock */
+    int64_t collect_grace_s; /* see sl_collect */
 };
 
 struct sl_server {
     const struct sl_serve_config *config;
     struct sl_store *store;
     struct sl_http *http;
+    struct sl_runs *runs; /* once its part has started; NULL: without Redis */
     struct sl_accounts *accounts;
     struct sl_sessions *sessions;
     struct sl_audit *audit;
@@ -45,11 +48,16 @@ int sl_serve(const struct sl_serve_config *config, struct sl_err *err);
 
 /* The store's part: server/routes_store.c. */
 int sl_store_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+/* The registry's and lineage: server/routes_registry.c. */
+int sl_registry_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
 /* The web pages: server/pages.c. */
 int sl_pages_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
 void sl_pages_part_stop(void *state);
 
 /* Signing in, users, tokens, the audit log: server/routes_auth.c. */
 int sl_auth_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+/* GET /metrics: server/metrics.c. */
+int sl_metrics_part_start(struct sl_server *server, void **ret_state, struct sl_err *err);
+void sl_metrics_part_stop(void *state);
 
 #endif

@@ -21,6 +21,7 @@
 --   P:runs             sorted set: every run by seq
 --   P:run:ID           hash: the run's state (fields below)
 --   P:lease:LEASE      string: the run that was claimed under this lease id (so that a claim can be repeated)
+--   P:refund:ID        that a deleted version's bytes were given back to its project, for a week
 --   P:client:TOKEN     hash run, digest: what an enqueue with this idempotency token gave
 --   P:dedupe:PROJECT:KEY  string: the run with this dedupe key that has not ended
 -- Queues, projects, agents:

@@ -122,9 +122,33 @@ export async function signOut() {
   } catch { /* none */ }
 }
 
-// ---- pages of runs: {runs, next, total}
+// ---- pages of runs: {runs, next, total, whole}
 
-export async function listRuns({limit = 50, cursor, sort, status, ...filters}, signal) {
-  const page = await get("/runs" + query({limit, cursor, below: cursor, sort, status, state: status, ...filters}), {signal});
-  return {runs: page.runs, next: page.next_cursor || page.next || null, total: page.total ?? null, live: page.live !== false};
+// whole: the server searches and sorts all runs itself. One that cannot is asked for its newest, and they are searched here.
+const SEARCHED_MAX = 2000;
+const SORTS = {created: r => r.created_ms, finished: r => r.finished_ms || 0, name: r => r.name, state: r => r.state, project: r => r.project,
+               queue: r => r.queue, val_loss: r => (r.metrics && r.metrics.val_loss) ?? Infinity};
+
+export async function listRuns({limit = 50, cursor, sort, status, q, ...filters}, signal) {
+  const ask = (count, from) => get("/runs" + query({limit: count, cursor: from, below: from, sort, status, state: status, q, ...filters}), {signal});
+  const page = await ask(limit, cursor);
+  if ("next_cursor" in page) return {runs: page.runs, next: page.next_cursor, total: page.total ?? null, live: page.live !== false, whole: true};
+  const by = sort && sort.replace("-", ""), plain = !q && (!by || sort === "-created");
+  let runs = page.runs, next = page.next;
+  const wanted = r => !q || r.name.includes(q.toLowerCase());
+  if (!plain) {
+    while (next && runs.length < SEARCHED_MAX && (by || runs.filter(wanted).length < limit)) {
+      const more = await ask(200, next);
+      runs = runs.concat(more.runs);
+      next = more.next;
+    }
+    runs = runs.filter(wanted);
+    if (by && SORTS[by]) {
+      const key = SORTS[by], sign = sort.startsWith("-") ? -1 : 1;
+      runs.sort((a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0) * sign);
+      runs = runs.slice(0, limit);
+      next = null;
+    }
+  }
+  return {runs, next: next || null, total: null, live: page.live !== false, whole: false};
 }

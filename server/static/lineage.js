@@ -79,6 +79,7 @@ export function ofRun(r) {
 function address(n) {
   const label = n.label || n.id;
   if (n.kind === "run") return "/runs/" + encodeURIComponent(n.run || n.id.replace(/^run:/, ""));
+  if (n.kind !== "artifact" || n.deleted) return null;
   return "/artifacts/" + encodeURIComponent((n.name || label.replace(/^artifact:/, "")).split(":")[0]);
 }
 

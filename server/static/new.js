@@ -196,7 +196,8 @@ export async function show(root, {query, go}) {
     delete spec.dedupe;
     fill(source, "A copy of ", link("/runs/" + from.run, from.name), ". Change what is to be different; everything else stays as it was.");
   } else {
-    fill(source, "Fill in the form, or write the spec beside it as JSON or YAML. Each shows what the other says.");
+    fill(source, "Fill in the form, or write the spec beside it as JSON or YAML. Each shows what the other says. From Python: ",
+      h("a", {href: "/softlaunch.py", download: "softlaunch.py"}, "softlaunch.py"), ", one file that needs nothing else.");
   }
   drawForm();
   writeForm();

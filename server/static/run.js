@@ -1,5 +1,5 @@
 // One run: what it does now, its charts, log, predictions, configuration and lineage.
-import {api, get, listRuns, post} from "/static/api.js";
+import {api, get, listRuns, post, put} from "/static/api.js";
 import {act, badge, button, dialog, duration, facts, field, fill, FINAL, h, link, number, PRIORITIES, say, select,
         time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
@@ -40,7 +40,7 @@ export async function show(root, {params: [id], go}) {
     h("section", {class: "card", id: "lineage"}, h("h2", {}, "Inputs and outputs"), io, picture),
     h("section", {class: "card", id: "configuration"}, h("div", {class: "card-head"}, h("h2", {}, "Configuration"),
       button("Difference from…", pickDifference)), h("div", {id: "difference"}), specTable(run.spec || {})),
-    notesPart());
+    "notes" in run ? notesPart() : "");
 
   function drawRun() {
     fill(state, badge(run.state), run.waiting_for && h("span", {class: "why"}, run.waiting_for));
@@ -49,7 +49,7 @@ export async function show(root, {params: [id], go}) {
       h("h2", {}, bad ? "Why it failed" : "The last attempt"), h("p", {}, h("strong", {}, run.cause || ""), run.cause && run.msg ? ": " : "", run.msg || ""),
       bad && h("p", {class: "hint"}, run.exit_signal ? `The worker was ended by signal ${run.exit_signal}. ` : run.exit_code ? `The worker ended with status ${run.exit_code}. ` : "",
         `${run.attempt} attempt${run.attempt === 1 ? "" : "s"}. `, link("#log", "The last lines of its log"))) : null);
-    fill(actions, button("Clone and edit", () => go("/new?from=" + run.run), {class: "primary"}), runAction(run, next => next === run.run ? refresh() : go("/runs/" + next)),
+    fill(actions, button("Clone and edit", () => go("/new?from=" + run.run), {class: "primary"}), run.state === "succeeded" && button("Make a job…", makeJob), runAction(run, next => next === run.run ? refresh() : go("/runs/" + next)),
       !FINAL.has(run.state) && select(PRIORITIES, run.priority, async p => {
         try {
           await post(`/runs/${run.run}/move`, {priority: p});
@@ -147,6 +147,17 @@ export async function show(root, {params: [id], go}) {
       const other = await get("/runs/" + r.run);
       fill(document.getElementById("difference"), h("h3", {}, "Difference from ", link("/runs/" + r.run, r.name)), difference([run, other]));
     });
+  }
+
+  function makeJob() {
+    const name = h("input", {type: "text", value: run.name, required: true, pattern: "[a-z0-9][a-z0-9._-]*"});
+    const make = button("Make it", () => act(make, async () => {
+      await put("/jobs/" + encodeURIComponent(name.value.trim()), {from: run.run});
+      d.close();
+      go("/new?job=" + encodeURIComponent(name.value.trim()));
+    }), {class: "primary"});
+    const d = dialog("Make a job of this run", h("p", {}, "Its spec with its inputs pinned, and parameters that whoever enqueues it may set within bounds."),
+      field("Name", name), h("div", {class: "actions"}, make));
   }
 
   // ---- notes and tags

@@ -201,6 +201,7 @@ export async function show(root, {query, go}) {
                                     project: state.project, queue: state.queue, tag: state.tag}, mine.signal);
       if (gone || mine !== controller) return;
       page = fresh;
+      tag.hidden = !page.whole;
       body.setAttribute("aria-busy", "false");
       fill(notice, page.live ? null : h("p", {class: "notice"}, "Redis does not answer: these are finished runs only. What is live comes back by itself."));
       draw();

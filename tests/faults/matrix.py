@@ -127,8 +127,8 @@ def enqueue_all():
 
 started = time.monotonic()
 helpers = [a.start_agent(f"agent{i}", slots=4) for i in range(2)]
-strikers = [threading.Thread(target=strike_all) for _ in range(options.parallel)]
-feeder = threading.Thread(target=enqueue_all)
+strikers = [threading.Thread(target=strike_all, daemon=True) for _ in range(options.parallel)]
+feeder = threading.Thread(target=enqueue_all, daemon=True)
 for t in strikers:
     t.start()
 feeder.start()

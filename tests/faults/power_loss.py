@@ -76,7 +76,7 @@ def suffer(policy, cuts):
     a = Powered(policy)
     agents = [a.start_agent(f"agent{i}", slots=6) for i in range(2)]
     stop = threading.Event()
-    feeders = [threading.Thread(target=a.feed, args=(stop,)) for _ in range(FEEDERS)]
+    feeders = [threading.Thread(target=a.feed, args=(stop,), daemon=True) for _ in range(FEEDERS)]
     for t in feeders:
         t.start()
     for i in range(cuts):

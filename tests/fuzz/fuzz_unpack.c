@@ -48,7 +48,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size > 4 && tar[0] != 0x1f && tar[0] != 0x28) /* neither gzip nor zstd */
         fuzz_fix_tar(tar, size);
     fuzz_check(sl_path(dest, NULL, "%s/dest", fuzz_dir()) == 0);
-    int rc = sl_unpack(fuzz_file(tar, size), dest, NULL, &entries, &err);
+    int rc = sl_unpack_here(fuzz_file(tar, size), dest, NULL, &entries, &err);
     check_alone(dest, rc == 0);
     if (rc == 0)
         check_entries(dest, entries);

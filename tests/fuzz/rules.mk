@@ -5,7 +5,7 @@ FUZZ_S       ?= 600
 FUZZ_CLANG   ?= clang
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 # The parts that read what comes from outside; of the engine not what computes and trains.
-FUZZ_SRC := $(BASE) $(addprefix artifacts/,manifest.c names.c pack.c tree.c) tests/fuzz/fuzz.c tests/fuzz/model.c \
+FUZZ_SRC := $(BASE) $(addprefix artifacts/,manifest.c names.c pack.c tree.c unpack.c unpack_child.c) tests/fuzz/fuzz.c tests/fuzz/model.c \
             $(addprefix engine/,config.c weights.c batch.c) $(addprefix engine/data/,dataset.c template.c squad.c) \
             $(filter-out engine/format/convert.c,$(call src,engine/format)) $(call src,engine/text) engine/text/spm.cc
 FUZZ_CFLAGS  = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \

@@ -29,7 +29,8 @@ OPEN_PAGES = {"GET /", "GET /softlaunch.py", "GET /favicon.ico", "GET /api/v1/op
 VIEWER_WRITES = {"POST /api/v1/logout", "POST /api/v1/tokens", "DELETE /api/v1/tokens/{id}"}
 ADMIN = {"POST /api/v1/queues/{queue}", "POST /api/v1/projects/{project}", "POST /api/v1/agents/{agent}",
          "GET /api/v1/users", "POST /api/v1/users", "PATCH /api/v1/users/{user}", "DELETE /api/v1/users/{user}",
-         "GET /api/v1/audit"}
+         "GET /api/v1/audit", "POST /api/v1/store/collections", "POST /api/v1/store/verifications",
+         "GET /api/v1/store/tasks/{task}"}
 
 
 class Unix(http.client.HTTPConnection):
@@ -237,6 +238,12 @@ def artifacts_belong_to_projects(w):
     assert must(put_version(w, both, "cleos", "which", project="beta"), 201)["project"] == "beta"
     must(put_version(w, b, "anns", "mine"), 403)
     must(put_version(w, b, "everybodys", "mine"), 403)
+    open(w.dir + "/f.txt", "w").write("by command")
+    env = dict(os.environ, SOFTLAUNCH_TOKEN=both, SOFTLAUNCH_SERVER=w.url)
+    for more, works in (([], False), (["--project", "alpha"], True)):
+        r = subprocess.run([BIN, "artifact", "put", "byhand", w.dir + "/f.txt", *more], env=env, capture_output=True,
+                           text=True, timeout=60)
+        assert (r.returncode == 0) == works, r.stderr
     # Whoever adds a later version, the artifact stays where it was.
     assert must(put_version(w, TOKEN, "anns", "by root", project="beta"), 201)["project"] == "alpha"
     for path in ("/api/v1/artifacts/anns", "/api/v1/artifacts/anns/v0", "/api/v1/artifacts/anns/latest"):

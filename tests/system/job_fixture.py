@@ -33,7 +33,7 @@ class Jobs(World):
         self.artifact("words", *(f"{self.dir}/{s}.jsonl" for s in ("train", "validation", "test")))
 
     def agent(self, name="agent", work=None, more=(), env=None, **kw):
-        env = dict(os.environ, SOFTLAUNCH_TOKEN=TOKEN, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", **(env or {}))
+        env = {**os.environ, "SOFTLAUNCH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **(env or {})}
         return self.spawn(name, [BIN, "agent", "--redis", self.redis_url, "--server", self.url, "--work-dir",
                                  f"{self.dir}/{work or name}", "--lease-ms", str(self.lease_ms), "--verbose", *more],
                           env=env, **kw)

@@ -88,7 +88,7 @@ def agents_pause_and_drain():
     command("agents", "resume", name)
     w.until(run, lambda r: r["state"] == "running", 5)
     command("agents", "drain", name)
-    assert a.wait(15) == 0
+    assert a.wait(15 * 4) == 0    # PATIENCE
     assert w.run(run)["state"] == "succeeded", w.run(run)
     assert w.command("agents", "pause", "nobody").returncode == 1
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """The store by its commands: serve, artifact put|get|ls, transfer; killed servers and clients, full disks, big files.
 
-Environment: SL_BIN, the folder of `softlaunch`. Prints TAP."""
+Long because it is one suite over one server. Environment: SL_BIN, the folder of `softlaunch`. Prints TAP."""
 import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -167,19 +169,76 @@ def server_killed_while_uploading(tmp, s):
     big_file(tmp / "big.bin")
     run(["artifact", "put", "small", s.token_file], s.env, True)
     p = subprocess.Popen([BIN, "artifact", "put", "big", str(tmp / "big.bin")], env=s.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    tmp_dir = s.data / "tmp"
-    while not any(f.stat().st_size > 1_000_000 for f in tmp_dir.iterdir()):
+    uploads = s.data / "uploads"
+    while not any(f.stat().st_size > 1_000_000 for f in uploads.iterdir()):
         assert p.poll() is None, "the upload ended before the server could be killed in it"
         time.sleep(0.0005)
     s.stop(signal.SIGKILL)
     p.kill()
     p.wait()
-    left = len(list(tmp_dir.iterdir()))
     s.start()
-    assert left >= 1 and not list(tmp_dir.iterdir()), "what the crash left is swept"
+    left = [f.stat().st_size for f in uploads.iterdir()]
+    assert len(left) == 1 and left[0] > 1_000_000, "what came before the crash is kept"
+    assert not list((s.data / "tmp").iterdir())
     names = [a["name"] for a in json.loads(run(["artifact", "ls", "--json"], s.env, True).stdout)["artifacts"]]
     assert names == ["small"], names
     assert run(["artifact", "put", "big", tmp / "big.bin"], s.env, True).stdout.startswith("big:v0")
+    assert not list(uploads.iterdir())
+
+
+class Cutter(threading.Thread):
+    """Passes what clients send to the server, and cuts a connection's sending side after so many bytes, a few times."""
+
+    def __init__(self, port, after, times):
+        super().__init__(daemon=True)
+        self.port, self.after, self.times, self.cuts, self.sent = port, after, times, 0, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.start()
+
+    def run(self):
+        while True:
+            client = self.listener.accept()[0]
+            server = socket.create_connection(("127.0.0.1", self.port))
+            threading.Thread(target=self.up, args=(client, server), daemon=True).start()
+            threading.Thread(target=self.down, args=(client, server), daemon=True).start()
+
+    def up(self, client, server):
+        passed = 0
+        try:
+            while data := client.recv(1 << 16):
+                server.sendall(data)
+                passed += len(data)
+                self.sent += len(data)
+                if passed > self.after and self.cuts < self.times:
+                    self.cuts += 1
+                    break
+            server.shutdown(socket.SHUT_WR)    # the server still gets all that was passed
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        except OSError:
+            pass
+
+    def down(self, client, server):
+        try:
+            while data := server.recv(1 << 16):
+                client.sendall(data)
+        except OSError:
+            pass
+        client.close()
+
+
+def a_cut_upload_goes_on(tmp, s):
+    """Cut more often than one would try again without progress, and hardly a byte is sent twice."""
+    size, cuts = 80_000_000, 7
+    digest = big_file(tmp / "big.bin", size)
+    cutter = Cutter(int(s.url.rsplit(":", 1)[1]), 9_000_000, cuts)
+    env = dict(s.env, SOFTLAUNCH_SERVER=cutter.url)
+    assert run(["artifact", "put", "big", tmp / "big.bin"], env, True, timeout=85).stdout.startswith("big:v0")
+    assert cutter.cuts == cuts, cutter.cuts
+    assert cutter.sent < 1.3 * size, cutter.sent    # anew each time it would be nearly twice that
+    run(["artifact", "get", "big", tmp / "out"], s.env, True)
+    assert hashlib.sha256((tmp / "out" / "big.bin").read_bytes()).hexdigest() == digest
 
 
 def killed_at_any_time(tmp, s):
@@ -416,7 +475,7 @@ def stops_on_sigterm(tmp, s):
     s.start()
 
 
-TESTS = [put_get_ls, clear_messages, big_files_are_streamed, server_killed_while_uploading,
+TESTS = [put_get_ls, clear_messages, big_files_are_streamed, server_killed_while_uploading, a_cut_upload_goes_on,
          killed_at_any_time,
          client_killed_while_downloading, two_putters_at_once, full_disks, transfers, transfers_obey, stops_on_sigterm]
 

@@ -357,6 +357,15 @@ static void bombs_and_cuts(void **state)
     tar_len = tar_len / 2; /* a cut gzip stream */
     assert_refused("a cut gzip", "");
     put("src/a", "some text that is long enough for a cut to fall into");
+    static char random[70 << 20]; /* one file that is no bomb, above SL_UNPACK_RATIO_FROM */
+    for (size_t i = 0; i < sizeof random; i++)
+        random[i] = (char)(((uint64_t)i * UINT64_C(0x9E3779B97F4A7C15)) >> 29 ^ (i * i) >> 7);
+    assert_int_equal(sl_file_write(in_dir("src/large"), random, sizeof random, NULL), 0);
+    assert_int_equal(sl_pack(in_dir("src"), in_dir("large.tar.zst"), NULL, &packed, &err), 0);
+    assert_int_equal(sl_unpack(in_dir("large.tar.zst"), in_dir("dest"), NULL, NULL, &err), 0);
+    assert_int_equal(sl_rmtree(in_dir("dest"), NULL), 0);
+    assert_int_equal(unlink(in_dir("src/large")), 0);
+    assert_int_equal(unlink(in_dir("large.tar.zst")), 0);
     assert_int_equal(sl_pack(in_dir("src"), in_dir("x.tar.zst"), NULL, &packed, &err), 0);
     json_decref(packed.entries);
     struct sl_buf buf;

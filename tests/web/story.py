@@ -170,6 +170,24 @@ def promote_the_better():
         assert w.api("GET", f"/api/v1/artifacts/{out['artifact']}/production")[1]["version"] == out["version"]
 
 
+def makes_a_job_and_runs_it():
+    """The finished run becomes a job; its form has the job's parameters with their bounds."""
+    b.open("/runs/" + runs[1])
+    b.click("button", "Make a job")
+    b.type("dialog input", "paint-colours")
+    b.click("dialog button.primary", "Make it")
+    b.sees("Job paint-colours")
+    job = w.api("GET", "/api/v1/jobs/paint-colours")[1]
+    for name, p in job["parameters"].items():
+        assert b.js("const l = [...document.querySelectorAll('form label')].find(l => l.textContent === arguments[0]); return l && document.getElementById(l.htmlFor).value !== ''",
+                    name), f"no field for {name}"
+    set_field("max_steps", "200")
+    b.click("form button.primary", "Enqueue")
+    b.until(lambda: "/runs/" in b.driver.current_url, "the run's page")
+    run = w.run(b.driver.current_url.rsplit("/", 1)[1])
+    assert run["spec"]["config"]["trainer"]["max_steps"] == 200, run["spec"]
+
+
 def nothing_was_blocked():
     """The policy stopped nothing of ours, and no script failed."""
     bad = [l for l in b.console() if "Content Security Policy" in l or "Uncaught" in l or "TypeError" in l or "ReferenceError" in l]
@@ -192,6 +210,6 @@ def step(f):
 failed = []
 try:
     tap(w, [step(f) for f in (sign_in, enqueue_from_the_form, charts_move, predictions_open, clone_with_another_learning_rate,
-                              compare_the_two, promote_the_better, nothing_was_blocked)])
+                              compare_the_two, promote_the_better, makes_a_job_and_runs_it, nothing_was_blocked)])
 finally:
     b.close()

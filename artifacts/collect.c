@@ -1,0 +1,294 @@
+/* Collection: marks what versions, pins and live manifests have, and removes the other blobs. What comes
+ * into use meanwhile is held (store_priv.h: held, fresh), so nothing else has to wait. */
+#include "artifacts/manifest.h"
+#include "artifacts/store_priv.h"
+#include "base/clock.h"
+#include "base/json.h"
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define DIGEST_BYTES (SL_SHA256_HEX / 2)
+
+/* A set of digests, 32 bytes each. */
+struct marks {
+    unsigned char (*digests)[DIGEST_BYTES];
+    size_t n, room;
+    bool sorted;
+};
+
+static int compare(const void *a, const void *b)
+{
+    return memcmp(a, b, DIGEST_BYTES);
+}
+
+static unsigned char hex_digit(char c)
+{
+    return (unsigned char)(c <= '9' ? c - '0' : c - 'a' + 10);
+}
+
+static void to_bytes(const char *sha256, unsigned char ret_digest[DIGEST_BYTES])
+{
+    for (int i = 0; i < DIGEST_BYTES; i++)
+        ret_digest[i] =
+            (unsigned char)(hex_digit(sha256[2 * i]) << 4 | hex_digit(sha256[2 * i + 1]));
+}
+
+static int mark(struct marks *m, const char *sha256, struct sl_err *err)
+{
+    if (m->n == m->room) {
+        size_t room = m->room ? 2 * m->room : 1024;
+        void *bigger = realloc(m->digests, room * DIGEST_BYTES);
+        if (!bigger)
+            return sl_store_nomem(err);
+        m->digests = bigger;
+        m->room = room;
+    }
+    to_bytes(sha256, m->digests[m->n++]);
+    m->sorted = false;
+    return 0;
+}
+
+static bool marked(struct marks *m, const char *sha256)
+{
+    unsigned char digest[DIGEST_BYTES];
+    if (!m->n)
+        return false;
+    if (!m->sorted)
+        qsort(m->digests, m->n, DIGEST_BYTES, compare);
+    m->sorted = true;
+    to_bytes(sha256, digest);
+    return bsearch(digest, m->digests, m->n, DIGEST_BYTES, compare);
+}
+
+/* The manifest and its files. missing_ok: it need not be there. */
+static int mark_manifest(struct sl_store *store, struct marks *m, const char *sha256,
+                         bool missing_ok, struct sl_err *err)
+{
+    json_t *manifest = NULL, *file;
+    size_t i;
+    struct sl_err why = SL_ERR_INIT;
+    int rc = sl_store_check_sha256(sha256, err);
+    if (rc)
+        return sl_err_set(err, SL_DATA, "`%.80s` is no manifest's digest", sha256);
+    rc = sl_store_read_manifest(store, sha256, &manifest, &why);
+    if (rc == SL_NOTFOUND && missing_ok)
+        return 0;
+    if (rc)
+        return sl_err_set(err, rc == SL_NOTFOUND ? SL_DATA : rc, "%s", why.msg);
+    rc = mark(m, sha256, err);
+    json_array_foreach(rc ? NULL : json_object_get(manifest, "files"), i, file) {
+        const char *digest = sl_json_str(file, "sha256", "");
+        rc = sl_sha256_valid(digest)
+                 ? mark(m, digest, err)
+                 : sl_err_set(err, SL_DATA, "manifest %s names no digest", sha256);
+        if (rc)
+            break;
+    }
+    json_decref(manifest);
+    return rc;
+}
+
+struct marking {
+    struct sl_store *store;
+    struct marks *marks;
+};
+
+static int mark_record(void *arg, const json_t *record, struct sl_err *err)
+{
+    const struct marking *m = arg;
+    int rc = mark_manifest(m->store, m->marks, sl_json_str(record, "manifest", ""), false, err);
+    return rc ? sl_err_wrap(err, rc, "%s:%s", sl_json_str(record, "name", "?"),
+                            sl_json_str(record, "version", "?"))
+              : 0;
+}
+
+static int64_t age_us(const struct stat *st)
+{
+    return sl_now_us() - (st->st_mtim.tv_sec * INT64_C(1000000) + st->st_mtim.tv_nsec / 1000);
+}
+
+/* The pins of one manifest; those that are too old go. */
+static int mark_pin(struct sl_store *store, struct marks *m, const char *sha256, int64_t max_us,
+                    struct sl_err *err)
+{
+    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    struct stat st;
+    int n = 0, rc = sl_path(dir, err, "%s/pins/%s", store->dir, sha256);
+    DIR *d = rc ? NULL : opendir(dir);
+    if (!d)
+        return rc ? rc : errno == ENOENT ? 0 : sl_err_errno(err, "reading %s", dir);
+    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
+        if (e->d_name[0] == '.')
+            continue;
+        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
+        if (rc == 0 && max_us && stat(path, &st) == 0 && age_us(&st) > max_us)
+            rc = sl_store_unpin(store, sha256, e->d_name, err);
+        else
+            n++;
+    }
+    closedir(d);
+    return rc == 0 && n ? mark_manifest(store, m, sha256, true, err) : rc;
+}
+
+static int mark_pins(struct sl_store *store, struct marks *m, int64_t max_us, struct sl_err *err)
+{
+    char dir[SL_PATH_MAX];
+    int rc = sl_path(dir, err, "%s/pins", store->dir);
+    if (rc)
+        return rc;
+    DIR *d = opendir(dir);
+    if (!d)
+        return sl_err_errno(err, "reading %s", dir);
+    for (struct dirent *e; rc == 0 && (e = readdir(d));)
+        if (sl_sha256_valid(e->d_name))
+            rc = mark_pin(store, m, e->d_name, max_us, err);
+    closedir(d);
+    return rc;
+}
+
+/* ---- sweeping -------------------------------------------------------------------------------- */
+
+struct sweep {
+    struct sl_store *store;
+    struct marks *marks;
+    int64_t grace_us;
+    bool remove; /* else only counts what would go */
+    int64_t blobs, bytes, removed_blobs, removed_bytes, candidates;
+};
+
+static void sweep_blob(struct sweep *s, const char *sha256, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st))
+        return;
+    bool go = !marked(s->marks, sha256) && age_us(&st) >= s->grace_us;
+    s->candidates += go;
+    if (go && s->remove) {
+        pthread_mutex_lock(&s->store->blob_mutex);
+        const json_t *until = json_object_get(s->store->held, sha256);
+        go = !(until && json_integer_value(until) > sl_boot_us()) &&
+             !json_object_get(s->store->fresh, sha256) && stat(path, &st) == 0 &&
+             age_us(&st) >= s->grace_us && unlink(path) == 0;
+        pthread_mutex_unlock(&s->store->blob_mutex);
+        s->removed_blobs += go;
+        s->removed_bytes += go ? st.st_size : 0;
+    }
+    s->blobs += !go;
+    s->bytes += go ? 0 : st.st_size;
+}
+
+static int sweep_all(struct sweep *s, struct sl_err *err)
+{
+    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    int rc = 0;
+    s->blobs = s->bytes = 0;
+    for (int i = 0; rc == 0 && i < 256; i++) {
+        rc = sl_path(dir, err, "%s/blobs/sha256/%02x", s->store->dir, i);
+        DIR *d = rc ? NULL : opendir(dir);
+        if (rc == 0 && !d)
+            rc = sl_err_errno(err, "reading %s", dir);
+        for (struct dirent *e; rc == 0 && (e = readdir(d));) {
+            if (!sl_sha256_valid(e->d_name))
+                continue;
+            rc = sl_path(path, err, "%s/%s", dir, e->d_name);
+            if (rc == 0)
+                sweep_blob(s, e->d_name, path);
+        }
+        if (d)
+            closedir(d);
+    }
+    return rc;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------- */
+
+/* Drops holds that are over. The blob mutex is held. */
+static void drop_holds(struct sl_store *store)
+{
+    const char *sha256;
+    json_t *until;
+    void *next;
+    json_object_foreach_safe(store->held, next, sha256, until)
+        if (json_integer_value(until) <= sl_boot_us())
+            json_object_del(store->held, sha256);
+}
+
+static int begin(struct sl_store *store, struct sl_err *err)
+{
+    pthread_mutex_lock(&store->blob_mutex);
+    bool busy = store->collecting;
+    store->collecting = true;
+    if (!busy)
+        drop_holds(store);
+    pthread_mutex_unlock(&store->blob_mutex);
+    return busy ? sl_err_set(err, SL_CONFLICT, "another collection of %s is under way", store->dir)
+                : 0;
+}
+
+static void end(struct sl_store *store)
+{
+    pthread_mutex_lock(&store->blob_mutex);
+    store->collecting = false;
+    json_object_clear(store->fresh);
+    pthread_mutex_unlock(&store->blob_mutex);
+}
+
+/* What only others know to be in use. */
+static int mark_live(struct sl_store *store, struct marks *m, const struct sl_collect *how,
+                     struct sl_err *err)
+{
+    json_t *live = json_array(), *digest;
+    size_t i;
+    int rc = live ? how->live(how->arg, live, err) : sl_store_nomem(err);
+    json_array_foreach(rc ? NULL : live, i, digest) {
+        rc = mark_manifest(store, m, json_string_value(digest), true, err);
+        if (rc)
+            break;
+    }
+    json_decref(live);
+    return rc;
+}
+
+int sl_store_collect(struct sl_store *store, const struct sl_collect *how, json_t **ret_report,
+                     struct sl_err *err)
+{
+    struct marks marks = {.n = 0};
+    struct marking marking = {store, &marks};
+    int rc = begin(store, err);
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&store->mutex);
+    if (store->journal_pending)
+        rc = sl_store_replay(store, err);
+    pthread_mutex_unlock(&store->mutex);
+    /* Pins first: one that goes meanwhile has left a version behind. */
+    if (rc == 0)
+        rc = mark_pins(store, &marks, how->pin_max_us, err);
+    if (rc == 0)
+        rc = sl_store_each(store, mark_record, &marking, err);
+    struct sweep s = {.store = store, .marks = &marks, .grace_us = how->grace_us};
+    if (rc == 0 && how->live)
+        rc = sweep_all(&s, err);
+    if (rc == 0 && how->live && s.candidates)
+        rc = mark_live(store, &marks, how, err);
+    s.remove = true;
+    if (rc == 0)
+        rc = sweep_all(&s, err);
+    if (rc == 0)
+        rc = sl_store_clean_uploads(store, how->grace_us, err);
+    end(store);
+    free(marks.digests);
+    if (rc)
+        return sl_err_wrap(err, rc, "collecting what is not used");
+    json_t *report = json_pack("{s:I, s:I, s:I, s:I}", "blobs", (json_int_t)s.blobs, "bytes",
+                               (json_int_t)s.bytes, "removed_blobs", (json_int_t)s.removed_blobs,
+                               "removed_bytes", (json_int_t)s.removed_bytes);
+    if (!report)
+        return sl_store_nomem(err);
+    *ret_report = report;
+    return 0;
+}

@@ -1,0 +1,277 @@
+#include "artifacts/registry.h"
+#include "artifacts/store_priv.h"
+#include "base/clock.h"
+#include "base/json.h"
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define REGISTRY_MAX_BYTES (8u << 20)
+
+static int model_path(const struct sl_store *store, const char *model, char ret_path[SL_PATH_MAX],
+                      struct sl_err *err)
+{
+    int rc = sl_store_check_name("model", model, err);
+    return rc ? rc : sl_path(ret_path, err, "%s/registry/%s.json", store->dir, model);
+}
+
+/* The mutex is held. */
+static int read_model(const struct sl_store *store, const char *model, json_t **ret_model,
+                      struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = model_path(store, model, path, err);
+    if (rc)
+        return rc;
+    if (!sl_file_exists(path))
+        return sl_err_set(err, SL_NOTFOUND,
+                          "there is no registered model %s; `softlaunch registry` lists what there is",
+                          model);
+    return sl_json_read(path, REGISTRY_MAX_BYTES, ret_model, err);
+}
+
+static int write_model(struct sl_store *store, const char *model, const json_t *json,
+                       struct sl_err *err)
+{
+    char path[SL_PATH_MAX], dir[SL_PATH_MAX];
+    int rc = model_path(store, model, path, err);
+    if (rc == 0)
+        rc = sl_path(dir, err, "%s/registry", store->dir);
+    if (rc == 0)
+        rc = sl_store_mkdir(dir, err);
+    return rc ? rc : sl_json_write(path, json, err);
+}
+
+static bool is_version(const json_t *entry, const char *artifact, const char *version)
+{
+    return strcmp(sl_json_str(entry, "artifact", ""), artifact) == 0 &&
+           strcmp(sl_json_str(entry, "version", ""), version) == 0;
+}
+
+static const json_t *find_version(const json_t *model, const char *artifact, const char *version)
+{
+    size_t i;
+    json_t *entry;
+    json_array_foreach(json_object_get(model, "versions"), i, entry)
+        if (is_version(entry, artifact, version))
+            return entry;
+    return NULL;
+}
+
+static void remember(json_t *model, const char *stage, const char *artifact, const char *version,
+                     const char *now, const char *by)
+{
+    json_t *history = json_object_get(model, "history");
+    json_array_append_new(history,
+                          json_pack("{s:s, s:s?, s:s?, s:s, s:s*}", "stage", stage, "artifact", artifact,
+                                    "version", version, "time", now, "by", by));
+    while (json_array_size(history) > SL_REGISTRY_HISTORY_MAX)
+        json_array_remove(history, 0);
+}
+
+/* Changes the model in memory. */
+static int change(json_t *model, const struct sl_registry_link *link, const char *version,
+                  const char *now, bool *ret_changed, struct sl_err *err)
+{
+    json_t *versions = json_object_get(model, "versions"), *stages = json_object_get(model, "stages");
+    const json_t *linked = find_version(model, link->artifact, version);
+    const json_t *at = link->stage ? json_object_get(stages, link->stage) : NULL;
+    /* A run registers once: publishing that is repeated must not take a stage back that was moved since. */
+    bool done = linked && link->run && strcmp(sl_json_str(linked, "run", ""), link->run) == 0;
+    bool staged = !link->stage || done || (at && is_version(at, link->artifact, version));
+    if (!linked && json_array_size(versions) >= SL_REGISTRY_VERSIONS_MAX)
+        return sl_err_set(err, SL_CONFLICT, "registered model %s has %d versions: begin another one",
+                          sl_json_str(model, "model", ""), SL_REGISTRY_VERSIONS_MAX);
+    if (!staged && !at && json_object_size(stages) >= SL_REGISTRY_STAGES_MAX)
+        return sl_err_set(err, SL_CONFLICT, "registered model %s has %d stages: reuse one",
+                          sl_json_str(model, "model", ""), SL_REGISTRY_STAGES_MAX);
+    if (!linked && json_array_append_new(versions, json_pack("{s:s, s:s, s:s, s:s*, s:s*}", "artifact",
+                                                             link->artifact, "version", version, "linked",
+                                                             now, "run", link->run, "by", link->by)))
+        return sl_store_nomem(err);
+    if (!staged) {
+        if (json_object_set_new(stages, link->stage,
+                                json_pack("{s:s, s:s, s:s, s:s*}", "artifact", link->artifact, "version",
+                                          version, "since", now, "by", link->by)))
+            return sl_store_nomem(err);
+        remember(model, link->stage, link->artifact, version, now, link->by);
+    }
+    *ret_changed = !linked || !staged;
+    return 0;
+}
+
+int sl_registry_link(struct sl_store *store, const char *model, const struct sl_registry_link *link,
+                     json_t **ret_model, struct sl_err *err)
+{
+    json_t *record = NULL, *json = NULL, *there = NULL;
+    char now[32];
+    bool changed = false;
+    int rc = sl_store_check_name("model", model, err);
+    if (rc == 0 && link->stage)
+        rc = sl_store_check_name("stage", link->stage, err);
+    if (rc == 0)
+        rc = sl_store_resolve(store, link->artifact, link->version, &record, err);
+    if (rc)
+        return rc;
+    sl_format_time(sl_now_us(), now);
+    struct sl_registry_link resolved = *link;
+    resolved.artifact = sl_json_str(record, "name", link->artifact);
+    pthread_mutex_lock(&store->mutex);
+    /* It may have been deleted meanwhile; from here on it cannot be. */
+    rc = sl_store_read_record(store, resolved.artifact, (int)sl_json_int(record, "number", -1), &there,
+                              err);
+    json_decref(there);
+    bool still = rc == 0;
+    if (still)
+        rc = read_model(store, model, &json, err);
+    if (still && rc == SL_NOTFOUND) {
+        sl_err_clear(err);
+        json = json_pack("{s:s, s:s, s:[], s:{}, s:[]}", "model", model, "created", now, "versions",
+                         "stages", "history");
+        rc = json ? 0 : sl_store_nomem(err);
+    }
+    if (rc == 0)
+        rc = change(json, &resolved, sl_json_str(record, "version", ""), now, &changed, err);
+    if (rc == 0 && changed)
+        rc = write_model(store, model, json, err);
+    pthread_mutex_unlock(&store->mutex);
+    if (rc == 0 && ret_model)
+        *ret_model = json_incref(json);
+    json_decref(json);
+    json_decref(record);
+    return rc ? sl_err_wrap(err, rc, "registering %s:%s as %s", link->artifact, link->version, model) : 0;
+}
+
+int sl_registry_unstage(struct sl_store *store, const char *model, const char *stage, const char *by,
+                        json_t **ret_model, struct sl_err *err)
+{
+    json_t *json = NULL;
+    char now[32];
+    sl_format_time(sl_now_us(), now);
+    pthread_mutex_lock(&store->mutex);
+    int rc = read_model(store, model, &json, err);
+    if (rc == 0 && json_object_del(json_object_get(json, "stages"), stage))
+        rc = sl_err_set(err, SL_NOTFOUND, "registered model %s has nothing in stage `%.128s`", model, stage);
+    if (rc == 0) {
+        remember(json, stage, NULL, NULL, now, by);
+        rc = write_model(store, model, json, err);
+    }
+    pthread_mutex_unlock(&store->mutex);
+    if (rc == 0 && ret_model)
+        *ret_model = json_incref(json);
+    json_decref(json);
+    return rc;
+}
+
+int sl_registry_show(struct sl_store *store, const char *model, json_t **ret_model,
+                     struct sl_err *err)
+{
+    pthread_mutex_lock(&store->mutex);
+    int rc = read_model(store, model, ret_model, err);
+    pthread_mutex_unlock(&store->mutex);
+    return rc;
+}
+
+/* Calls fn with every model until it gives something other than 0. The mutex is held. */
+static int each_model(struct sl_store *store, int (*fn)(const json_t *model, void *arg), void *arg,
+                      struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    struct dirent **entries;
+    int rc = sl_path(path, err, "%s/registry", store->dir);
+    if (rc)
+        return rc;
+    int n = scandir(path, &entries, NULL, alphasort);
+    if (n < 0)
+        return errno == ENOENT ? 0 : sl_err_errno(err, "reading %s", path);
+    for (int i = 0; i < n; i++) {
+        char *dot = strrchr(entries[i]->d_name, '.');
+        json_t *model = NULL;
+        if (dot && strcmp(dot, ".json") == 0)
+            *dot = 0;
+        else
+            dot = NULL;
+        if (rc == 0 && dot && sl_name_valid(entries[i]->d_name)) {
+            rc = read_model(store, entries[i]->d_name, &model, err);
+            if (rc == 0)
+                rc = fn(model, arg);
+            json_decref(model);
+        }
+        free(entries[i]);
+    }
+    free(entries);
+    return rc;
+}
+
+static int add_line(const json_t *model, void *list)
+{
+    return json_array_append_new(
+        list, json_pack("{s:O, s:O, s:i, s:O}", "model", json_object_get(model, "model"), "created",
+                        json_object_get(model, "created"), "versions",
+                        (int)json_array_size(json_object_get(model, "versions")), "stages",
+                        json_object_get(model, "stages")));
+}
+
+int sl_registry_list(struct sl_store *store, json_t **ret_list, struct sl_err *err)
+{
+    json_t *list = json_array();
+    pthread_mutex_lock(&store->mutex);
+    int rc = list ? each_model(store, add_line, list, err) : sl_store_nomem(err);
+    pthread_mutex_unlock(&store->mutex);
+    if (rc == 0)
+        *ret_list = json_incref(list);
+    json_decref(list);
+    return rc;
+}
+
+struct holder {
+    const char *artifact;
+    char version[16], *model;
+};
+
+static int find_holder(const json_t *model, void *arg)
+{
+    struct holder *h = arg;
+    if (!h->model && find_version(model, h->artifact, h->version))
+        h->model = strdup(sl_json_str(model, "model", ""));
+    return 0;
+}
+
+int sl_registry_held(struct sl_store *store, const char *artifact, int number, char **ret_model,
+                     struct sl_err *err)
+{
+    struct holder h = {.artifact = artifact};
+    snprintf(h.version, sizeof h.version, "v%d", number);
+    int rc = each_model(store, find_holder, &h, err);
+    if (rc == 0)
+        *ret_model = h.model;
+    else
+        free(h.model);
+    return rc;
+}
+
+int sl_registry_holder(struct sl_store *store, const char *artifact, int number, char **ret_model,
+                       struct sl_err *err)
+{
+    pthread_mutex_lock(&store->mutex);
+    int rc = sl_registry_held(store, artifact, number, ret_model, err);
+    pthread_mutex_unlock(&store->mutex);
+    return rc;
+}
+
+int sl_registry_stage_at(const struct sl_store *store, const char *model, const char *stage,
+                         char ret_artifact[SL_NAME_MAX + 1], int *ret_number)
+{
+    json_t *json = NULL;
+    if (read_model(store, model, &json, NULL))
+        return SL_NOTFOUND;
+    const json_t *at = json_object_get(json_object_get(json, "stages"), stage);
+    int number = at ? sl_version_number(sl_json_str(at, "version", "")) : -1;
+    if (number >= 0) {
+        snprintf(ret_artifact, SL_NAME_MAX + 1, "%s", sl_json_str(at, "artifact", ""));
+        *ret_number = number;
+    }
+    json_decref(json);
+    return number >= 0 ? 0 : SL_NOTFOUND;
+}

@@ -1,0 +1,25 @@
+/* The verbs of `softlaunch artifact` that tend the store: rm, unalias, gc, verify. */
+#ifndef SL_CLI_ARTIFACT_STORE_H
+#define SL_CLI_ARTIFACT_STORE_H
+#include "artifacts/api.h"
+#include <stdbool.h>
+
+struct artifact_options {
+    int grace_s; /* of gc; -1: the server's */
+    bool json, unpack, hash;
+};
+
+int artifact_rm(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+                struct sl_err *err);
+int artifact_unalias(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+                     struct sl_err *err);
+int artifact_gc(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+                struct sl_err *err);
+/* SL_DATA when the store has problems, after printing them. */
+int artifact_verify(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+                    struct sl_err *err);
+/* "1.2 GB" */
+void artifact_bytes(int64_t bytes, char ret_text[24]);
+void artifact_print_json(const json_t *j);
+
+#endif

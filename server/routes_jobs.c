@@ -1,0 +1,204 @@
+/* Jobs and reruns over HTTP.
+ *
+ *   GET  /api/v1/jobs                    {"jobs": [the newest version of each, without its spec]}
+ *   GET  /api/v1/jobs/{job}?version=N    jobs.h has the form
+ *   PUT  /api/v1/jobs/{job}              {"from": run, "parameters": {...} (optional)}: a new version
+ *   POST /api/v1/jobs/{job}/runs         {"parameters": {"lr": 1e-3}}; Idempotency-Key; answers as POST /runs
+ *   POST /api/v1/runs/{run}/rerun        the same run again, its inputs pinned; Idempotency-Key; as POST /runs
+ *   GET  /api/v1/runs/{run}/compare?with=RUN    rerun.h has the form; run was first */
+#include "artifacts/lineage.h"
+#include "base/json.h"
+#include "server/rerun.h"
+#include "server/runs.h"
+#include <string.h>
+
+/* The run, and what the store knows of its result. */
+static int find_made(struct sl_runs *runs, const char *run, json_t **ret_run, json_t **ret_facts,
+                     struct sl_err *err)
+{
+    int rc = sl_runs_find(runs, run, ret_run, err);
+
+    if (rc)
+        return rc;
+    if (strcmp(sl_json_str(*ret_run, "state", ""), "succeeded") != 0)
+        rc = sl_err_set(err, SL_CONFLICT, "run %s is %s: only one that has succeeded has a record of what it was made of",
+                        run, sl_json_str(*ret_run, "state", "?"));
+    if (!rc)
+        rc = sl_store_facts(runs->server->store, run, SL_RERUN_OUTPUT, ret_facts, err);
+    if (rc) {
+        json_decref(*ret_run);
+        *ret_run = NULL;
+    }
+    return rc;
+}
+
+static void refuse(struct sl_http_req *req, json_t *errors)
+{
+    size_t n = json_array_size(errors);
+
+    sl_http_reply_problem(req, 422, "not valid", errors, "%zu error%s in the parameters", n, n == 1 ? "" : "s");
+}
+
+static void list_jobs(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    struct sl_err err = SL_ERR_INIT;
+    json_t *list;
+
+    if (sl_jobs_list(runs->jobs, &list, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, json_pack("{s:o}", "jobs", list));
+}
+
+static void show_job(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    struct sl_err err = SL_ERR_INIT;
+    json_t *job;
+
+    if (sl_jobs_show(runs->jobs, sl_http_param(req, "job"),
+                     (int)sl_http_query_int(req, "version", -1, -1, 999999999), &job, &err))
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_http_reply_json(req, 200, job);
+}
+
+/* What a job made of this run holds; errors says what is wrong with its parameters. */
+static int job_content(const json_t *run, const json_t *facts, const json_t *given, json_t **ret_content,
+                       json_t *errors, struct sl_err *err)
+{
+    json_t *spec = NULL, *parameters = NULL, *usual = NULL;
+    int rc = sl_rerun_pin(json_object_get(run, "spec"), facts, &spec, err);
+
+    if (!rc) { /* unlike a rerun's, its results are news: they move the aliases that the run's moved */
+        json_t *outputs = json_object_get(spec, "outputs"), *old = json_object_get(json_object_get(run, "spec"), "outputs");
+        json_object_update(outputs, old);
+        usual = given ? NULL : sl_job_usual_parameters(spec);
+        rc = sl_job_parameters(given ? given : usual, spec, &parameters, errors, err);
+    }
+    if (!rc && parameters) {
+        *ret_content = json_pack("{s:O, s:O?, s:O, s:O, s:O}", "from", json_object_get(run, "run"), "code",
+                                 json_object_get(facts, "code"), "inputs", json_object_get(facts, "inputs"), "spec",
+                                 spec, "parameters", parameters);
+        rc = *ret_content ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    }
+    json_decref(usual);
+    json_decref(parameters);
+    json_decref(spec);
+    return rc;
+}
+
+static void put_job(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    const json_t *body = sl_http_json(req);
+    json_t *run = NULL, *facts = NULL, *content = NULL, *job = NULL, *errors = json_array();
+    struct sl_err err = SL_ERR_INIT;
+    int rc = find_made(runs, sl_json_str(body, "from", ""), &run, &facts, &err);
+
+    if (!rc)
+        rc = job_content(run, facts, json_object_get(body, "parameters"), &content, errors, &err);
+    if (!rc && content)
+        rc = sl_jobs_put(runs->jobs, sl_http_param(req, "job"), content, &job, &err);
+    if (rc)
+        sl_http_reply_err(req, &err, NULL);
+    else if (!content)
+        refuse(req, json_incref(errors));
+    else
+        sl_http_reply_json(req, 200, job);
+    json_decref(errors);
+    json_decref(content);
+    json_decref(facts);
+    json_decref(run);
+}
+
+static void run_job(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    json_t *job = NULL, *spec = NULL, *errors = json_array();
+    struct sl_err err = SL_ERR_INIT;
+    int rc = sl_jobs_show(runs->jobs, sl_http_param(req, "job"),
+                          (int)sl_json_int(sl_http_json(req), "version", -1), &job, &err);
+
+    if (!rc)
+        rc = sl_job_spec(job, json_object_get(sl_http_json(req), "parameters"), &spec, errors, &err);
+    if (rc)
+        sl_http_reply_err(req, &err, NULL);
+    else if (!spec)
+        refuse(req, json_incref(errors));
+    else
+        sl_runs_enqueue(runs, req, spec);
+    json_decref(errors);
+    json_decref(spec);
+    json_decref(job);
+}
+
+static void rerun(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    const char *id = sl_http_param(req, "run");
+    json_t *run = NULL, *facts = NULL, *spec = NULL;
+    struct sl_err err = SL_ERR_INIT;
+    int rc = find_made(runs, id, &run, &facts, &err);
+
+    if (!rc)
+        rc = sl_rerun_pin(json_object_get(run, "spec"), facts, &spec, &err);
+    if (!rc && json_object_set_new(spec, "origin", json_pack("{s:s}", "rerun_of", id)))
+        rc = sl_err_set(&err, SL_NOMEM, "out of memory");
+    if (rc)
+        sl_http_reply_err(req, &err, NULL);
+    else
+        sl_runs_enqueue(runs, req, spec);
+    json_decref(spec);
+    json_decref(facts);
+    json_decref(run);
+}
+
+static int find_result(struct sl_runs *runs, const char *id, json_t **ret_facts, json_t **ret_record,
+                       struct sl_err *err)
+{
+    json_t *run = NULL;
+    int rc = find_made(runs, id, &run, ret_facts, err);
+
+    json_decref(run);
+    return rc ? rc : sl_store_published(runs->server->store, id, SL_RERUN_OUTPUT, ret_record, err);
+}
+
+static void compare(struct sl_http_req *req, void *arg)
+{
+    struct sl_runs *runs = arg;
+    const char *id = sl_http_param(req, "run"), *other = sl_http_query(req, "with");
+    json_t *facts[2] = {NULL, NULL}, *record[2] = {NULL, NULL}, *found;
+    struct sl_err err = SL_ERR_INIT;
+    int rc = find_result(runs, id, &facts[0], &record[0], &err);
+
+    if (!rc)
+        rc = find_result(runs, other ? other : "", &facts[1], &record[1], &err);
+    if (rc) {
+        sl_http_reply_err(req, &err, NULL);
+    } else {
+        found = sl_rerun_compare(facts[0], record[0], facts[1], record[1]);
+        json_object_set_new(found, "run", json_string(id));
+        json_object_set_new(found, "with", json_string(other));
+        sl_http_reply_json(req, 200, found);
+    }
+    for (int i = 0; i < 2; i++) {
+        json_decref(facts[i]);
+        json_decref(record[i]);
+    }
+}
+
+static const struct sl_route routes[] = {
+    {.method = "GET", .pattern = "/api/v1/jobs", .handle = list_jobs},
+    {.method = "GET", .pattern = "/api/v1/jobs/{job}", .handle = show_job},
+    {.method = "PUT", .pattern = "/api/v1/jobs/{job}", .body = SL_BODY_JSON, .handle = put_job},
+    {.method = "POST", .pattern = "/api/v1/jobs/{job}/runs", .body = SL_BODY_JSON, .handle = run_job},
+    {.method = "POST", .pattern = "/api/v1/runs/{run}/rerun", .handle = rerun},
+    {.method = "GET", .pattern = "/api/v1/runs/{run}/compare", .handle = compare},
+};
+
+int sl_jobs_routes(struct sl_runs *runs, struct sl_err *err)
+{
+    return sl_http_add(runs->server->http, routes, sizeof routes / sizeof *routes, runs, err);
+}
