@@ -15,6 +15,7 @@
 #define SL_AGENT_SLOTS_MAX 64
 #define SL_AGENT_WEIGHT_MAX 1000
 #define SL_AGENT_ALLOW_PATHS_MAX 16
+#define SL_AGENT_ALLOW_ENV_MAX 64 /* as many as a command line may repeat an option */
 #define SL_AGENT_LEASE_MS 30000
 #define SL_AGENT_LEASE_MS_MIN 500
 #define SL_AGENT_LEASE_MS_MAX 3600000
@@ -46,6 +47,9 @@ struct sl_agent_config {
     const char *allow_paths[SL_AGENT_ALLOW_PATHS_MAX]; /* folders that a spec may name files in */
     int n_allow_paths;
     int64_t cache_bytes; /* limit of the cache; -1: half of its disk */
+    const char *secrets_dir; /* where secrets that specs name are files; NULL: there are none */
+    const char *allow_env[SL_AGENT_ALLOW_ENV_MAX]; /* variables that a spec may ask for */
+    int n_allow_env;
     int64_t lease_ms, quarantine_us;
     int slots;           /* runs at a time */
     int max_runs;        /* ends after so many; 0: never */

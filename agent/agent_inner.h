@@ -8,6 +8,7 @@
 #include "agent/devices.h"
 #include "agent/report.h"
 #include "agent/rundir.h"
+#include "agent/secrets.h"
 #include "agent/supervise.h"
 
 enum sl_agent_state {
@@ -75,6 +76,7 @@ struct sl_work {
     struct sl_rundir dir;
     struct sl_report *report;
     json_t *inputs, *started; /* what the fetch brought; the worker's start event; NULL: not there yet */
+    struct sl_secrets secrets;
     uint64_t gpus; /* of the agent's devices, a bit each: the run's own */
     bool renewing;
     int64_t renew_sent_us;
@@ -172,6 +174,8 @@ void sl_slot_claim(struct sl_slot *s); /* under the same lease id until it is an
 void sl_slot_renew(struct sl_slot *s);
 void sl_slot_name_checkpoint(struct sl_slot *s);
 void sl_slot_record(struct sl_slot *s); /* the outcome, when everything before it is in Redis */
+
+struct sl_secret_sources sl_agent_secret_sources(const struct sl_agent *a);
 
 /* children.c: start one; on failure nothing has started */
 int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err);

@@ -9,6 +9,9 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#define FOREIGN_MAX 64 /* credentials of the agent's own that a worker does not get */
+#define FOREIGN_BYTES 8192
+
 /* ---- how a child ended
  * ------------------------------------------------------------------------------------- */
 
@@ -88,7 +91,7 @@ static void on_event(void *arg, struct sl_child *child, const json_t *event)
 
     if (!strcmp(what, "result")) {
         json_decref(held->result);
-        held->result = json_incref((json_t *)(uintptr_t)event);
+        held->result = sl_secrets_mask_json(&s->work.secrets, event);
         return;
     }
     if (s->work.lost || !s->work.report)
@@ -102,15 +105,19 @@ static void on_event(void *arg, struct sl_child *child, const json_t *event)
         take_checkpoint(s, event);
     /* While results are published the lease may end at any moment: nothing more is written under
      * it. */
-    if (held->role == ROLE_WORK || held->role == ROLE_FETCH)
-        sl_report_event(s->work.report, event);
+    if (held->role == ROLE_WORK || held->role == ROLE_FETCH) {
+        json_t *masked = sl_secrets_mask_json(&s->work.secrets, event);
+        sl_report_event(s->work.report, masked);
+        json_decref(masked);
+    }
 }
 
-static void on_output(void *arg, struct sl_child *child, const char *line)
+static void on_output(void *arg, struct sl_child *child, char *line)
 {
     struct sl_slot *s = arg;
     struct sl_held *held = child == s->main.child ? &s->main : &s->pusher;
 
+    sl_secrets_mask(&s->work.secrets, line);
     if (s->work.report && !s->work.lost && held->role != ROLE_PUBLISH)
         sl_report_log(s->work.report, "info", "%s", line);
     else
@@ -139,12 +146,14 @@ static int start_transfer(struct sl_slot *s, struct sl_held *held, enum sl_role 
     const char *argv[] = {s->agent->self, "transfer", role == ROLE_FETCH ? "fetch" : "push",
                           "--plan",       plan,       NULL};
     char token[1024];
-    const char *env[2] = {NULL, NULL};
-    int rc;
+    const char *env[SL_SECRETS_MAX + 2] = {NULL};
+    int rc, n = 0;
 
+    for (; n < s->work.secrets.n_env; n++)
+        env[n] = s->work.secrets.env[n];
     if (s->agent->config->token) {
         snprintf(token, sizeof token, "SOFTLAUNCH_TOKEN=%s", s->agent->config->token);
-        env[0] = token;
+        env[n] = token;
     }
     rc = start(s, held, role, argv, env, err);
     explicit_bzero(token, sizeof token);
@@ -166,8 +175,8 @@ int sl_slot_start_fetch(struct sl_slot *s, struct sl_err *err)
 int sl_slot_start_work(struct sl_slot *s, struct sl_err *err)
 {
     const char *argv[] = {s->agent->worker, "train", "--run-dir", s->work.dir.path, NULL};
-    char names[SL_DEVICES_TEXT_MAX], visible[SL_DEVICES_TEXT_MAX + 32];
-    const char *env[3] = {NULL, NULL, NULL};
+    char names[SL_DEVICES_TEXT_MAX], visible[SL_DEVICES_TEXT_MAX + 32], foreign[FOREIGN_BYTES];
+    const char *env[SL_SECRETS_MAX + FOREIGN_MAX + 3] = {NULL};
     int n = 0, rc = sl_rundir_run_json(&s->work.dir, &s->work.claim, err);
 
     /* A run that asks for no GPU computes on the CPU, one that does sees its own only; SOFTLAUNCH_DEVICE in the
@@ -177,7 +186,11 @@ int sl_slot_start_work(struct sl_slot *s, struct sl_err *err)
     sl_devices_names(&s->agent->devices, s->work.gpus, names);
     snprintf(visible, sizeof visible, "CUDA_VISIBLE_DEVICES=%s", names);
     if (s->work.gpus)
-        env[n] = visible;
+        env[n++] = visible;
+    for (int i = 0; i < s->work.secrets.n_env; i++)
+        env[n++] = s->work.secrets.env[i];
+    const struct sl_secret_sources from = sl_agent_secret_sources(s->agent);
+    sl_secrets_foreign(&s->work.secrets, &from, env + n, foreign, sizeof foreign, FOREIGN_MAX);
     return rc ? rc : start(s, &s->main, ROLE_WORK, argv, env, err);
 }
 

@@ -107,6 +107,7 @@ static void finish_work(struct sl_slot *s)
     sl_claim_release(&w->claim);
     json_decref(w->inputs);
     json_decref(w->started);
+    sl_secrets_release(&w->secrets);
     memset(w, 0, sizeof *w);
     w->dir.lock_fd = -1;
     s->agent->runs_done++;
@@ -230,9 +231,15 @@ static void begin_phase(struct sl_slot *s, enum sl_agent_state state, const char
         end_with_err(s, &err);
 }
 
+struct sl_secret_sources sl_agent_secret_sources(const struct sl_agent *a)
+{
+    return (struct sl_secret_sources){a->config->secrets_dir, a->config->allow_env, a->config->n_allow_env};
+}
+
 void sl_step_begin(struct sl_slot *s)
 {
     struct sl_work *w = &s->work;
+    const struct sl_secret_sources secrets = sl_agent_secret_sources(s->agent);
     struct sl_err err = SL_ERR_INIT;
 
     sl_log(SL_INFO, w->claim.run, "claimed %s, attempt %d%s", w->claim.name, w->claim.attempt,
@@ -243,7 +250,8 @@ void sl_step_begin(struct sl_slot *s)
     sl_agent_wait(s->agent);
     if (s->agent->leaving)
         sl_step_release(s);
-    else if (sl_rundir_make(s->agent->config->work_dir, w->claim.run, w->lease, &w->dir, &err))
+    else if (sl_secrets_load(w->claim.spec, &secrets, &w->secrets, &err) ||
+             sl_rundir_make(s->agent->config->work_dir, w->claim.run, w->lease, &w->dir, &err))
         end_with_err(s, &err);
     else
         begin_phase(s, ST_FETCHING, "fetching", sl_slot_start_fetch);

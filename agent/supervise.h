@@ -18,7 +18,7 @@ struct sl_child_owner {
     /* event is borrowed. */
     void (*event)(void *arg, struct sl_child *child, const json_t *event);
     /* A line that it printed on standard output or error. */
-    void (*output)(void *arg, struct sl_child *child, const char *line);
+    void (*output)(void *arg, struct sl_child *child, char *line); /* line may be changed */
     /* It has ended and everything it said has been delivered; child is freed when this returns. */
     void (*exited)(void *arg, struct sl_child *child, int wait_status);
     void *arg;

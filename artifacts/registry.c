@@ -108,8 +108,9 @@ int sl_registry_link(struct sl_store *store, const char *model, const struct sl_
     char now[32];
     bool changed = false;
     int rc = sl_store_check_name("model", model, err);
-    if (rc == 0 && link->stage)
-        rc = sl_store_check_name("stage", link->stage, err);
+    if (rc == 0 && link->stage && !sl_alias_valid(link->stage)) /* `latest` is an artifact's newest version always */
+        rc = sl_err_set(err, SL_SPEC, "`%.128s` cannot be a stage: a name that is neither `latest` nor like a version",
+                        link->stage);
     if (rc == 0)
         rc = sl_store_resolve(store, link->artifact, link->version, &record, err);
     if (rc)

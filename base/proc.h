@@ -8,7 +8,7 @@
 
 struct sl_spawn {
     const char *const *argv; /* argv[0] is a path or found on PATH; NULL-terminated */
-    const char *const *envp; /* "K=V" added to ours; NULL-terminated; may be NULL */
+    const char *const *envp; /* "K=V" added to ours, "K" taken away; NULL-terminated; may be NULL */
     const char *cwd;         /* may be NULL */
     int fds[SL_PROC_MAX_FDS]; /* fds[i] becomes descriptor i in the child; -1: /dev/null for 0..2, else closed */
     int n_fds;               /* at least 3 */

@@ -1,3 +1,4 @@
+/* Long because its rules are one list, in the order of a spec. */
 #include "base/spec.h"
 #include "base/json.h"
 #include "base/schema.h"
@@ -386,6 +387,27 @@ static void check_datasets(struct rules *r, const json_t *spec)
     }
 }
 
+static void check_env(struct rules *r, const json_t *spec)
+{
+    char path[PATH_MAX_BYTES];
+    const char *name;
+    json_t *value;
+    size_t i;
+
+    json_object_foreach(json_object_get(spec, "secrets"), name, value)
+    {
+        snprintf(path, sizeof path, "secrets.%.100s", name);
+        if (!sl_spec_env_name(name))
+            broken(r, path, "a variable that a run may be given", value, "not one that a run may be given");
+    }
+    json_array_foreach(json_object_get(spec, "env"), i, value)
+    {
+        snprintf(path, sizeof path, "env[%zu]", i);
+        if (!sl_spec_env_name(json_string_value(value)))
+            broken(r, path, "a variable that a run may be given", value, "not one that a run may be given");
+    }
+}
+
 /* A spec for a newer program: nothing else about it can be judged. */
 static bool newer_api(struct rules *r, const json_t *spec)
 {
@@ -416,6 +438,8 @@ static int judge(const json_t *value, bool whole, json_t **ret_errors, struct sl
         check_config(&r, whole ? json_object_get(value, "config") : value);
         if (whole)
             check_datasets(&r, value);
+        if (whole)
+            check_env(&r, value);
         if (whole && !json_array_size(r.errors) && json_object_get(value, "trials"))
             rc = sl_spec_check_trials(json_object_get(value, "config"),
                                       json_object_get(value, "trials"), r.errors, err);

@@ -7,6 +7,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 #include <jansson.h>
+#include <stdbool.h>
 
 #define SL_SPEC_API "softlaunch/v1"
 #define SL_SPEC_API_VERSION 1
@@ -40,6 +41,10 @@ int sl_spec_errors_text(const json_t *errors, struct sl_buf *text);
 int sl_spec_apply_override(json_t *spec, const char *key_value, struct sl_err *err);
 /* The same where the sections stand at the top. */
 int sl_config_apply_override(json_t *config, const char *key_value, struct sl_err *err);
+
+/* Whether a run may be given a variable of this name: capitals, digits and `_`, and none that changes how programs are
+ * found, loaded or led (PATH, LD_..., SOFTLAUNCH_...). NULL is not. */
+bool sl_spec_env_name(const char *name);
 
 /* A copy of a valid spec (or of a config) with the schema's defaults filled in. New reference. */
 int sl_spec_with_defaults(const json_t *spec, json_t **ret_spec, struct sl_err *err);

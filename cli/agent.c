@@ -1,6 +1,7 @@
 #include "agent/agent.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/spec.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 #include "server/http.h"
@@ -75,7 +76,7 @@ int cmd_agent(int argc, char **argv)
     struct sl_agent_config config = {.redis_url = from_env("SOFTLAUNCH_REDIS"),
                                      .server_url = from_env("SOFTLAUNCH_SERVER"), .slots = 1, .metrics_fd = -1};
     const char *token_file = NULL, *dir = NULL, *metrics = NULL;
-    struct cli_list queues = {.n = 0}, paths = {.n = 0}, labels = {.n = 0};
+    struct cli_list queues = {.n = 0}, paths = {.n = 0}, labels = {.n = 0}, variables = {.n = 0};
     char names[SL_QUEUE_NAMES_MAX][SL_QUEUE_NAME_MAX + 1];
     int lease_ms = SL_AGENT_LEASE_MS, quarantine_s = (int)(SL_AGENT_QUARANTINE_US / 1000000);
     int cache_gib = -1;
@@ -92,6 +93,10 @@ int cmd_agent(int argc, char **argv)
         {"allow-path", 0, CLI_LIST, &paths, "DIR", "a folder below which a spec may name files", 0, 0},
         {"cache-gib", 0, CLI_INT, &cache_gib, "N",
          "files of the cache that no run uses go when it has more (half of its disk)", 0, INT_MAX},
+        {"secrets-dir", 0, CLI_TEXT, &config.secrets_dir, "DIR",
+         "a folder of files, a secret each, that specs name (secret:NAME); those in DIR/PROJECT are\n"
+         "one project's (CREDENTIALS_DIRECTORY, which systemd sets)", 0, 0},
+        {"allow-env", 0, CLI_LIST, &variables, "NAME", "a variable of this environment that specs may ask for (env)", 0, 0},
         {"lease-ms", 0, CLI_INT, &lease_ms, "N", "how long a run stays ours without a word from us (30000)",
          SL_AGENT_LEASE_MS_MIN, SL_AGENT_LEASE_MS_MAX},
         {"slots", 0, CLI_INT, &config.slots, "N", "runs at a time (1)", 1, SL_AGENT_SLOTS_MAX},
@@ -121,6 +126,13 @@ int cmd_agent(int argc, char **argv)
     if (!config.redis_url || !config.server_url || !dir)
         return cli_wrong(&usage, "--redis, --server and --work-dir are needed");
     rc = take_lists(&queues, &paths, &labels, names, &config, &err);
+    for (int i = 0; i < variables.n && !rc; i++) {
+        if (!sl_spec_env_name(variables.items[i]))
+            rc = sl_err_set(&err, SL_SPEC, "--allow-env %.100s: not a variable that a run may be given", variables.items[i]);
+        config.allow_env[config.n_allow_env++] = variables.items[i];
+    }
+    if (!config.secrets_dir)
+        config.secrets_dir = from_env("CREDENTIALS_DIRECTORY");
     config.lease_ms = lease_ms;
     config.cache_bytes = cache_gib < 0 ? -1 : (int64_t)cache_gib << 30;
     config.quarantine_us = quarantine_s * INT64_C(1000000);

@@ -175,6 +175,10 @@ static void compare(struct sl_http_req *req, void *arg)
 
     if (!rc)
         rc = find_result(runs, other ? other : "", &facts[1], &record[1], &err);
+    /* The path's run is inside the caller's projects; this one is only known now. */
+    if (!rc && !sl_http_sees(req, sl_json_str(record[1], "project", "")))
+        rc = sl_err_set(&err, SL_NOTFOUND, "there is no run %.40s in the projects that %s sees",
+                        other ? other : "", sl_http_user(req));
     if (rc) {
         sl_http_reply_err(req, &err, NULL);
     } else {

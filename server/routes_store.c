@@ -181,7 +181,12 @@ static void get_version(struct sl_http_req *req, void *arg)
     json_t *record;
     if (sl_store_resolve(arg, sl_http_param(req, "name"), sl_http_param(req, "ref"), &record, &err))
         sl_http_reply_err(req, &err, NULL);
-    else
+    else if (!sl_http_sees(req, sl_json_str(record, "project", ""))) {
+        json_decref(record); /* a stage's name may lead to another project's artifact */
+        sl_http_reply_problem(req, 404, "not found", NULL,
+                              "there is no %.150s in the projects that %s sees", sl_http_param(req, "name"),
+                              sl_http_user(req));
+    } else
         sl_http_reply_json(req, 200, record);
 }
 

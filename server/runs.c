@@ -64,11 +64,11 @@ void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t
         return;
     }
     json_decref(errors);
-    project = sl_json_str(sl_http_json(req), "project", "default");
+    project = sl_json_str(given, "project", "default");
     if (!rc && !sl_scope_project(req, &project))
         return;
     if (!rc)
-        rc = sl_scope_spec(sl_http_identity(req), runs->server->store, sl_http_json(req), &err);
+        rc = sl_scope_spec(sl_http_identity(req), runs->server->store, given, &err);
     if (!rc)
         rc = sl_spec_with_defaults(given, &spec, &err);
     if (!rc)

@@ -67,14 +67,17 @@ static int may_read(const struct sl_identity *who, struct sl_store *store, const
 {
     const char *text =
         json_is_object(source) ? sl_json_str(source, "ref", NULL) : json_string_value(source);
-    char owner[SL_HTTP_PROJECT_MAX + 1] = "";
+    json_t *record = NULL;
     struct sl_ref ref;
     int rc;
 
     if (!text || sl_ref_parse(text, &ref, NULL))
         return 0;
-    rc = sl_store_project(store, ref.name, owner, sizeof owner, NULL);
-    if (rc == 0 && sl_identity_sees(who, owner))
+    /* As the agent's fetch will find it: a stage of a registered model leads to its artifact. */
+    rc = sl_store_resolve(store, ref.name, ref.version, &record, NULL);
+    bool sees = rc == 0 && sl_identity_sees(who, sl_json_str(record, "project", ""));
+    json_decref(record);
+    if (sees)
         return 0;
     if (rc && rc != SL_NOTFOUND)
         return sl_err_set(err, rc, "%s: reading artifact %s", key, ref.name);

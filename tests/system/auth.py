@@ -267,6 +267,15 @@ def artifacts_belong_to_projects(w):
         assert status in (403, 404), (change, status)
 
 
+def a_rerun_keeps_to_its_spec(w):
+    """What a run that made something is made again from is the stored spec, looked at as a new one is."""
+    a = user(w, "fay", "member", ["alpha"])
+    other = w.enqueue("of-beta", project="beta")
+    for method, path in (("POST", f"/api/v1/runs/{other}/rerun"), ("POST", f"/api/v1/runs/{other}/requeue"),
+                         ("GET", f"/api/v1/runs/{other}/compare?with={other}")):
+        must(ask(w, method, path, a), 404)
+
+
 def runs_tell_who_made_them(w):
     a = user(w, "eve", "member")
     run = must(ask(w, "POST", "/api/v1/runs", a, make_spec("made")), 201)["run"]
@@ -457,7 +466,7 @@ def tls_by_files(w):
 
 
 TESTS = [every_route_by_every_role, a_token_is_kept_as_its_hash, expired_revoked_and_removed, nobody_gives_away_more,
-         projects_do_not_leak, artifacts_belong_to_projects, runs_tell_who_made_them, cookies_and_csrf, every_answer_has_safe_headers, headers_of_proxies,
+         projects_do_not_leak, artifacts_belong_to_projects, a_rerun_keeps_to_its_spec, runs_tell_who_made_them, cookies_and_csrf, every_answer_has_safe_headers, headers_of_proxies,
          failed_sign_ins_are_limited, the_audit_log_tells_who, the_commands, secrets_are_nowhere, tls_by_files]
 
 

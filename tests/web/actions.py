@@ -134,8 +134,21 @@ def text_from_others_stays_text():
     assert not bad, bad
 
 
+def signs_in_by_the_address_that_the_demo_prints():
+    b.open("/")
+    b.click("button", "Sign out")
+    b.sees("Sign in")
+    b.open("/queues")
+    b.sees("Sign in")    # nobody is signed in any more
+    b.driver.get("about:blank")    # a new address, not another place on the same page
+    b.open("/login#token=" + TOKEN)
+    b.click("form button.primary")
+    b.sees("Runs", "h1")
+    assert TOKEN not in b.driver.current_url
+
+
 try:
     tap(w, [drags_a_run_to_another_priority, pauses_and_drains_a_queue, says_why_a_run_failed_and_requeues_it, cancels_a_run, filters_and_sorts,
-            goes_by_keyboard, shows_and_pauses_agents, text_from_others_stays_text])
+            goes_by_keyboard, shows_and_pauses_agents, text_from_others_stays_text, signs_in_by_the_address_that_the_demo_prints])
 finally:
     b.close()
