@@ -43,9 +43,9 @@ BASE_LIBS   := $(shell $(PKG) --libs jansson libcrypto yaml-0.1 2>/dev/null)
 PCRE_LIBS   := $(shell $(PKG) --libs libpcre2-8 zlib 2>/dev/null)
 TEXT_LIBS   := $(shell $(PKG) --libs libutf8proc 2>/dev/null || echo -lutf8proc) -lsentencepiece -lstdc++
 BLAS_LIBS   := $(shell $(PKG) --libs openblas 2>/dev/null || echo -lopenblas)
-NET_LIBS    := $(shell $(PKG) --libs libcurl libarchive hiredis libmicrohttpd libssl sqlite3 libzstd zlib 2>/dev/null)
+NET_LIBS    := $(shell $(PKG) --libs libcurl expat libarchive hiredis libmicrohttpd libssl sqlite3 libzstd zlib 2>/dev/null)
 PKG_CFLAGS  := $(shell $(PKG) --cflags jansson libcrypto yaml-0.1 libpcre2-8 2>/dev/null)
-PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl libarchive hiredis libmicrohttpd libssl sqlite3 libzstd 2>/dev/null)
+PKG_CFLAGS_NET := $(shell $(PKG) --cflags libcurl expat libarchive hiredis libmicrohttpd libssl sqlite3 libzstd 2>/dev/null)
 BLAS_CFLAGS := $(shell $(PKG) --cflags openblas 2>/dev/null)
 endif
 
@@ -132,7 +132,7 @@ $(BUILD)/bin/libsoftlaunch-cuda.so: $(CUDA_O) $(CUDA_BASE_O)
 	@mkdir -p $(@D)
 	$(NVCC) -shared $(NVCC_ARCH) -o $@ $^ -lcublasLt -lgomp -Xlinker --no-undefined,-rpath,$(patsubst %/bin/nvcc,%,$(NVCC_PATH))/lib64
 
-.PHONY: screenshots all worker command deps test test-long faults test-programs demo asan bench lint format clean unit man
+.PHONY: screenshots all worker command deps bench-artifacts test test-long faults test-programs demo asan bench lint format clean unit man
 all: command worker
 command: $(BUILD)/bin/softlaunch
 worker: $(BUILD)/bin/softlaunch-worker $(CUDA_SO)
@@ -185,6 +185,10 @@ bench: deps
 screenshots: deps
 	$(MAKE) --no-print-directory -j2 all
 	SL_BUILD=$(BUILD) python3 tests/web/screenshots.py
+# Needs curl, aria2 and s3cmd beside what `make deps` installs.
+bench-artifacts: deps
+	$(MAKE) --no-print-directory -j2 command
+	SL_BUILD=$(BUILD) $$(tests/peer-python.sh) tests/bench/bench_artifacts.py
 
 demo: deps
 	$(MAKE) --no-print-directory -j2 all

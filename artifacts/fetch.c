@@ -1,9 +1,11 @@
+/* Long because each kind of reference ends in the same placing and counting. */
 /* The fetch half of plan.h. */
 #include "artifacts/api.h"
 #include "artifacts/manifest.h"
 #include "artifacts/names.h"
 #include "artifacts/pack.h"
 #include "artifacts/plan.h"
+#include "artifacts/source.h"
 #include "artifacts/store.h"
 #include "artifacts/transfer.h"
 #include "artifacts/tree.h"
@@ -88,14 +90,81 @@ static int expect_digest(const struct item *it, const char *found, struct sl_err
                       found);
 }
 
+/* What is wanted at once, with the texts that it points to. */
+struct batch {
+    struct sl_want *wants;
+    struct sl_got *gots;
+    char **texts; /* two for each */
+    size_t n;
+};
+
+static int batch_new(struct batch *b, size_t n, struct sl_err *err)
+{
+    *b = (struct batch){calloc(n, sizeof *b->wants), calloc(n, sizeof *b->gots),
+                        calloc(2 * n, sizeof *b->texts), n};
+    return b->wants && b->gots && b->texts ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+}
+
+static void batch_release(struct batch *b)
+{
+    for (size_t i = 0; b->texts && i < 2 * b->n; i++)
+        free(b->texts[i]);
+    free(b->texts);
+    free(b->gots);
+    free(b->wants);
+}
+
+/* Puts "PATH of REF" and the URL beside want number i. */
+static int batch_name(struct batch *b, size_t i, const char *path, const char *ref, const char *url,
+                      struct sl_err *err)
+{
+    char what[SL_ENTRY_PATH_MAX + 300];
+    snprintf(what, sizeof what, *path ? "%s of %.250s" : "%s%.250s", path, ref);
+    b->texts[2 * i] = strdup(what);
+    b->texts[2 * i + 1] = strdup(url);
+    if (!b->texts[2 * i] || !b->texts[2 * i + 1])
+        return sl_err_set(err, SL_NOMEM, "out of memory");
+    b->wants[i].what = b->texts[2 * i];
+    b->wants[i].url = b->texts[2 * i + 1];
+    return 0;
+}
+
+/* The files of the server's manifest, or the one given, put where the item wants them. */
+static int fetch_blobs(struct fetch *f, struct item *it, const json_t *files, json_t *only,
+                       struct sl_err *err)
+{
+    char url[SL_PATH_MAX], dest[SL_PATH_MAX];
+    size_t n = only ? 1 : json_array_size(files);
+    struct batch b;
+    int rc = batch_new(&b, n, err);
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const json_t *one = only ? only : json_array_get(files, i);
+        b.wants[i] = (struct sl_want){.sha256 = sl_json_str(one, "sha256", ""),
+                                      .bytes = sl_json_int(one, "bytes", -1),
+                                      .parts = json_object_get(one, "parts")};
+        rc = sl_path(url, err, "%s/api/v1/blobs/%s", sl_api_server(f->api), b.wants[i].sha256);
+        if (rc == 0)
+            rc = batch_name(&b, i, sl_json_str(one, "path", ""), it->ref, url, err);
+    }
+    if (rc == 0)
+        rc = sl_transfer_many(&f->transfer, &f->cache, b.wants, n, b.gots, err);
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const json_t *one = only ? only : json_array_get(files, i);
+        rc = only ? sl_path(dest, err, "%s", it->dest)
+                  : sl_path(dest, err, "%s/%s", it->dest, sl_json_str(one, "path", ""));
+        if (rc == 0)
+            rc = place(f, it, b.gots[i].path, dest, json_object_get(one, "entries"), err);
+    }
+    batch_release(&b);
+    return rc;
+}
+
 /* All files of a manifest, or the one called `only` ("": all). digest: the manifest's. */
 static int fetch_files(struct fetch *f, struct item *it, const json_t *manifest, const char *digest,
                        const char *only, struct sl_err *err)
 {
     const json_t *files = json_object_get(manifest, "files");
     json_t *file = *only ? sl_manifest_file(manifest, only) : NULL;
-    char what[SL_ENTRY_PATH_MAX + 300], dest[SL_PATH_MAX];
-    struct sl_got got;
     if (*only && !file)
         return sl_err_set(err, SL_NOTFOUND, "%s: there is no file %s in it", it->ref, only);
     if (!file && json_array_size(files) == 1)
@@ -110,19 +179,9 @@ static int fetch_files(struct fetch *f, struct item *it, const json_t *manifest,
     memcpy(it->digest, shown, SL_SHA256_HEX + 1);
     it->bytes = file ? sl_json_int(file, "bytes", 0) : sl_manifest_bytes(manifest);
     sl_watch_expect(&f->transfer.watch, it->bytes);
-    for (size_t i = 0; rc == 0 && i < (file ? 1 : json_array_size(files)); i++) {
-        const json_t *one = file ? file : json_array_get(files, i);
-        const char *path = sl_json_str(one, "path", "");
-        snprintf(what, sizeof what, "%s of %.250s", path, it->ref);
-        rc = get_blob(f, what, sl_json_str(one, "sha256", ""), sl_json_int(one, "bytes", -1), &got,
-                      err);
-        if (rc == 0)
-            rc = file ? sl_path(dest, err, "%s", it->dest)
-                      : sl_path(dest, err, "%s/%s", it->dest, path);
-        if (rc == 0)
-            rc = place(f, it, got.path, dest, json_object_get(one, "entries"), err);
-    }
-    return rc;
+    if (rc == 0)
+        rc = need_server(f, it->ref, err);
+    return rc ? rc : fetch_blobs(f, it, files, file, err);
 }
 
 static int fetch_artifact(struct fetch *f, struct item *it, json_t **ret_record, struct sl_err *err)
@@ -167,18 +226,92 @@ static int fetch_manifest(struct fetch *f, struct item *it, const char *sha256, 
     return rc;
 }
 
-static int fetch_url(struct fetch *f, struct item *it, struct sl_err *err)
+/* The digest that a manifest of these files would have. files: taken. */
+static int digest_of_files(json_t *files_taken, char ret_sha256[SL_SHA256_HEX + 1],
+                           struct sl_err *err)
 {
-    struct sl_got got;
-    int rc = sl_transfer_get(&f->transfer, &f->cache, it->ref, it->ref, it->sha256, -1, &got, err);
-    if (rc)
+    json_t *manifest = json_pack("{s:o}", "files", files_taken);
+    char *text = manifest ? sl_json_dump(manifest) : NULL;
+    int rc = text ? sl_sha256_data(text, strlen(text), ret_sha256, err)
+                  : sl_err_set(err, SL_NOMEM, "out of memory");
+    free(text);
+    json_decref(manifest);
+    return rc;
+}
+
+static int by_path(const void *a, const void *b)
+{
+    const struct sl_source_file *const x = a, *const y = b;
+    return strcmp(x->path, y->path);
+}
+
+/* All files of a source elsewhere: one becomes a file, a folder a folder. */
+static int fetch_source_files(struct fetch *f, struct item *it, struct sl_source *s,
+                              struct sl_err *err)
+{
+    char dest[SL_PATH_MAX];
+    struct sl_transfer t = f->transfer;
+    struct batch b;
+    json_t *files = json_array();
+    int rc = batch_new(&b, s->n, err);
+    t.signer = &s->signer;
+    if (rc == 0 && s->folder && it->unpack)
+        rc = sl_err_set(err, SL_SPEC, "%s is a folder: only a single tarball can be unpacked",
+                        it->ref);
+    if (s->n > 1)
+        qsort(s->files, s->n, sizeof *s->files, by_path);
+    for (size_t i = 0; rc == 0 && i < s->n; i++) {
+        const struct sl_source_file *file = &s->files[i];
+        b.wants[i] = (struct sl_want){.sha256 = file->sha256[0] ? file->sha256
+                                                : s->folder     ? NULL
+                                                                : it->sha256,
+                                      .bytes = file->bytes};
+        sl_watch_expect(&f->transfer.watch, file->bytes > 0 ? file->bytes : 0);
+        rc = batch_name(&b, i, s->folder ? file->path : "", it->ref, file->url, err);
+    }
+    if (rc == 0)
+        rc = sl_transfer_many(&t, &f->cache, b.wants, s->n, b.gots, err);
+    for (size_t i = 0; rc == 0 && i < s->n; i++) {
+        const struct sl_source_file *file = &s->files[i];
+        const struct sl_got *got = &b.gots[i];
+        rc = b.wants[i].sha256 ? 0 : sl_source_check(file, got->path, err);
+        if (rc)
+            sl_transfer_forget(&f->cache, file->url);
+        if (rc == 0)
+            rc = s->folder ? sl_path(dest, err, "%s/%s", it->dest, file->path)
+                           : sl_path(dest, err, "%s", it->dest);
+        if (rc == 0 && !s->folder)
+            rc = expect_digest(it, got->sha256, err);
+        if (rc)
+            break;
+        sl_watch_expect(&f->transfer.watch, file->bytes > 0 ? 0 : got->bytes);
+        it->bytes += got->bytes;
+        rc = place(f, it, got->path, dest, NULL, err);
+        json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", file->path, "sha256",
+                                               got->sha256, "bytes", (json_int_t)got->bytes));
+    }
+    if (rc == 0 && !s->folder)
+        memcpy(it->digest, b.gots[0].sha256, sizeof it->digest);
+    batch_release(&b);
+    if (rc || !s->folder) {
+        json_decref(files);
         return rc;
+    }
+    rc = digest_of_files(files, it->digest, err);
+    return rc ? rc : expect_digest(it, it->digest, err);
+}
+
+static int fetch_source(struct fetch *f, struct item *it, struct sl_err *err)
+{
+    struct sl_source source;
     if (it->unpack_tarball)
         it->unpack = sl_is_tarball(it->ref);
-    memcpy(it->digest, got.sha256, sizeof it->digest);
-    it->bytes = got.bytes;
-    sl_watch_expect(&f->transfer.watch, got.bytes);
-    return place(f, it, got.path, it->dest, NULL, err);
+    int rc = sl_source_open(it->ref, &f->transfer.watch, &source, err);
+    if (rc)
+        return rc;
+    rc = fetch_source_files(f, it, &source, err);
+    sl_source_release(&source);
+    return rc;
 }
 
 static int fetch_blob(struct fetch *f, struct item *it, const char *sha256, struct sl_err *err)
@@ -228,15 +361,12 @@ static int hash_folder(const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int6
                               json_pack("{s:s, s:s, s:I}", "path", tree.files[i].path, "sha256",
                                         hex, "bytes", (json_int_t)tree.files[i].bytes));
     }
-    json_t *manifest = json_pack("{s:o}", "files", files);
-    char *text = manifest ? sl_json_dump(manifest) : NULL;
     if (rc == 0)
-        rc = text ? sl_sha256_data(text, strlen(text), ret_sha256, err)
-                  : sl_err_set(err, SL_NOMEM, "out of memory");
+        rc = digest_of_files(files, ret_sha256, err);
+    else
+        json_decref(files);
     if (rc == 0)
         *ret_bytes = tree.bytes;
-    free(text);
-    json_decref(manifest);
     sl_tree_release(&tree);
     return rc;
 }
@@ -313,14 +443,15 @@ static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, st
         rc = fetch_blob(f, &it, blob, err);
     else if (manifest)
         rc = fetch_manifest(f, &it, manifest, err);
-    else if (starts_with(ref, "http://") || starts_with(ref, "https://"))
-        rc = fetch_url(f, &it, err);
+    else if (sl_source_knows(ref))
+        rc = fetch_source(f, &it, err);
     else if (ref[0] == '/' || starts_with(ref, "file:"))
         rc = fetch_local(f, &it, err);
     else if (strstr(ref, "://"))
-        rc = sl_err_set(
-            err, SL_SPEC,
-            "%s: only http and https URLs, file paths and artifact names can be fetched", ref);
+        rc = sl_err_set(err, SL_SPEC,
+                        "%s: only http, https, s3, gs and hf URLs, file paths and artifact names "
+                        "can be fetched",
+                        ref);
     else
         rc = fetch_artifact(f, &it, &record, err);
     if (rc == 0 && json_array_append_new(

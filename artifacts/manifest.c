@@ -3,8 +3,13 @@
 #include "artifacts/store.h"
 #include "base/digest.h"
 #include "base/json.h"
+#include <fcntl.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#define CHUNK_BYTES (256u << 10)
 
 void sl_problem_add(json_t *problems, const char *path, const char *fmt, ...)
 {
@@ -35,6 +40,19 @@ static bool claim_path(json_t *seen, const char *path)
             json_object_set_new(seen, folder, json_false());
     }
     return json_object_set_new(seen, path, json_true()) == 0;
+}
+
+static bool parts_valid(const json_t *parts, int64_t bytes)
+{
+    size_t i;
+    json_t *part;
+    if (!json_is_array(parts) ||
+        (int64_t)json_array_size(parts) != (bytes + SL_PART_BYTES - 1) / SL_PART_BYTES)
+        return false;
+    json_array_foreach((json_t *)parts, i, part)
+        if (!json_is_string(part) || !sl_sha256_valid(json_string_value(part)))
+            return false;
+    return true;
 }
 
 /* One list of {path, sha256, bytes}; returns the number of faults. at: its place, "/files" or
@@ -75,6 +93,13 @@ static size_t check_list(const json_t *list, const char *at, size_t *total, json
             json_integer_value(bytes) > SL_BLOB_MAX_BYTES) {
             sl_problem_add(problems, here, "bytes must be a number from 0 to %lld",
                            (long long)SL_BLOB_MAX_BYTES);
+            faults++;
+        }
+        const json_t *parts = json_object_get(item, "parts");
+        if (parts && before == faults && !parts_valid(parts, json_integer_value(bytes))) {
+            sl_problem_add(problems, here,
+                           "parts must be a list of one sha256 for each %lld bytes of the file",
+                           (long long)SL_PART_BYTES);
             faults++;
         }
         if (entries && strstr(at, "entries")) {
@@ -127,4 +152,61 @@ json_t *sl_manifest_file(const json_t *manifest, const char *path)
         if (strcmp(sl_json_str(file, "path", ""), path) == 0)
             return file;
     return NULL;
+}
+
+/* Ends a part and begins the next. */
+static int end_part(json_t *parts, struct sl_sha256 *part, struct sl_err *err)
+{
+    char hex[SL_SHA256_HEX + 1];
+    sl_sha256_hex(part, hex);
+    if (json_array_append_new(parts, json_string(hex)))
+        return sl_err_set(err, SL_NOMEM, "out of memory");
+    return sl_sha256_init(part, err);
+}
+
+int sl_manifest_digests(const char *path, char ret_sha256[SL_SHA256_HEX + 1], int64_t *ret_bytes,
+                        json_t **ret_parts, struct sl_err *err)
+{
+    struct sl_sha256 whole = {NULL}, part = {NULL};
+    char hex[SL_SHA256_HEX + 1], *chunk = malloc(CHUNK_BYTES);
+    json_t *parts = json_array();
+    int64_t bytes = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC), rc = 0;
+    if (fd < 0)
+        rc = sl_err_errno(err, "opening %s", path);
+    else if (!chunk || !parts)
+        rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    if (rc == 0)
+        rc = sl_sha256_init(&whole, err);
+    if (rc == 0)
+        rc = sl_sha256_init(&part, err);
+    while (rc == 0) {
+        int64_t room = SL_PART_BYTES - bytes % SL_PART_BYTES;
+        ssize_t n = read(fd, chunk, room < CHUNK_BYTES ? (size_t)room : CHUNK_BYTES);
+        if (n < 0)
+            rc = sl_err_errno(err, "reading %s", path);
+        if (n <= 0)
+            break;
+        sl_sha256_update(&whole, chunk, (size_t)n);
+        sl_sha256_update(&part, chunk, (size_t)n);
+        bytes += n;
+        if (bytes % SL_PART_BYTES == 0)
+            rc = end_part(parts, &part, err);
+    }
+    if (rc == 0 && bytes % SL_PART_BYTES)
+        rc = end_part(parts, &part, err);
+    if (rc == 0) {
+        sl_sha256_hex(&whole, hex);
+        memcpy(ret_sha256, hex, sizeof hex);
+        if (ret_bytes)
+            *ret_bytes = bytes;
+        *ret_parts = bytes > SL_PART_BYTES ? json_incref(parts) : NULL;
+    }
+    sl_sha256_release(&whole);
+    sl_sha256_release(&part);
+    json_decref(parts);
+    free(chunk);
+    if (fd >= 0)
+        close(fd);
+    return rc;
 }

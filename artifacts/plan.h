@@ -5,7 +5,7 @@
  * Its items, each to be found at run_dir/dest afterwards (what was there is replaced):
  *   {"ref", "sha256": expected (optional), "dest", "unpack": bool or "tarball"}, where ref is
  *      name, name:v3 or name:alias, each with /file behind it or not
- *      http(s)://...
+ *      http(s)://..., s3://, gs:// and hf:// as artifacts/source.h has them
  *      /abs/path or file:///abs/path, below one of allow_paths
  *   {"blob": sha256, "dest", "unpack"}
  *   {"manifest": sha256, "dest", "unpack"}

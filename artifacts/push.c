@@ -1,5 +1,6 @@
 /* The push half of plan.h. */
 #include "artifacts/api.h"
+#include "artifacts/manifest.h"
 #include "artifacts/names.h"
 #include "artifacts/pack.h"
 #include "artifacts/plan.h"
@@ -19,9 +20,15 @@ static int upload(const struct sl_transfer *t, const char *output, const char *t
                   char ret_manifest[SL_SHA256_HEX + 1], struct sl_err *err)
 {
     char side[SL_PATH_MAX], digest[SL_SHA256_HEX + 1];
-    json_t *manifest =
-        json_pack("{s:[{s:s, s:s, s:I, s:O}]}", "files", "path", tar, "sha256", packed->sha256,
-                  "bytes", (json_int_t)packed->bytes, "entries", packed->entries);
+    json_t *parts = NULL;
+    if (packed->bytes > SL_PART_BYTES) {
+        int rc = sl_manifest_digests(path, digest, NULL, &parts, err);
+        if (rc)
+            return sl_err_wrap(err, rc, "uploading %s", output);
+    }
+    json_t *manifest = json_pack("{s:[{s:s, s:s, s:I, s:O, s:o*}]}", "files", "path", tar, "sha256",
+                                 packed->sha256, "bytes", (json_int_t)packed->bytes, "entries",
+                                 packed->entries, "parts", parts);
     char *text = manifest ? sl_json_dump(manifest) : NULL;
     json_decref(manifest);
     int rc = text ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");

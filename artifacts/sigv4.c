@@ -55,8 +55,7 @@ static int recode(struct sl_buf *to, const char *text, size_t len)
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < len; i++) {
         char c = text[i];
-        if (c == '%' && i + 2 < len && hex_value(text[i + 1]) >= 0 &&
-            hex_value(text[i + 2]) >= 0) {
+        if (c == '%' && i + 2 < len && hex_value(text[i + 1]) >= 0 && hex_value(text[i + 2]) >= 0) {
             c = (char)(hex_value(text[i + 1]) * 16 + hex_value(text[i + 2]));
             i += 2;
         }

@@ -21,8 +21,8 @@ struct sl_sigv4_header {
 struct sl_sigv4 {
     const char *key_id, *secret, *region, *service;
     const char *time; /* "20150830T123600Z" */
-    /* true: the path's "." and ".." and double slashes are resolved and "%" is encoded once more, as
-     * every service but S3 wants it. false: the path is signed as it is, except that what a path
+    /* true: the path's "." and ".." and double slashes are resolved and "%" is encoded once more,
+     * as every service but S3 wants it. false: the path is signed as it is, except that what a path
      * cannot hold is percent-encoded. */
     bool normalize;
 };
@@ -50,7 +50,8 @@ int sl_sigv4_signature(const struct sl_sigv4 *s, const char *to_sign,
 int sl_sigv4_authorization(const struct sl_sigv4 *s, const struct sl_sigv4_request *r,
                            struct sl_buf *authorization, struct sl_err *err);
 
-/* Percent-encodes as SigV4 demands: everything but A-Z a-z 0-9 - . _ ~ and the characters in keep. */
+/* Percent-encodes as SigV4 demands: everything but A-Z a-z 0-9 - . _ ~ and the characters in keep.
+ */
 int sl_uri_encode(struct sl_buf *to, const char *text, size_t len, const char *keep);
 
 #endif

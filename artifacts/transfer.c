@@ -1,5 +1,7 @@
 /* Long because downloads and uploads share one job, its callbacks and what its answers mean. */
 #include "artifacts/transfer.h"
+#include "artifacts/job.h"
+#include "artifacts/ranges.h"
 #include "artifacts/web.h"
 #include "base/buf.h"
 #include "base/clock.h"
@@ -13,93 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define REPLY_KEPT_MAX 4096 /* of an error's body */
-#define ETAG_MAX 256
 #define URL_MAX 4096
-#define PAUSE_SLICE_US 50000
 
-/* One request under way. */
-struct job {
-    const struct sl_transfer *t;
-    const char *what, *url;
-    bool own; /* the token's server */
-    CURL *curl;
-    struct sl_buf reply; /* an error's body */
-    char etag[ETAG_MAX];
-    char curl_msg[CURL_ERROR_SIZE];
-    long status;
-    struct sl_err err; /* of a callback */
-    /* a download */
-    struct sl_fill *fill;
-    int64_t expected_bytes;
-    int64_t range_from; /* what the answer to a Range request begins with; -1: not said */
-    /* an upload */
-    int fd;
-    int64_t sent;
-};
-
-static int tries_of(const struct sl_transfer *t)
-{
-    return t->tries ? t->tries : SL_TRANSFER_TRIES;
-}
-
-/* Waits before try number `attempt`. */
-static int pause_before(struct job *j, int attempt)
-{
-    int64_t us = sl_web_pause_us(attempt);
-    curl_off_t after_s = 0;
-    curl_easy_getinfo(j->curl, CURLINFO_RETRY_AFTER, &after_s);
-    if (after_s > SL_TRANSFER_RETRY_AFTER_S)
-        after_s = SL_TRANSFER_RETRY_AFTER_S;
-    if (after_s * 1000000 > us)
-        us = after_s * 1000000;
-    for (int64_t until = sl_boot_us() + us; sl_boot_us() < until;) {
-        if (sl_watch_stop(&j->t->watch))
-            return sl_err_set(&j->err, SL_CANCELLED, "stopped");
-        usleep(PAUSE_SLICE_US);
-    }
-    return 0;
-}
-
-static int on_tick(void *arg, curl_off_t dt, curl_off_t dn, curl_off_t ut, curl_off_t un)
-{
-    struct job *j = arg;
-    (void)dt;
-    (void)dn;
-    (void)ut;
-    (void)un;
-    if (!sl_watch_stop(&j->t->watch))
-        return 0;
-    sl_err_set(&j->err, SL_CANCELLED, "stopped");
-    return 1;
-}
-
-static size_t on_header(char *line, size_t size, size_t n, void *arg)
-{
-    struct job *j = arg;
-    size_t len = size * n;
-    if (len > 5 && strncasecmp(line, "HTTP/", 5) == 0) { /* a redirect's headers do not count */
-        j->etag[0] = 0;
-        j->range_from = -1;
-    } else if (len > 5 && strncasecmp(line, "ETag:", 5) == 0) {
-        const char *p = line + 5, *end = line + len;
-        while (p < end && isspace((unsigned char)*p))
-            p++;
-        while (end > p && isspace((unsigned char)end[-1]))
-            end--;
-        if ((size_t)(end - p) < sizeof j->etag) {
-            memcpy(j->etag, p, (size_t)(end - p));
-            j->etag[end - p] = 0;
-        }
-    } else if (len > 14 && strncasecmp(line, "Content-Range:", 14) == 0) {
-        const char *digits = memchr(line, 's', len); /* "bytes 100-..." */
-        if (digits && digits[1] == ' ')
-            j->range_from = strtoll(digits + 2, NULL, 10);
-    }
-    return len;
-}
-
-static int restart(struct job *j, struct sl_err *err)
+static int restart(struct sl_job *j, struct sl_err *err)
 {
     sl_watch_progress(&j->t->watch, -j->fill->bytes);
     return sl_fill_restart(j->fill, err);
@@ -107,7 +25,7 @@ static int restart(struct job *j, struct sl_err *err)
 
 static size_t on_body(char *data, size_t size, size_t n, void *arg)
 {
-    struct job *j = arg;
+    struct sl_job *j = arg;
     size_t len = size * n;
     long status = 0;
     curl_easy_getinfo(j->curl, CURLINFO_RESPONSE_CODE, &status);
@@ -140,7 +58,7 @@ static size_t on_body(char *data, size_t size, size_t n, void *arg)
 
 static size_t on_read(char *to, size_t size, size_t n, void *arg)
 {
-    struct job *j = arg;
+    struct sl_job *j = arg;
     ssize_t got = read(j->fd, to, size * n);
     if (got < 0) {
         sl_err_errno(&j->err, "reading what is uploaded");
@@ -153,7 +71,7 @@ static size_t on_read(char *to, size_t size, size_t n, void *arg)
 
 static int on_seek(void *arg, curl_off_t offset, int origin)
 {
-    struct job *j = arg;
+    struct sl_job *j = arg;
     off_t at = lseek(j->fd, offset, origin);
     if (at < 0)
         return CURL_SEEKFUNC_FAIL;
@@ -162,98 +80,13 @@ static int on_seek(void *arg, curl_off_t offset, int origin)
     return CURL_SEEKFUNC_OK;
 }
 
-/* Runs one request; headers_taken are freed. The callback's error, if any, is in j->err. */
-static CURLcode perform(struct job *j, struct curl_slist *headers_taken)
-{
-    CURL *c = j->curl;
-    long stall_s = j->fill ? SL_TRANSFER_STALL_S : SL_TRANSFER_SYNC_S;
-    if (j->own && j->t->token)
-        headers_taken = sl_web_authorize(headers_taken, j->t->token);
-    sl_buf_reset(&j->reply);
-    j->status = 0;
-    j->curl_msg[0] = 0;
-    sl_web_set_url(c, j->url);
-    if (!j->own) {
-        curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 1L);
-        curl_easy_setopt(c, CURLOPT_MAXREDIRS, (long)SL_WEB_REDIRECTS_MAX);
-    }
-    curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers_taken);
-    curl_easy_setopt(c, CURLOPT_ERRORBUFFER, j->curl_msg);
-    curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, 1L);
-    curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, stall_s);
-    curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
-    curl_easy_setopt(c, CURLOPT_HEADERDATA, j);
-    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_body);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, j);
-    curl_easy_setopt(c, CURLOPT_NOPROGRESS, 0L);
-    curl_easy_setopt(c, CURLOPT_XFERINFOFUNCTION, on_tick);
-    curl_easy_setopt(c, CURLOPT_XFERINFODATA, j);
-    CURLcode code = curl_easy_perform(c);
-    curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &j->status);
-    curl_easy_setopt(c, CURLOPT_HTTPHEADER, NULL);
-    curl_slist_free_all(headers_taken);
-    return code;
-}
-
-/* The error that an answer or its absence means; SL_RETRY: another try is worth it. */
-static int judge(struct job *j, CURLcode code, struct sl_err *err)
-{
-    if (j->err.code)
-        return sl_err_set(err, j->err.code, "%s (%s): %s", j->what, j->url, j->err.msg);
-    if (code != CURLE_OK)
-        return sl_err_set(err, sl_web_passing(code) ? SL_RETRY : SL_IO, "%s: %s: %s", j->what,
-                          j->url, j->curl_msg[0] ? j->curl_msg : curl_easy_strerror(code));
-    json_t *problem = NULL;
-    char detail[512] = "";
-    if (j->reply.len && sl_json_parse(j->reply.p, j->reply.len, "answer", &problem, NULL) == 0)
-        snprintf(detail, sizeof detail, ": %s", sl_json_str(problem, "detail", "no explanation"));
-    json_decref(problem);
-    long s = j->status;
-    if (s == 404 || s == 410)
-        return sl_err_set(err, SL_NOTFOUND, "%s is not there: %s answered %ld%s", j->what, j->url,
-                          s, detail);
-    if (s == 401 || s == 403)
-        return sl_err_set(err, SL_DENIED, "%s: %s refused access (%ld)%s", j->what, j->url, s,
-                          detail);
-    if (s == 507)
-        return sl_err_set(err, SL_IO, "%s: the server's disk is full: %s answered 507%s", j->what,
-                          j->url, detail);
-    return sl_err_set(err,
-                      sl_web_passing_status(s) ? SL_RETRY
-                      : s == 422               ? SL_DATA
-                                               : SL_SPEC,
-                      "%s: %s answered %ld%s", j->what, j->url, s, detail);
-}
-
-static int job_init(struct job *j, const struct sl_transfer *t, const char *what, const char *url,
-                    struct sl_err *err)
-{
-    *j = (struct job){
-        .t = t, .what = what, .url = url, .fd = -1, .range_from = -1, .expected_bytes = -1};
-    int rc = sl_web_check_url(url, err);
-    if (rc)
-        return rc;
-    j->own = t->server && sl_web_same_origin(url, t->server);
-    j->curl = sl_web_new(err);
-    sl_buf_init(&j->reply, REPLY_KEPT_MAX);
-    return j->curl ? 0 : SL_NOMEM;
-}
-
-static void job_release(struct job *j)
-{
-    curl_easy_cleanup(j->curl);
-    sl_buf_release(&j->reply);
-    if (j->fd >= 0)
-        close(j->fd);
-}
-
 /* Fills j->fill. by_digest: a digest will tell whether the rest belongs to what we have; else an
  * ETag must. etag: of what we have whole ("": nothing); ret_unchanged: the server says that it
  * still holds. */
-static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unchanged,
+static int fetch(struct sl_job *j, bool by_digest, const char *etag, bool *ret_unchanged,
                  struct sl_err *err)
 {
-    char line[ETAG_MAX + 32], part_etag[ETAG_MAX] = "";
+    char line[SL_JOB_ETAG_MAX + 32], part_etag[SL_JOB_ETAG_MAX] = "";
     bool old_part = j->fill->bytes > 0; /* left by an earlier process */
     int64_t best = j->fill->bytes;
     int rc;
@@ -271,7 +104,7 @@ static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unch
             snprintf(line, sizeof line, "If-None-Match: %s", etag);
             headers = curl_slist_append(NULL, line);
         }
-        CURLcode code = perform(j, headers);
+        CURLcode code = sl_job_perform(j, headers);
         if (code == CURLE_OK && !j->err.code) {
             if (j->status == 304 && etag[0]) {
                 *ret_unchanged = true;
@@ -295,12 +128,12 @@ static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unch
             continue;
         }
         struct sl_err fault = SL_ERR_INIT;
-        rc = judge(j, code, &fault);
+        rc = sl_job_judge(j, code, &fault);
         if (j->fill->bytes > best) {
             best = j->fill->bytes;
             attempt = 1; /* progress: a fresh count */
         }
-        if (rc != SL_RETRY || attempt >= tries_of(j->t))
+        if (rc != SL_RETRY || attempt >= sl_job_tries(j->t))
             return sl_err_set(err, rc, "%s%s", fault.msg,
                               rc == SL_RETRY ? ": gave up after several tries; is the server up?"
                                              : "");
@@ -311,8 +144,8 @@ static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unch
             if (rc)
                 return rc;
         }
-        if (pause_before(j, attempt))
-            return judge(j, CURLE_OK, err);
+        if (sl_ask_pause(sl_job_pause_us(j, attempt), &j->t->watch, &j->err))
+            return sl_job_judge(j, CURLE_OK, err);
     }
 }
 
@@ -320,7 +153,7 @@ static int fetch(struct job *j, bool by_digest, const char *etag, bool *ret_unch
 
 struct known {
     char path[SL_PATH_MAX]; /* of the record */
-    char etag[ETAG_MAX], sha256[SL_SHA256_HEX + 1];
+    char etag[SL_JOB_ETAG_MAX], sha256[SL_SHA256_HEX + 1];
 };
 
 static int read_known(const struct sl_cache *cache, const char *url, const char *url_sha256,
@@ -332,7 +165,7 @@ static int read_known(const struct sl_cache *cache, const char *url, const char 
     int rc = sl_path(k.path, err, "%s/urls/%s", cache->dir, url_sha256);
     if (rc)
         return rc;
-    if (sl_json_read(k.path, REPLY_KEPT_MAX * 2, &j, NULL) == 0 &&
+    if (sl_json_read(k.path, SL_JOB_REPLY_MAX * 2, &j, NULL) == 0 &&
         strcmp(sl_json_str(j, "url", ""), url) == 0) {
         snprintf(k.etag, sizeof k.etag, "%s", sl_json_str(j, "etag", ""));
         snprintf(k.sha256, sizeof k.sha256, "%s", sl_json_str(j, "sha256", ""));
@@ -353,6 +186,14 @@ static int write_known(const struct known *k, const char *url, const char *etag,
     return rc;
 }
 
+void sl_transfer_forget(const struct sl_cache *cache, const char *url)
+{
+    char path[SL_PATH_MAX], url_sha256[SL_SHA256_HEX + 1];
+    if (sl_sha256_data(url, strlen(url), url_sha256, NULL) == 0 &&
+        sl_path(path, NULL, "%s/urls/%s", cache->dir, url_sha256) == 0)
+        unlink(path);
+}
+
 static int found_in_cache(const struct sl_transfer *t, const struct sl_cache *cache,
                           const char *sha256, struct sl_got *ret_got, struct sl_err *err)
 {
@@ -366,11 +207,12 @@ static int found_in_cache(const struct sl_transfer *t, const struct sl_cache *ca
     return 0;
 }
 
-int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, const char *what,
-                    const char *url, const char *sha256, int64_t bytes, struct sl_got *ret_got,
-                    struct sl_err *err)
+int sl_transfer_want(const struct sl_transfer *t, const struct sl_cache *cache,
+                     const struct sl_want *want, struct sl_got *ret_got, struct sl_err *err)
 {
-    struct job j;
+    const char *what = want->what, *url = want->url, *sha256 = want->sha256;
+    const int64_t bytes = want->bytes;
+    struct sl_job j;
     struct sl_fill fill;
     struct sl_got got = {.bytes = 0};
     struct known known = {.etag = ""};
@@ -394,7 +236,7 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
     if (!sha256)
         rc = read_known(cache, url, url_sha256, &known, err);
     if (rc == 0)
-        rc = job_init(&j, t, what, url, err);
+        rc = sl_job_init(&j, t, what, url, on_body, err);
     if (rc) {
         sl_fill_abort(&fill);
         return sl_err_wrap(err, rc, "%s", what);
@@ -402,8 +244,13 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
     j.fill = &fill;
     j.expected_bytes = bytes;
     bool resumed = fill.bytes > 0;
-    sl_watch_progress(&t->watch, fill.bytes);
-    if (!(resumed && fill.bytes == bytes)) /* else only the rename is missing */
+    bool ranges = false;
+    if (bytes >= SL_RANGES_MIN_BYTES && !known.etag[0])
+        rc = sl_ranges_fill(t, &fill, want, &resumed, j.etag, &ranges, err);
+    if (rc == 0 && !ranges)
+        sl_watch_progress(&t->watch, fill.bytes);
+    if (rc == 0 && !ranges &&
+        !(resumed && fill.bytes == bytes)) /* else only the rename is missing */
         rc = fetch(&j, sha256 != NULL, known.etag, &unchanged, err);
     if (rc == 0 && unchanged) {
         unlink(fill.path);
@@ -416,8 +263,8 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
         if (rc == SL_DATA &&
             resumed) { /* the part that was left is gone now: once more, from nothing */
             sl_watch_progress(&t->watch, -got.bytes);
-            job_release(&j);
-            return sl_transfer_get(t, cache, what, url, sha256, bytes, ret_got, err);
+            sl_job_release(&j);
+            return sl_transfer_want(t, cache, want, ret_got, err);
         }
         if (rc)
             sl_err_set(err, rc, "%s (%s): %s", what, url, fault.msg);
@@ -426,16 +273,24 @@ int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, c
     } else {
         sl_fill_abort(&fill);
     }
-    job_release(&j);
+    sl_job_release(&j);
     if (rc == 0)
         *ret_got = got;
     return rc;
 }
 
+int sl_transfer_get(const struct sl_transfer *t, const struct sl_cache *cache, const char *what,
+                    const char *url, const char *sha256, int64_t bytes, struct sl_got *ret_got,
+                    struct sl_err *err)
+{
+    const struct sl_want want = {.what = what, .url = url, .sha256 = sha256, .bytes = bytes};
+    return sl_transfer_want(t, cache, &want, ret_got, err);
+}
+
 /* ---- uploads --------------------------------------------------------------------------------- */
 
 /* What the server has of the blob from an upload that broke off; 0 when it does not say. */
-static int64_t came_so_far(struct job *j, const char *sha256)
+static int64_t came_so_far(struct sl_job *j, const char *sha256)
 {
     char url[URL_MAX];
     const char *blob_url = j->url;
@@ -447,7 +302,7 @@ static int64_t came_so_far(struct job *j, const char *sha256)
     j->url = url;
     sl_web_reset(j->curl);
     curl_easy_setopt(j->curl, CURLOPT_NOBODY, 1L);
-    if (perform(j, NULL) == CURLE_OK && j->status == 200 &&
+    if (sl_job_perform(j, NULL) == CURLE_OK && j->status == 200 &&
         curl_easy_header(j->curl, "Upload-Offset", 0, CURLH_HEADER, -1, &said) == CURLHE_OK)
         offset = strtoll(said->value, NULL, 10);
     j->url = blob_url;
@@ -455,7 +310,7 @@ static int64_t came_so_far(struct job *j, const char *sha256)
 }
 
 /* Sends the file from where the server has it; a small one whole. */
-static CURLcode send_file(struct job *j, const char *sha256, int64_t bytes, int64_t *ret_offset)
+static CURLcode send_file(struct sl_job *j, const char *sha256, int64_t bytes, int64_t *ret_offset)
 {
     char url[URL_MAX];
     const char *blob_url = j->url;
@@ -479,7 +334,7 @@ static CURLcode send_file(struct job *j, const char *sha256, int64_t bytes, int6
     curl_easy_setopt(j->curl, CURLOPT_SEEKFUNCTION, piece ? NULL : on_seek);
     curl_easy_setopt(j->curl, CURLOPT_SEEKDATA, j);
     on_seek(j, offset, SEEK_SET);
-    CURLcode code = perform(j, NULL);
+    CURLcode code = sl_job_perform(j, NULL);
     j->url = blob_url;
     *ret_offset = offset;
     return code;
@@ -489,12 +344,12 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
                     const char *sha256, struct sl_err *err)
 {
     char url[URL_MAX];
-    struct job j = {.fd = -1};
+    struct sl_job j = {.fd = -1};
     struct stat st = {0};
     int64_t offset = 0, furthest = 0;
     if (snprintf(url, sizeof url, "%s/api/v1/blobs/%s", t->server, sha256) >= (int)sizeof url)
         return sl_err_set(err, SL_SPEC, "the server's URL is too long");
-    int rc = job_init(&j, t, what, url, err);
+    int rc = sl_job_init(&j, t, what, url, on_body, err);
     if (rc)
         return rc;
     j.fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -503,7 +358,7 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
     for (int attempt = 1; rc == 0; attempt++) {
         sl_web_reset(j.curl);
         curl_easy_setopt(j.curl, CURLOPT_NOBODY, 1L);
-        CURLcode code = perform(&j, NULL);
+        CURLcode code = sl_job_perform(&j, NULL);
         if (code == CURLE_OK && j.status == 200) {
             sl_watch_progress(&t->watch, st.st_size - j.sent);
             break;
@@ -518,11 +373,11 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
             }
         }
         struct sl_err fault = SL_ERR_INIT;
-        int cause = judge(&j, code, &fault);
+        int cause = sl_job_judge(&j, code, &fault);
         if (code == CURLE_OK && (j.status == 409 || j.status == 202))
             cause = SL_RETRY; /* somebody else sends the same; or more is to come */
-        if (cause == SL_RETRY && attempt < tries_of(t)) {
-            if (pause_before(&j, attempt) == 0)
+        if (cause == SL_RETRY && attempt < sl_job_tries(t)) {
+            if (sl_ask_pause(sl_job_pause_us(&j, attempt), &t->watch, &j.err) == 0)
                 continue;
             cause = SL_CANCELLED;
         }
@@ -530,6 +385,6 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
             sl_err_set(err, cause, "%s%s", fault.msg,
                        cause == SL_RETRY ? ": gave up after several tries; is the server up?" : "");
     }
-    job_release(&j);
+    sl_job_release(&j);
     return rc;
 }

@@ -24,6 +24,14 @@ void sl_web_reset(CURL *curl)
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)SL_WEB_CONNECT_S);
+    /* libcurl heeds the proxies' variables by itself, but not those of the certificates. */
+    const char *bundle = getenv("CURL_CA_BUNDLE"), *folder = getenv("SSL_CERT_DIR");
+    if (!bundle || !*bundle)
+        bundle = getenv("SSL_CERT_FILE");
+    if (bundle && *bundle)
+        curl_easy_setopt(curl, CURLOPT_CAINFO, bundle);
+    if (folder && *folder)
+        curl_easy_setopt(curl, CURLOPT_CAPATH, folder);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "softlaunch/" SL_VERSION);
 }
 
@@ -81,10 +89,11 @@ bool sl_web_same_origin(const char *url, const char *other)
 void sl_web_set_url(CURL *curl, const char *url)
 {
     char *host = url_part(url, CURLUPART_HOST);
-    bool loopback =
-        host && (!strcmp(host, "localhost") || !strncmp(host, "127.", 4) || !strcmp(host, "[::1]"));
+    bool near = host && (!strcmp(host, "localhost") || !strncmp(host, "127.", 4) ||
+                         !strcmp(host, "[::1]") || !strncmp(host, "169.254.", 8) ||
+                         !strcmp(host, "metadata.google.internal"));
     curl_easy_setopt(curl, CURLOPT_URL, url);
-    curl_easy_setopt(curl, CURLOPT_NOPROXY, loopback ? "*" : NULL);
+    curl_easy_setopt(curl, CURLOPT_NOPROXY, near ? "*" : NULL);
     curl_free(host);
 }
 

@@ -11,7 +11,9 @@
 #define SL_WEB_REDIRECTS_MAX 5
 #define SL_WEB_PAUSE_MAX_US 8000000
 
-/* A handle with the common options: http and https only, no signals, connect timeout, no redirects.
+/* A handle with the common options: http and https only, no signals, connect timeout, no redirects;
+ * certificates by CURL_CA_BUNDLE, SSL_CERT_FILE or SSL_CERT_DIR where set, proxies by libcurl's own
+ * variables (https_proxy, no_proxy, ...).
  * NULL when out of memory. The first call initialises libcurl. */
 CURL *sl_web_new(struct sl_err *err);
 /* Back to the common options: nothing that an earlier request pointed at is left. */
@@ -20,7 +22,7 @@ void sl_web_reset(CURL *curl);
 int sl_web_check_url(const char *url, struct sl_err *err);
 /* Same scheme, host and port. */
 bool sl_web_same_origin(const char *url, const char *other);
-/* Sets url; loopback hosts go around any proxy. */
+/* Sets url; loopback hosts and the metadata services of clouds go around any proxy. */
 void sl_web_set_url(CURL *curl, const char *url);
 /* "Authorization: Bearer TOKEN" in front of list; NULL when out of memory (list is freed). */
 struct curl_slist *sl_web_authorize(struct curl_slist *list, const char *token);

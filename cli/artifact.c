@@ -1,8 +1,8 @@
-/* `softlaunch artifact put|get|ls|alias`, and the table of all its verbs. */
+/* `softlaunch artifact put|get|ls|alias`, and the table of all its verbs. Long because of put, get and that table. */
 #include "artifacts/api.h"
 #include "artifacts/manifest.h"
-#include "artifacts/pack.h"
 #include "artifacts/names.h"
+#include "artifacts/pack.h"
 #include "artifacts/transfer.h"
 #include "artifacts/tree.h"
 #include "base/clock.h"
@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define BAR_EVERY_US 200000
+#define URL_BYTES 1024
 #define PUT_ROUNDS 5
 #define PART_FOLDER                                                                                \
     ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
@@ -124,15 +125,18 @@ static int put_file(const struct sl_transfer *t, const char *full, const char *p
                     struct sl_err *err)
 {
     char sha256[SL_SHA256_HEX + 1];
+    json_t *parts = NULL;
     int64_t bytes;
-    int rc = sl_sha256_file(full, sha256, &bytes, err);
+    int rc = sl_manifest_digests(full, sha256, &bytes, &parts, err);
     if (rc == 0) {
         sl_watch_expect(&t->watch, bytes);
         rc = sl_transfer_put(t, full, full, sha256, err);
     }
-    if (rc == 0 && json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", path, "sha256",
-                                                          sha256, "bytes", (json_int_t)bytes)))
+    if (rc == 0 &&
+        json_array_append_new(files, json_pack("{s:s, s:s, s:I, s:O*}", "path", path, "sha256",
+                                               sha256, "bytes", (json_int_t)bytes, "parts", parts)))
         rc = sl_err_set(err, SL_NOMEM, "out of memory");
+    json_decref(parts);
     return rc;
 }
 
@@ -250,31 +254,70 @@ static int put(struct sl_api *api, const struct artifact_options *o, int argc, c
 
 /* ---- get ------------------------------------------------------------------------------------- */
 
-/* Downloads one file to dir/path, which then is an ordinary file of its own. */
-static int get_file(const struct sl_transfer *t, const struct sl_cache *part, const json_t *file,
-                    const char *dest, struct sl_err *err)
+/* *ret_there: dest has that content already. SL_CONFLICT: it has another. */
+static int check_dest(const char *dest, const char *sha256, bool *ret_there, struct sl_err *err)
 {
-    const char *sha256 = sl_json_str(file, "sha256", ""), *path = sl_json_str(file, "path", "");
-    char url[SL_PATH_MAX], found[SL_SHA256_HEX + 1], parent[SL_PATH_MAX];
-    struct sl_got got;
-    if (sl_file_exists(dest)) {
-        if (sl_sha256_file(dest, found, NULL, NULL) == 0 && strcmp(found, sha256) == 0)
-            return 0;
-        return sl_err_set(err, SL_CONFLICT, "%s is there and has other content: move it away first",
-                          dest);
-    }
-    int rc = sl_path(url, err, "%s/api/v1/blobs/%s", t->server, sha256);
-    if (rc == 0)
-        rc = sl_transfer_get(t, part, path, url, sha256, sl_json_int(file, "bytes", -1), &got, err);
-    if (rc == 0)
-        rc = sl_path(parent, err, "%s", dest);
+    char found[SL_SHA256_HEX + 1];
+    *ret_there = sl_file_exists(dest);
+    if (!*ret_there || (sl_sha256_file(dest, found, NULL, NULL) == 0 && strcmp(found, sha256) == 0))
+        return 0;
+    return sl_err_set(err, SL_CONFLICT, "%s is there and has other content: move it away first",
+                      dest);
+}
+
+/* Moves one that was fetched to dest, which then is an ordinary file of its own. */
+static int move_to(const char *from, const char *dest, struct sl_err *err)
+{
+    char parent[SL_PATH_MAX];
+    int rc = sl_path(parent, err, "%s", dest);
     if (rc)
         return rc;
     *strrchr(parent, '/') = 0;
     rc = sl_mkdirs(parent, err);
-    if (rc == 0 &&
-        (chmod(got.path, 0644) || utimensat(AT_FDCWD, got.path, NULL, 0) || rename(got.path, dest)))
+    if (rc == 0 && (chmod(from, 0644) || utimensat(AT_FDCWD, from, NULL, 0) || rename(from, dest)))
         rc = sl_err_errno(err, "moving %s into place", dest);
+    return rc;
+}
+
+/* Downloads the files of a record, or the one called `only` (""), below dir. */
+static int get_files(const struct sl_transfer *t, const struct sl_cache *part, const json_t *record,
+                     const char *only, const char *dir, struct sl_err *err)
+{
+    const json_t *files = json_object_get(record, "files");
+    size_t n = json_array_size(files), wanted = 0;
+    struct sl_want *wants = calloc(n, sizeof *wants);
+    struct sl_got *gots = calloc(n, sizeof *gots);
+    char(*urls)[URL_BYTES] = calloc(n, sizeof *urls), dest[SL_PATH_MAX];
+    int rc = wants && gots && urls ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const json_t *file = json_array_get(files, i);
+        const char *path = sl_json_str(file, "path", ""), *sha256 = sl_json_str(file, "sha256", "");
+        bool there = false;
+        if (*only && strcmp(only, path) != 0)
+            continue;
+        rc = sl_path(dest, err, "%s/%s", dir, path);
+        if (rc == 0)
+            rc = check_dest(dest, sha256, &there, err);
+        if (rc || there)
+            continue;
+        if (snprintf(urls[wanted], URL_BYTES, "%s/api/v1/blobs/%s", t->server, sha256) >= URL_BYTES)
+            rc = sl_err_set(err, SL_SPEC, "the server's URL is too long");
+        wants[wanted] = (struct sl_want){path, urls[wanted], sha256, sl_json_int(file, "bytes", -1),
+                                         json_object_get(file, "parts")};
+        wanted++;
+    }
+    if (rc == 0 && wanted)
+        rc = sl_transfer_many(t, part, wants, wanted, gots, err);
+    for (size_t i = 0; rc == 0 && i < wanted; i++) {
+        rc = sl_path(dest, err, "%s/%s", dir, wants[i].what);
+        if (rc == 0 && !sl_file_exists(gots[i].path)) /* moved for a file of equal content */
+            rc = sl_transfer_want(t, part, &wants[i], &gots[i], err);
+        if (rc == 0)
+            rc = move_to(gots[i].path, dest, err);
+    }
+    free(urls);
+    free(gots);
+    free(wants);
     return rc;
 }
 
@@ -325,19 +368,19 @@ static int get(struct sl_api *api, const struct artifact_options *o, int argc, c
     if (rc == 0)
         rc = sl_cache_open(part_dir, &part, err);
     bar.total = rc ? 0 : sl_manifest_bytes(record);
+    if (rc == 0)
+        rc = get_files(&t, &part, record, ref.file, dir, err);
+    bar_end(&bar);
     size_t i;
     json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file) {
         const char *name = sl_json_str(file, "path", "");
         if (ref.file[0] && strcmp(ref.file, name) != 0)
             continue;
         rc = sl_path(dest, err, "%s/%s", dir, name);
-        if (rc == 0)
-            rc = get_file(&t, &part, file, dest, err);
         if (rc == 0 && o->unpack)
             rc = unpack_beside(dest, err);
         if (rc)
             break;
-        bar_end(&bar);
         if (!o->json)
             puts(dest);
     }

@@ -5,7 +5,7 @@
 # tests start their own.
 set -eu
 packages="build-essential pkg-config git ca-certificates python3 python3-pip python3-venv unzip procps zstd
-    libjansson-dev libyaml-dev libssl-dev libpcre2-dev zlib1g-dev libopenblas-openmp-dev libcurl4-openssl-dev libarchive-dev
+    libjansson-dev libyaml-dev libssl-dev libpcre2-dev zlib1g-dev libopenblas-openmp-dev libcurl4-openssl-dev libexpat1-dev libarchive-dev
     libhiredis-dev libmicrohttpd-dev libsqlite3-dev libzstd-dev libutf8proc-dev libsentencepiece-dev libcmocka-dev redis-server wordnet-base mandoc
     libjs-chart.js"
 missing=

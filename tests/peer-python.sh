@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints a Python interpreter that has the reference implementations, in a virtual environment made once.
 # usage: tests/peer-python.sh [tests|peft|queues|web|around]
-#   tests  tokenizers, sentencepiece, jsonschema: what `make test` compares with     SL_PEER_PYTHON replaces it
+#   tests  tokenizers, sentencepiece, jsonschema, moto, a GCS emulator: what `make test` compares with     SL_PEER_PYTHON replaces it
 #   peft   torch, transformers, peft (some GB): for `make bench` and the golden files' scripts     SL_PEFT_PYTHON replaces it
 #   web    axe-core: what tests/web/screenshots.py asks about accessibility     SL_WEB_PYTHON replaces it
 #   queues rq and celery: for tests/bench/queue_peers.py     SL_QUEUES_PYTHON replaces it
@@ -10,7 +10,7 @@ set -eu
 kind=${1:-tests}
 case $kind in
 # sentencepiece 0.2.3 breaks ties of unigram models otherwise than 0.1.97 (Debian's library) to 0.2.1.
-tests) given=${SL_PEER_PYTHON:-} packages='tokenizers==0.23.3 sentencepiece==0.2.1 jsonschema>=4.20' edition=2 ;;
+tests) given=${SL_PEER_PYTHON:-} packages='tokenizers==0.23.3 sentencepiece==0.2.1 jsonschema>=4.20 moto[s3,server]==5.2.5 gcp-storage-emulator==2026.7.19' edition=3 ;;
 peft) given=${SL_PEFT_PYTHON:-} packages='torch transformers==5.* peft>=0.19 numpy safetensors gguf tokenizers jsonschema' edition=1 ;;
 web) given=${SL_WEB_PYTHON:-} packages='axe-core-python==0.1.0' edition=1 ;;
 queues) given=${SL_QUEUES_PYTHON:-} packages='rq==3.0.0 celery[redis]==5.7.0' edition=1 ;;

@@ -33,9 +33,12 @@ static void check(const json_t *v)
         headers[n++] = (struct sl_sigv4_header){"X-Amz-Security-Token", token};
     if (sl_json_bool(v, "sign_body", false))
         headers[n++] = (struct sl_sigv4_header){"X-Amz-Content-Sha256", sha256};
-    const struct sl_sigv4_request r = {sl_json_str(v, "method", ""), sl_json_str(v, "path", ""),
-                                       sl_json_str(v, "query", ""),  headers,
-                                       n,                            sha256};
+    const struct sl_sigv4_request r = {sl_json_str(v, "method", ""),
+                                       sl_json_str(v, "path", ""),
+                                       sl_json_str(v, "query", ""),
+                                       headers,
+                                       n,
+                                       sha256};
     struct sl_buf canonical, names, to_sign, whole;
     sl_buf_init(&canonical, SL_SIGV4_MAX_BYTES);
     sl_buf_init(&names, SL_SIGV4_MAX_BYTES);

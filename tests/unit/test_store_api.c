@@ -612,7 +612,7 @@ static void fetch_plans(void **state)
         {"model:v9", SL_NOTFOUND, "no version v9"},
         {"data/none.txt", SL_NOTFOUND, "none.txt"},
         {"Model", SL_SPEC, "not an artifact reference"},
-        {"s3://x/y", SL_SPEC, "only http and https"},
+        {"ftp://x/y", SL_SPEC, "only http, https, s3"},
         {"/etc/passwd", SL_DENIED, "--allow-path"},
         {"/no/such/file", SL_DENIED, "--allow-path"},
         {"file://host", SL_SPEC, "three slashes"},
