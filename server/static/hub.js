@@ -96,7 +96,7 @@ export class Hub {
     }
     this.close();
     if (!runs.length) return this.say("idle");
-    const controller = new AbortController(), mine = this.open = {key, controller};
+    const controller = new AbortController(), mine = this.open = {key, controller}, streamed = this.streaming;
     try {
       if (this.streaming) await this.stream(key, controller);
       else await this.poll(mine);
@@ -106,6 +106,7 @@ export class Hub {
     }
     if (this.open !== mine) return;
     this.open = null;
+    if (streamed && !this.streaming) return this.connect(); // it has none: ask page by page, at once
     this.say("waiting");
     setTimeout(() => this.settle(), this.streaming ? RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)] : POLL_MS);
   }

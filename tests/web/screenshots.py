@@ -88,6 +88,8 @@ def main():
                 b.look(width, height, dark, phone)
                 b.open(path or "/login")
                 settle(b)
+                if name in ("run", "run-live", "compare"):
+                    b.until(lambda: b.js("const c = document.querySelector('[data-plot=Loss] canvas'); return c && c.dataset.points > 1"), "the chart")
                 b.picture(f"{BUILD}/screenshots/{name}-{look}.png")
                 made += 1
                 sideways = b.js("return document.documentElement.scrollWidth - innerWidth")
