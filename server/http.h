@@ -23,6 +23,7 @@
 #define SL_HTTP_JSON_MAX (1u << 20)     /* bytes of a JSON body */
 #define SL_HTTP_HEADERS_MAX (32u << 10) /* bytes of a request's line and headers */
 #define SL_HTTP_CONNECTIONS_MAX 512
+#define SL_HTTP_GZIP_MIN 1024 /* bytes of a JSON answer that are worth packing */
 #define SL_HTTP_IDLE_S 60 /* a connection that neither sends nor reads for so long is cut */
 #define SL_HTTP_LOOP_THREADS 2
 #define SL_HTTP_HANDLERS 8 /* handlers at once */
@@ -150,6 +151,7 @@ bool sl_http_stopping(const struct sl_http_req *req);
 
 /* Before the reply. Returns without effect when out of memory. */
 void sl_http_set_header(struct sl_http_req *req, const char *name, const char *value);
+/* A 200 to GET has an ETag and answers If-None-Match; longer ones go by gzip to clients that take it. */
 void sl_http_reply_json(struct sl_http_req *req, unsigned status, json_t *body_stolen);
 void sl_http_reply_empty(struct sl_http_req *req, unsigned status);
 /* data is copied. */

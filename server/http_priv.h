@@ -131,4 +131,9 @@ bool sl_http_in_scope(struct sl_http_req *req);
 const struct sl_http_scope *sl_http_scoped_by(const struct sl_http *http,
                                               const struct sl_route *route);
 
+/* Of an answer to GET, text of len bytes: sets its ETag. True: the client has it, so answer 304. */
+bool sl_http_has_it(struct sl_http_req *req, const char *text, size_t len);
+/* Packs it in place and says so, when the client takes that and it is long enough. *text is of the heap. */
+void sl_http_gzip(struct sl_http_req *req, char **text, size_t *len);
+
 #endif

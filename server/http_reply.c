@@ -114,14 +114,25 @@ static void reply_json(struct sl_http_req *req, unsigned status, const char *typ
 {
     char *text = body_stolen ? sl_json_dump(body_stolen) : NULL;
     json_decref(body_stolen);
-    if (!text)
+    if (!text || req->response) { /* the first answer counts */
+        free(text);
         return;
-    struct MHD_Response *r =
-        MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE);
+    }
+    size_t len = strlen(text);
+    /* What was asked for may be kept, if the server is asked each time whether it still holds; an
+     * answer to a change may say a secret, and is told once. */
+    bool keeps = status == 200 && (!strcmp(req->method, "GET") || !strcmp(req->method, "HEAD"));
+    sl_http_set_header(req, "Cache-Control", keeps ? "private, no-cache" : "no-store");
+    if (keeps && sl_http_has_it(req, text, len)) {
+        free(text);
+        sl_http_reply_empty(req, 304);
+        return;
+    }
+    sl_http_set_header(req, "Vary", "Accept-Encoding");
+    sl_http_gzip(req, &text, &len);
+    struct MHD_Response *r = MHD_create_response_from_buffer(len, text, MHD_RESPMEM_MUST_FREE);
     if (!r)
         free(text);
-    else
-        MHD_add_response_header(r, "Cache-Control", "no-store");
     sl_http_answer(req, status, type, r);
 }
 
