@@ -22,6 +22,7 @@ int cmd_runs(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_token(int argc, char **argv);
 int cmd_transfer(int argc, char **argv);
+int cmd_webhook(int argc, char **argv);
 int cmd_user(int argc, char **argv);
 
 /* Prints "softlaunch NAME: message" and gives the exit status 1. */

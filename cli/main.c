@@ -25,6 +25,7 @@ static const struct {
     {"registry", cmd_registry, "registered models and their stages: registry [show|link|stage|unstage]"},
     {"cache", cmd_cache, "the files that agents of this machine share: cache ls|verify|gc"},
     {"user", cmd_user, "who may use the server: user [ls|add|set|rm NAME]"},
+    {"webhook", cmd_webhook, "tell other systems what happens: webhook [ls|add|rm|test NAME]"},
     {"token", cmd_token, "secrets to come with: token [ls|add|revoke ID]"},
     {"audit", cmd_audit, "who did what"},
     {"serve", cmd_serve, "the server: API, artifact store, web UI"},

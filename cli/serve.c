@@ -11,6 +11,7 @@ int cmd_serve(int argc, char **argv)
     struct sl_serve_config config = {.listen = "127.0.0.1:8080", .redis_url = getenv("SOFTLAUNCH_REDIS")};
     int keep_finished_s = 60, keep_runs_days = 0, collect_every_s = SL_KEEPER_EVERY_S,
         collect_grace_s = SL_KEEPER_GRACE_S;
+    struct cli_list allow = {.n = 0};
     struct cli_list trusted = {.n = 0};
     const struct cli_option options[] = {
         {"data", 0, CLI_TEXT, &config.data_dir, "DIR", "the artifact store: blobs, versions, records", 0, 0},
@@ -34,6 +35,8 @@ int cmd_serve(int argc, char **argv)
          "seconds between collections of what no version in DIR uses (3600); 0: only when asked", 0, INT_MAX},
         {"collect-grace", 0, CLI_INT, &collect_grace_s, "S",
          "what came in the last S seconds is not collected (21600)", 0, INT_MAX},
+        {"webhook-allow", 0, CLI_LIST, &allow, "NETWORK",
+         "webhooks may go to private addresses of this network, as 10.1.0.0/16; several times", 0, 0},
         CLI_OPTIONS_END,
     };
     const struct cli_usage usage = {
@@ -55,6 +58,10 @@ int cmd_serve(int argc, char **argv)
         return cli_wrong(&usage, "too many --trusted-proxy");
     trusted.items[trusted.n] = NULL;
     config.trusted = trusted.items;
+    if (allow.n > SL_WEBHOOK_ALLOW_MAX)
+        return cli_wrong(&usage, "--webhook-allow: at most 16 networks");
+    for (int i = 0; i < allow.n; i++)
+        config.webhook_allow[config.n_webhook_allow++] = allow.items[i];
     config.keep_finished_s = keep_finished_s;
     config.keep_runs_days = keep_runs_days;
     config.collect_every_s = collect_every_s;

@@ -3,6 +3,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "server/runs.h"
+#include "server/webhooks.h"
 #include <string.h>
 
 #define RUNS_A_PASS 100
@@ -40,7 +41,9 @@ static int take_run(struct sl_runs *runs, const char *run, struct sl_err *err)
         rc = sl_queue_show(runs->queue, run, &record, err);
     if (rc)
         return rc;
-    rc = sl_archive_put(runs->archive, record, err);
+    rc = sl_webhooks_run_ended(runs->server->webhooks, record, err);
+    if (!rc)
+        rc = sl_archive_put(runs->archive, record, err);
     json_decref(record);
     return rc;
 }

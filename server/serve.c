@@ -6,6 +6,7 @@
 #include "server/keeper.h"
 #include "server/runs.h"
 #include "server/sessions.h"
+#include "server/webhooks.h"
 #include <errno.h>
 #include <openssl/crypto.h>
 #include <signal.h>
@@ -20,6 +21,7 @@ static const struct sl_server_part parts[] = {
     {"registry", false, sl_registry_part_start, NULL},
     {"pages", false, sl_pages_part_start, sl_pages_part_stop},
     {"metrics", false, sl_metrics_part_start, sl_metrics_part_stop},
+    {"webhooks", false, sl_webhooks_part_start, sl_webhooks_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
     {"keeper", false, sl_keeper_start, sl_keeper_stop},
 };

@@ -10,6 +10,8 @@
 #include "server/http.h"
 #include <stdbool.h>
 
+#define SL_WEBHOOK_ALLOW_MAX 16
+
 struct sl_serve_config {
     const char *listen; /* "127.0.0.1:8080" */
     const char *unix_path, *sign_in_header, *tls_cert, *tls_key; /* http.h; may be NULL */
@@ -22,7 +24,11 @@ struct sl_serve_config {
     int64_t keep_runs_days;  /* how long it stays in the archive; 0: for ever */
     int64_t collect_every_s; /* between collections of the store; 0: none by the clock */
     int64_t collect_grace_s; /* see sl_collect */
+    const char *webhook_allow[SL_WEBHOOK_ALLOW_MAX]; /* private networks that webhooks may go to */
+    int n_webhook_allow;
 };
+
+struct sl_webhooks;
 
 struct sl_server {
     const struct sl_serve_config *config;
@@ -32,6 +38,7 @@ struct sl_server {
     struct sl_accounts *accounts;
     struct sl_sessions *sessions;
     struct sl_audit *audit;
+    struct sl_webhooks *webhooks; /* NULL: none (server/webhooks.h) */
 };
 
 struct sl_server_part {

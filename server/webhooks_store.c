@@ -1,0 +1,315 @@
+/* DATA/webhooks.db: the webhooks, what waits to be delivered, and which conditions last. The truth of these. */
+#include "base/file.h"
+#include "base/json.h"
+#include "server/webhooks_priv.h"
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int failed(struct sl_webhooks *w, struct sl_err *err)
+{
+    return sl_err_set(err, SL_IO, "webhooks.db: %s", w->db ? sqlite3_errmsg(w->db) : "out of memory");
+}
+
+/* Prepares and binds: per letter of types an argument, "t" a text or NULL, "i" an int64_t. */
+static int prepare(struct sl_webhooks *w, sqlite3_stmt **ret_s, struct sl_err *err, const char *sql,
+                   const char *types, ...)
+{
+    va_list ap;
+
+    if (sqlite3_prepare_v2(w->db, sql, -1, ret_s, NULL) != SQLITE_OK)
+        return failed(w, err);
+    va_start(ap, types);
+    for (int i = 0; types[i]; i++)
+        if (types[i] == 't')
+            sqlite3_bind_text(*ret_s, i + 1, va_arg(ap, const char *), -1, SQLITE_TRANSIENT);
+        else
+            sqlite3_bind_int64(*ret_s, i + 1, va_arg(ap, int64_t));
+    va_end(ap);
+    return 0;
+}
+
+/* Steps once and ends; ret_changes may be NULL. */
+static int finish(struct sl_webhooks *w, sqlite3_stmt *s, int *ret_changes, struct sl_err *err)
+{
+    int step = sqlite3_step(s), rc = 0;
+
+    if (step != SQLITE_DONE && step != SQLITE_ROW)
+        rc = failed(w, err);
+    sqlite3_finalize(s);
+    if (!rc && ret_changes)
+        *ret_changes = sqlite3_changes(w->db);
+    return rc;
+}
+
+static int64_t number(struct sl_webhooks *w, const char *sql, const char *text)
+{
+    sqlite3_stmt *s;
+    int64_t found = 0;
+
+    if (prepare(w, &s, NULL, sql, text ? "t" : "", text))
+        return 0;
+    if (sqlite3_step(s) == SQLITE_ROW)
+        found = sqlite3_column_int64(s, 0);
+    sqlite3_finalize(s);
+    return found;
+}
+
+int sl_webhooks_open(struct sl_webhooks *w, struct sl_err *err)
+{
+    static const char set_up[] =
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;"
+        "CREATE TABLE IF NOT EXISTS hook (name TEXT PRIMARY KEY, json TEXT NOT NULL);"
+        "CREATE TABLE IF NOT EXISTS delivery (id TEXT PRIMARY KEY, hook TEXT NOT NULL, event TEXT NOT NULL,"
+        " subject TEXT NOT NULL, body TEXT NOT NULL, created_ms INTEGER NOT NULL, due_ms INTEGER NOT NULL,"
+        " tries INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'waiting', status INTEGER, error TEXT,"
+        " UNIQUE (hook, event, subject));"
+        "CREATE INDEX IF NOT EXISTS delivery_due ON delivery (state, due_ms);"
+        "CREATE INDEX IF NOT EXISTS delivery_created ON delivery (hook, created_ms);"
+        "CREATE TABLE IF NOT EXISTS condition (event TEXT, subject TEXT, PRIMARY KEY (event, subject));";
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/webhooks.db", w->server->config->data_dir), fd;
+
+    if (rc)
+        return rc;
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* it holds secrets */
+    if (fd < 0)
+        return sl_err_errno(err, "opening %s", path);
+    close(fd);
+    if (sqlite3_open(path, &w->db) != SQLITE_OK ||
+        sqlite3_exec(w->db, set_up, NULL, NULL, NULL) != SQLITE_OK)
+        return failed(w, err);
+    return 0;
+}
+
+void sl_webhooks_close(struct sl_webhooks *w)
+{
+    sqlite3_close(w->db);
+    w->db = NULL;
+}
+
+static const char *text_of(sqlite3_stmt *s, int column)
+{
+    const char *text = (const char *)sqlite3_column_text(s, column);
+
+    return text ? text : "";
+}
+
+int sl_webhooks_all(struct sl_webhooks *w, json_t **ret_hooks, struct sl_err *err)
+{
+    json_t *hooks = json_object(), *one;
+    sqlite3_stmt *s;
+    int rc, step = SQLITE_DONE;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = prepare(w, &s, err, "SELECT name, json FROM hook ORDER BY name", "");
+    while (!rc && (step = sqlite3_step(s)) == SQLITE_ROW) {
+        const char *json = text_of(s, 1);
+        rc = sl_json_parse(json, strlen(json), "webhooks.db", &one, err);
+        if (!rc)
+            json_object_set_new(hooks, text_of(s, 0), one);
+    }
+    if (!rc && step != SQLITE_DONE)
+        rc = failed(w, err);
+    sqlite3_finalize(s);
+    pthread_mutex_unlock(&w->db_mutex);
+    if (rc)
+        json_decref(hooks);
+    else
+        *ret_hooks = hooks;
+    return rc;
+}
+
+static int remove_hook(struct sl_webhooks *w, const char *name, struct sl_err *err)
+{
+    sqlite3_stmt *s;
+    int changes = 0, rc = prepare(w, &s, err, "DELETE FROM hook WHERE name = ?", "t", name);
+
+    if (!rc)
+        rc = finish(w, s, &changes, err);
+    if (!rc)
+        rc = prepare(w, &s, err, "DELETE FROM delivery WHERE hook = ?", "t", name);
+    if (!rc)
+        rc = finish(w, s, NULL, err);
+    return rc || changes ? rc : sl_err_set(err, SL_NOTFOUND, "there is no webhook %s", name);
+}
+
+int sl_webhooks_put(struct sl_webhooks *w, const char *name, const json_t *hook, struct sl_err *err)
+{
+    char *json = hook ? sl_json_dump(hook) : NULL;
+    sqlite3_stmt *s;
+    int rc;
+
+    if (hook && !json)
+        return sl_err_set(err, SL_NOMEM, "out of memory");
+    pthread_mutex_lock(&w->db_mutex);
+    if (!hook) {
+        rc = remove_hook(w, name, err);
+    } else if (!number(w, "SELECT count(*) FROM hook WHERE name = ?", name) &&
+               number(w, "SELECT count(*) FROM hook", NULL) >= SL_WEBHOOKS_MAX) {
+        rc = sl_err_set(err, SL_CONFLICT, "there are %d webhooks, which is the limit: remove one first",
+                        SL_WEBHOOKS_MAX);
+    } else {
+        rc = prepare(w, &s, err, "INSERT OR REPLACE INTO hook (name, json) VALUES (?, ?)", "tt", name, json);
+        if (!rc)
+            rc = finish(w, s, NULL, err);
+    }
+    pthread_mutex_unlock(&w->db_mutex);
+    free(json);
+    return rc;
+}
+
+int sl_webhooks_add(struct sl_webhooks *w, const char *hook, const char *event, const char *subject,
+                    const char *body, char ret_id[SL_ID_HEX + 1], struct sl_err *err)
+{
+    static const char count[] = "SELECT count(*) FROM delivery WHERE hook = ? AND state = 'waiting'";
+    int64_t now_ms = sl_now_us() / 1000;
+    char id[SL_ID_HEX + 1];
+    sqlite3_stmt *s;
+    bool full;
+    int rc;
+
+    sl_random_id(id);
+    pthread_mutex_lock(&w->db_mutex);
+    full = number(w, count, hook) >= SL_WEBHOOK_WAITING_MAX;
+    rc = prepare(w, &s, err,
+                 "INSERT OR IGNORE INTO delivery (id, hook, event, subject, body, created_ms, due_ms, state, error)"
+                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 "tttttiitt", id, hook, event, subject, body, now_ms, now_ms, full ? "given_up" : "waiting",
+                 full ? "too many deliveries wait for this webhook" : NULL);
+    if (!rc)
+        rc = finish(w, s, NULL, err);
+    pthread_mutex_unlock(&w->db_mutex);
+    if (!rc && ret_id)
+        memcpy(ret_id, id, sizeof id);
+    return rc;
+}
+
+int sl_webhooks_condition(struct sl_webhooks *w, const char *event, const char *subject, bool on,
+                          bool *ret_new, struct sl_err *err)
+{
+    sqlite3_stmt *s;
+    int changes = 0, rc;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = prepare(w, &s, err,
+                 on ? "INSERT OR IGNORE INTO condition (event, subject) VALUES (?, ?)"
+                    : "DELETE FROM condition WHERE event = ? AND subject = ?",
+                 "tt", event, subject);
+    if (!rc)
+        rc = finish(w, s, &changes, err);
+    pthread_mutex_unlock(&w->db_mutex);
+    if (!rc && ret_new)
+        *ret_new = on && changes > 0;
+    return rc;
+}
+
+int sl_webhooks_conditions(struct sl_webhooks *w, const char *event, json_t **ret_subjects,
+                           struct sl_err *err)
+{
+    json_t *subjects = json_array();
+    sqlite3_stmt *s;
+    int rc;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = prepare(w, &s, err, "SELECT subject FROM condition WHERE event = ?", "t", event);
+    while (!rc && sqlite3_step(s) == SQLITE_ROW)
+        json_array_append_new(subjects, json_string(text_of(s, 0)));
+    sqlite3_finalize(s);
+    pthread_mutex_unlock(&w->db_mutex);
+    if (rc)
+        json_decref(subjects);
+    else
+        *ret_subjects = subjects;
+    return rc;
+}
+
+int sl_webhooks_due(struct sl_webhooks *w, int64_t now_ms, int most, json_t **ret_due,
+                    int64_t *ret_next_ms, struct sl_err *err)
+{
+    json_t *due = json_array();
+    sqlite3_stmt *s;
+    int rc;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = prepare(w, &s, err,
+                 "SELECT id, hook, body, tries, created_ms FROM delivery WHERE state = 'waiting' AND due_ms <= ?"
+                 " ORDER BY due_ms LIMIT ?",
+                 "ii", now_ms, (int64_t)most);
+    while (!rc && sqlite3_step(s) == SQLITE_ROW)
+        json_array_append_new(due, json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", text_of(s, 0), "hook",
+                                             text_of(s, 1), "body", text_of(s, 2), "tries",
+                                             (json_int_t)sqlite3_column_int64(s, 3), "created_ms",
+                                             (json_int_t)sqlite3_column_int64(s, 4)));
+    sqlite3_finalize(s);
+    *ret_next_ms = number(w, "SELECT min(due_ms) FROM delivery WHERE state = 'waiting'", NULL);
+    pthread_mutex_unlock(&w->db_mutex);
+    if (rc)
+        json_decref(due);
+    else
+        *ret_due = due;
+    return rc;
+}
+
+int sl_webhooks_tried(struct sl_webhooks *w, const char *id, const char *state, int64_t due_ms,
+                      long status, const char *error, struct sl_err *err)
+{
+    sqlite3_stmt *s;
+    int rc;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = prepare(w, &s, err,
+                 "UPDATE delivery SET state = ?, due_ms = ?, tries = tries + 1, status = ?, error = ? WHERE id = ?",
+                 "tiitt", state, due_ms, (int64_t)status, error, id);
+    if (!rc)
+        rc = finish(w, s, NULL, err);
+    pthread_mutex_unlock(&w->db_mutex);
+    return rc;
+}
+
+int sl_webhooks_deliveries(struct sl_webhooks *w, const char *hook, json_t **ret_list,
+                           struct sl_err *err)
+{
+    json_t *list = json_array();
+    sqlite3_stmt *s;
+    int rc;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = prepare(w, &s, err,
+                 "SELECT id, event, subject, created_ms, state, tries, status, error, due_ms FROM delivery"
+                 " WHERE hook = ? ORDER BY created_ms DESC, rowid DESC LIMIT ?",
+                 "ti", hook, (int64_t)SL_WEBHOOK_SHOWN_MAX);
+    while (!rc && sqlite3_step(s) == SQLITE_ROW) {
+        json_t *one = json_pack("{s:s, s:s, s:s, s:I, s:s, s:i, s:i, s:s}", "id", text_of(s, 0), "event",
+                                text_of(s, 1), "subject", text_of(s, 2), "created_ms",
+                                (json_int_t)sqlite3_column_int64(s, 3), "state", text_of(s, 4), "tries",
+                                sqlite3_column_int(s, 5), "status", sqlite3_column_int(s, 6), "error",
+                                text_of(s, 7));
+        if (one && !strcmp(text_of(s, 4), "waiting"))
+            json_object_set_new(one, "due_ms", json_integer((json_int_t)sqlite3_column_int64(s, 8)));
+        json_array_append_new(list, one);
+    }
+    sqlite3_finalize(s);
+    pthread_mutex_unlock(&w->db_mutex);
+    if (rc)
+        json_decref(list);
+    else
+        *ret_list = list;
+    return rc;
+}
+
+int sl_webhooks_forget(struct sl_webhooks *w, int64_t before_ms, struct sl_err *err)
+{
+    sqlite3_stmt *s;
+    int rc;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = prepare(w, &s, err, "DELETE FROM delivery WHERE state != 'waiting' AND created_ms < ?", "i", before_ms);
+    if (!rc)
+        rc = finish(w, s, NULL, err);
+    pthread_mutex_unlock(&w->db_mutex);
+    return rc;
+}
