@@ -8,7 +8,7 @@
 #include <string.h>
 
 #define EVENT_STREAM "text/event-stream"
-#define BATCH_MAX (4u << 20) /* bytes for one reader in one period */
+#define BATCH_MAX (16u << 20) /* bytes for one reader in one period: a page of events */
 
 /* A run that somebody watches. */
 struct topic {
@@ -156,13 +156,23 @@ static char *block_of(const char *run, const json_t *event)
     return block;
 }
 
-static void give(struct watcher *w, struct seat *s, const char *id, const char *block)
+/* False, and nothing is given: the batch is full. */
+static bool give(struct watcher *w, struct seat *s, const char *id, const char *block)
 {
-    if (w->one_run)
-        sl_buf_addf(&w->out, "id: %s\n", id);
-    sl_buf_adds(&w->out, block);
-    sl_buf_addc(&w->out, '\n');
+    size_t before = w->out.len;
+    if ((w->one_run && sl_buf_addf(&w->out, "id: %s\n", id)) || sl_buf_adds(&w->out, block) ||
+        sl_buf_addc(&w->out, '\n')) {
+        w->out.len = before;
+        w->out.p[before] = 0;
+        return false;
+    }
     copy_id(s->last, id);
+    return true;
+}
+
+static bool is_behind(const struct watcher *w)
+{
+    return w->out.len + sl_http_stream_waiting(w->stream) > SL_LIVE_BEHIND_MAX;
 }
 
 static void flush(struct watcher *w)
@@ -198,7 +208,7 @@ static void fan_out(struct sl_live *live, struct topic *t, const json_t *events)
             for (int k = 0; k < w->n; k++)
                 if (w->seats[k].topic == t && w->seats[k].level &&
                     compare_ids(id, w->seats[k].last) > 0)
-                    give(w, &w->seats[k], id, block);
+                    w->seats[k].level = !is_behind(w) && give(w, &w->seats[k], id, block);
         free(block);
         copy_id(t->head, id);
     }
@@ -225,26 +235,29 @@ static void read_news(struct sl_live *live)
     }
 }
 
-/* A page for who came with an older id. After read_news, so that with the last page nothing lies
+/* A page for who came with an older id, or is behind and has now taken what waited. After read_news, so that with the last page nothing lies
  * between it and the topic's head. */
 static void catch_up(struct sl_live *live, struct watcher *w, struct seat *s)
 {
     json_t *page, *event;
     size_t i;
-    if (sl_http_stream_waiting(w->stream) > SL_LIVE_BEHIND_MAX / 4 || w->out.len > SL_LIVE_BEHIND_MAX / 4 ||
+    if (is_behind(w) ||
         sl_queue_events(live->runs->queue, s->run, s->last, SL_LIVE_PAGE, 0, &page, NULL))
         return;
     const json_t *events = json_object_get(page, "events");
     if (sl_json_bool(page, "trimmed", false) || s->reset)
         sl_buf_addf(&w->out, "event: reset\ndata: {\"run\": \"%s\"}\n\n", s->run);
     s->reset = false;
+    s->level = json_array_size(events) < SL_LIVE_PAGE;
     json_array_foreach(events, i, event) {
         char *block = block_of(s->run, event);
-        if (block)
-            give(w, s, sl_json_str(event, "id", "0"), block);
+        bool given = block && give(w, s, sl_json_str(event, "id", "0"), block);
         free(block);
+        if (!given) {
+            s->level = false;
+            break;
+        }
     }
-    s->level = json_array_size(events) < SL_LIVE_PAGE;
     json_decref(page);
 }
 
@@ -298,7 +311,7 @@ static void open_stream(struct sl_live *live, struct sl_http_req *req, struct wa
     }
     sl_buf_init(&w->out, BATCH_MAX);
     w->opened_us = w->said_us = sl_boot_us();
-    w->stream = sl_http_reply_stream(req, EVENT_STREAM, SL_LIVE_BEHIND_MAX);
+    w->stream = sl_http_reply_stream(req, EVENT_STREAM, SL_LIVE_BEHIND_MAX + BATCH_MAX);
     if (!w->stream) {
         free_watcher(w);
         return;

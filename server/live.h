@@ -8,9 +8,10 @@
  *
  * `event: reset` {"run"} tells that events before the next one are no longer in Redis: they are read
  * as pages. One thread reads Redis for all, every SL_LIVE_PERIOD_US. A comment every
- * SL_LIVE_COMMENT_US finds dead connections. A reader that falls SL_LIVE_BEHIND_MAX behind is cut off,
- * as each is after SL_LIVE_STREAM_US, so that a revoked token does not watch for ever: both come again
- * with the last id. */
+ * SL_LIVE_COMMENT_US finds dead connections. A reader with SL_LIVE_BEHIND_MAX untaken bytes gets no
+ * more before it has taken them, and then pages from where it was. Each stream ends after
+ * SL_LIVE_STREAM_US, so that a revoked token does not watch for ever: the reader comes again with the
+ * last id. */
 #ifndef SL_SERVER_LIVE_H
 #define SL_SERVER_LIVE_H
 #include "server/runs.h"

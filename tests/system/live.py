@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Events as they happen (server-sent): every event once and in order, going on after a break, gaps told, slow and
-finished readers, tokens of other projects."""
+"""Events as they happen (server-sent): every event once and in order, going on after a break, gaps told, slow
+readers, tokens of other projects."""
 import http.client, json, os, socket, sys, threading, time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from queue_fixture import TOKEN, World, tap, wait
@@ -146,7 +146,11 @@ def a_token_of_another_project_sees_nothing():
     assert Reader("/api/v1/events?runs=" + run, token="x" * 40).status == 401
 
 
-def who_does_not_read_is_cut_off_and_others_go_on():
+def memory_kib():
+    return int(next(l for l in open(f"/proc/{w.server.pid}/status") if l.startswith("VmRSS")).split()[1])
+
+
+def who_reads_slowly_holds_up_nobody_and_misses_nothing():
     run = w.enqueue("fake.1.5.ok")
     w.ended(run, 60)
     good = Reader("/api/v1/events?runs=" + run)
@@ -154,21 +158,27 @@ def who_does_not_read_is_cut_off_and_others_go_on():
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.connect(("127.0.0.1", w.port))
     slow.sendall(f"GET /api/v1/events?runs={run} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
-    time.sleep(0.5)
+    wait(lambda: good.blocks, 30, "the stream is open")
+    slow.recv(1)
+    time.sleep(0.3)                                   # both are taken in
+    before = memory_kib()
     filler, n = "y" * 8000, 1500                      # 12 MB, more than sockets hold
     for at in range(0, n, 50):
         w.cli("eval", "for i = 1, 50 do redis.call('XADD', KEYS[1], '*', 't', 'log', 'a', '1', 'd', ARGV[1]) end", 1,
               "{softlaunch}:events:" + run, json.dumps(filler))
         wait(lambda: len([e for e in good.events() if e["data"] == filler]) == at + 50, 60, "the good reader has them all")
+    grown = memory_kib() - before
+    assert grown < 40 << 10, f"the server grew by {grown} KiB"
     good.close()
     slow.settimeout(60)
-    taken = 0
-    while True:
+    left, rest = n, b""
+    while left > 0:
         data = slow.recv(1 << 16)
-        taken += len(data)
-        if not data:
-            break
-    assert taken < n * 8000, "the slow one was given everything"
+        assert data, "cut off"
+        lines = (rest + data).split(b"\n")
+        left -= sum(line.startswith(b"event: log") for line in lines[:-1])
+        rest = lines[-1]
+    slow.close()
 
 
 def the_server_stops_at_once_with_readers():
@@ -181,5 +191,5 @@ def the_server_stops_at_once_with_readers():
 
 tap(w, [a_reader_from_the_start_and_one_that_came_late_see_what_the_pages_say, after_a_break_it_goes_on_from_the_last_id,
         several_runs_in_one_stream_go_on_together, a_gap_is_told, a_silent_stream_is_kept_awake, what_is_not_there_is_said,
-        a_token_of_another_project_sees_nothing, who_does_not_read_is_cut_off_and_others_go_on,
+        a_token_of_another_project_sees_nothing, who_reads_slowly_holds_up_nobody_and_misses_nothing,
         the_server_stops_at_once_with_readers])
