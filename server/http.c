@@ -10,6 +10,7 @@
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -410,6 +411,24 @@ int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, v
     return 0;
 }
 
+/* Asks for as many descriptors as we may have. */
+static unsigned connections_max(void)
+{
+    struct rlimit l;
+    if (getrlimit(RLIMIT_NOFILE, &l))
+        return SL_HTTP_CONNECTIONS_MAX / 16;
+    const rlim_t want = SL_HTTP_CONNECTIONS_MAX + SL_HTTP_OTHER_FDS;
+    if (l.rlim_cur < want) {
+        l.rlim_cur = l.rlim_max < want ? l.rlim_max : want;
+        setrlimit(RLIMIT_NOFILE, &l);
+        getrlimit(RLIMIT_NOFILE, &l);
+    }
+    if (l.rlim_cur >= want)
+        return SL_HTTP_CONNECTIONS_MAX;
+    return l.rlim_cur > 2 * SL_HTTP_OTHER_FDS ? (unsigned)l.rlim_cur - SL_HTTP_OTHER_FDS
+                                              : SL_HTTP_OTHER_FDS;
+}
+
 static int start_daemon(struct sl_http *http, int which, struct sl_err *err)
 {
     bool tls = which == 0 && http->tls_cert;
@@ -423,7 +442,7 @@ static int start_daemon(struct sl_http *http, int which, struct sl_err *err)
             (tls ? MHD_USE_TLS : 0u),
         0, NULL, NULL, access_handler, http, MHD_OPTION_LISTEN_SOCKET, http->listen_fds[which],
         MHD_OPTION_THREAD_POOL_SIZE, (unsigned)SL_HTTP_LOOP_THREADS, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)SL_HTTP_CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SL_HTTP_IDLE_S,
+        connections_max(), MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SL_HTTP_IDLE_S,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)SL_HTTP_HEADERS_MAX,
         MHD_OPTION_NOTIFY_COMPLETED, completed, http, MHD_OPTION_ARRAY, secrets, MHD_OPTION_END);
     if (!http->daemons[which])

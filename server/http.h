@@ -22,7 +22,8 @@
 
 #define SL_HTTP_JSON_MAX (1u << 20)     /* bytes of a JSON body */
 #define SL_HTTP_HEADERS_MAX (32u << 10) /* bytes of a request's line and headers */
-#define SL_HTTP_CONNECTIONS_MAX 512
+#define SL_HTTP_CONNECTIONS_MAX 12288 /* less where the system allows fewer descriptors */
+#define SL_HTTP_OTHER_FDS 256         /* descriptors left for files, Redis and the rest */
 #define SL_HTTP_GZIP_MIN 1024 /* bytes of a JSON answer that are worth packing */
 #define SL_HTTP_IDLE_S 60 /* a connection that neither sends nor reads for so long is cut */
 #define SL_HTTP_LOOP_THREADS 2

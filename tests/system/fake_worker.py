@@ -2,7 +2,7 @@
 """A worker that trains nothing but speaks the wire and keeps its promises: same bits after a resume, checkpoints
 that are complete, an end when its agent is gone. The run's name steers it: fake.STEPS.STEP_MS.MODE[.anything].
 MODE: ok, crash (killed at half of the steps), crash-once (only on the first attempt), spec (fails for good),
-stubborn (does not obey), spam (many log lines), big (the checkpoint at a preemption has 60 MB more)."""
+stubborn (does not obey), timed (lr is the time), spam (many log lines), big (the checkpoint at a preemption has 60 MB more)."""
 import argparse, hashlib, json, os, select, shutil, signal, sys, threading, time
 
 p = argparse.ArgumentParser()
@@ -82,7 +82,7 @@ while step < steps:
     time.sleep(step_ms / 1000)
     step += 1
     state = hashlib.sha256((state + str(step)).encode()).hexdigest()
-    send(ev="metric", step=step, epoch=0, loss=int(state[:6], 16) / 2**24, lr=0.1)
+    send(ev="metric", step=step, epoch=0, loss=int(state[:6], 16) / 2**24, lr=time.time() if mode == "timed" else 0.1)
     if mode == "spam":
         for i in range(200):
             send(ev="log", level="info", msg=f"line {i} of step {step}")
