@@ -229,17 +229,20 @@ static void move(struct reading *r, json_t *object, const char *key, json_t *spe
     json_object_del(object, key);
 }
 
+/* What a spec has beside name, model and config. */
+static const char *const SPEC_KEYS[] = {"api",    "project",   "queue",    "priority", "retry",
+                                        "outputs", "datasets", "resources", "dedupe",  "schedule",
+                                        "secrets", "env",      "time_limit_s", "trials"};
+#define N_SPEC_KEYS (sizeof SPEC_KEYS / sizeof *SPEC_KEYS)
+
 static json_t *build_spec(struct reading *r)
 {
-    static const char *const keys[] = {"api",     "project",  "queue",    "priority",
-                                       "retry",   "outputs",  "datasets", "resources",
-                                       "dedupe",  "schedule", "time_limit_s", "trials"};
     json_t *spec = json_object(), *name = as_name(json_object_get(r->work, "name")), *model, *data,
            *datasets;
 
     set(r, spec, "api", json_string(SL_SPEC_API));
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        move(r, r->work, keys[i], spec, keys[i]);
+    for (size_t i = 0; i < N_SPEC_KEYS; i++)
+        move(r, r->work, SPEC_KEYS[i], spec, SPEC_KEYS[i]);
     json_object_del(r->work, "name");
     if (name) {
         json_object_set(spec, "name", name);
@@ -427,13 +430,9 @@ static int convert(struct reading *r)
     if (json_is_object(model))
         fix_model(r, model);
     if (r->options->config_only) {
-        static const char *const keys[] = {"name",   "api",      "project",     "queue",
-                                           "retry",  "outputs",  "datasets",    "resources",
-                                           "dedupe", "schedule", "time_limit_s", "priority",
-                                           "trials"};
-
-        for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-            json_object_del(r->work, keys[i]);
+        json_object_del(r->work, "name");
+        for (size_t i = 0; i < N_SPEC_KEYS; i++)
+            json_object_del(r->work, SPEC_KEYS[i]);
         r->out.spec = json_incref(r->work);
     } else {
         r->out.spec = build_spec(r);
