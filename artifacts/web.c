@@ -17,17 +17,15 @@ static void init_curl(void)
 void sl_web_reset(CURL *curl)
 {
     curl_easy_reset(curl); /* keeps live connections */
-    const char *ca = getenv("SOFTLAUNCH_CA_FILE"); /* beside the system's, not in their place */
-    if (ca && *ca)
-        curl_easy_setopt(curl, CURLOPT_CAINFO, ca);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)SL_WEB_CONNECT_S);
     /* libcurl heeds the proxies' variables by itself, but not those of the certificates. */
-    const char *bundle = getenv("CURL_CA_BUNDLE"), *folder = getenv("SSL_CERT_DIR");
-    if (!bundle || !*bundle)
-        bundle = getenv("SSL_CERT_FILE");
+    static const char *const files[] = {"SOFTLAUNCH_CA_FILE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"};
+    const char *bundle = NULL, *folder = getenv("SSL_CERT_DIR");
+    for (size_t i = 0; i < sizeof files / sizeof *files && (!bundle || !*bundle); i++)
+        bundle = getenv(files[i]);
     if (bundle && *bundle)
         curl_easy_setopt(curl, CURLOPT_CAINFO, bundle);
     if (folder && *folder)
