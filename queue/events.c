@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool event_id_valid(const char *id)
+bool sl_queue_event_id_valid(const char *id)
 {
     size_t n = strspn(id, "0123456789"), m;
 
@@ -106,7 +106,7 @@ int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int 
 
     if (!sl_queue_run_valid(run))
         return sl_queue_no_run(run, err);
-    if (!event_id_valid(from))
+    if (!sl_queue_event_id_valid(from))
         return sl_err_set(err, SL_SPEC, "not an event id: %.60s", from);
     if (most < 1 || most > SL_QUEUE_EVENTS_MAX)
         most = SL_QUEUE_EVENTS_MAX;

@@ -90,6 +90,7 @@ int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *s
  * has none. */
 int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int most,
                     int64_t wait_ms, json_t **ret_events, struct sl_err *err);
+bool sl_queue_event_id_valid(const char *id); /* MILLISECONDS or MILLISECONDS-NUMBER */
 /* The id of the newest one; "0": there is none. */
 int sl_queue_newest_event(struct sl_queue *q, const char *run, char ret_id[SL_QUEUE_EVENT_ID_MAX],
                           struct sl_err *err);

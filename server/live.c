@@ -285,15 +285,6 @@ bool sl_live_wanted(const struct sl_http_req *req)
     return accept && strstr(accept, EVENT_STREAM);
 }
 
-static bool id_valid(const char *id)
-{
-    size_t n = strspn(id, "0123456789"), m;
-    if (n < 1 || n > 20 || (id[n] && id[n] != '-'))
-        return false;
-    m = id[n] ? strspn(id + n + 1, "0123456789") : 0;
-    return id[n] ? m >= 1 && m <= 20 && !id[n + 1 + m] : true;
-}
-
 /* Opens the stream. Takes w. */
 static void open_stream(struct sl_live *live, struct sl_http_req *req, struct watcher *w)
 {
@@ -338,7 +329,7 @@ void sl_live_run(struct sl_live *live, struct sl_http_req *req, const char *run)
     const char *last = sl_http_header(req, "Last-Event-ID"), *after = sl_http_query(req, "after");
     if (!last || !*last)
         last = after && *after ? after : "0";
-    if (!id_valid(last)) {
+    if (!sl_queue_event_id_valid(last)) {
         sl_http_reply_problem(req, 422, "not valid", NULL, "not an event id: %.60s", last);
         return;
     }
@@ -379,7 +370,7 @@ static void go_on_from(struct seat *s, const char *ids)
         return;
     memcpy(id, at, len);
     id[len] = 0;
-    if (id_valid(id))
+    if (sl_queue_event_id_valid(id))
         copy_id(s->last, id);
 }
 
