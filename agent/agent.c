@@ -384,6 +384,7 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
         s->number = i;
         s->work.dir.lock_fd = -1;
         s->renew_timer = s->near_timer = s->grace_timer = s->retry_timer = s->limit_timer = -1;
+        s->usage.timer = -1;
     }
     signal(SIGPIPE, SIG_IGN);
     rc = set_up(a, &url, err);
@@ -394,6 +395,7 @@ int sl_agent(const struct sl_agent_config *config, struct sl_err *err)
     sl_agent_metrics_stop(a);
     for (int i = 0; i < a->n_slots; i++)
         stop_slot(&a->slot[i]);
+    sl_gpus_stop(a->gpus);
     sl_redis_async_free(a->bell);
     sl_redis_async_free(a->redis);
     for (int i = 0; i < a->n_slots; i++)

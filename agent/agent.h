@@ -31,6 +31,8 @@
                                              */
 #define SL_AGENT_LEAVE_US INT64_C(15000000) /* and when the agent ends in any case */
 #define SL_AGENT_GOODBYE_US INT64_C(1000000) /* for Redis's answer to the goodbye */
+#define SL_AGENT_USAGE_FIRST_US INT64_C(1000000) /* after a worker's start: what it takes of the machine */
+#define SL_AGENT_USAGE_US INT64_C(10000000)      /* and then so often */
 #define SL_AGENT_BREAKER 3 /* device failures in a row: then no run is taken for a while */
 #define SL_AGENT_QUARANTINE_US INT64_C(1800000000) /* and then the devices are tested again */
 #define SL_AGENT_RECORD_RETRY_US INT64_C(1000000) /* an outcome that Redis refuses for now */

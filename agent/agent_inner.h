@@ -6,6 +6,7 @@
 #define SL_AGENT_AGENT_INNER_H
 #include "agent/agent.h"
 #include "agent/devices.h"
+#include "agent/gpus.h"
 #include "agent/report.h"
 #include "agent/rundir.h"
 #include "agent/secrets.h"
@@ -100,6 +101,11 @@ struct sl_work {
     bool recording, recorded;
 };
 
+struct sl_usage { /* agent/usage.c: what was last told */
+    int timer;
+    int64_t since_us, ticks, step; /* step -1: nothing yet */
+};
+
 /* A place for one run: the table in agent.c is about one of these. */
 struct sl_slot {
     struct sl_agent *agent;
@@ -112,6 +118,7 @@ struct sl_slot {
     struct sl_held main, pusher;
     struct sl_ended ended;
     struct sl_work work;
+    struct sl_usage usage;
 };
 
 struct sl_agent {
@@ -131,6 +138,7 @@ struct sl_agent {
     char quarantine[512]; /* why no run is taken; "": runs are taken */
     int64_t term_us;
     struct sl_devices devices;
+    struct sl_gpus *gpus; /* NULL: there is none to watch */
     int gpu_memory_gib; /* of the smallest of them; 0: none, or not known */
     json_t *labels;
     int n_slots;
@@ -165,6 +173,10 @@ void sl_agent_return(struct sl_agent *a, const char *why); /* from quarantine */
 /* metrics.c: stop also after a start that failed */
 int sl_agent_metrics_start(struct sl_agent *a, int listen_fd, struct sl_err *err);
 void sl_agent_metrics_stop(struct sl_agent *a);
+
+/* usage.c: from a worker's start until the run is over here */
+void sl_slot_usage_start(struct sl_slot *s);
+void sl_slot_usage_stop(struct sl_slot *s);
 
 /* calls.c */
 void sl_agent_wait(struct sl_agent *a); /* blocks on the doorbell, unless it does already */

@@ -191,7 +191,11 @@ int sl_slot_start_work(struct sl_slot *s, struct sl_err *err)
         env[n++] = s->work.secrets.env[i];
     const struct sl_secret_sources from = sl_agent_secret_sources(s->agent);
     sl_secrets_foreign(&s->work.secrets, &from, env + n, foreign, sizeof foreign, FOREIGN_MAX);
-    return rc ? rc : start(s, &s->main, ROLE_WORK, argv, env, err);
+    if (!rc)
+        rc = start(s, &s->main, ROLE_WORK, argv, env, err);
+    if (!rc)
+        sl_slot_usage_start(s);
+    return rc;
 }
 
 int sl_slot_start_publish(struct sl_slot *s, struct sl_err *err)

@@ -42,10 +42,12 @@ int sl_agent_test_devices(struct sl_agent *a, struct sl_err *err)
         json_decref(about);
     }
     a->devices = good;
+    sl_gpus_stop(a->gpus);
+    a->gpus = NULL;
     a->gpu_memory_gib = (int)(smallest >> 30);
     if (found.n && !good.n)
         quarantine(a, failed.msg);
-    return 0;
+    return good.n ? sl_gpus_start(&good, &a->gpus, err) : 0;
 }
 
 void sl_agent_return(struct sl_agent *a, const char *why)

@@ -212,7 +212,7 @@ static void take_metric(struct sl_report *r, json_t *event)
     {
         bool result = !strncmp(key, "val_", 4) || !strncmp(key, "test/", 5) || !strcmp(key, "loss");
 
-        if (!json_is_number(value) || (trial && !result))
+        if (!json_is_number(value) || (trial && !result) || !strncmp(key, "system/", 7))
             continue;
         snprintf(name, sizeof name, "%s%s%s", trial ? trial : "", trial ? "/" : "", key);
         json_object_set(r->metrics, name, value);
@@ -372,4 +372,9 @@ char *sl_report_log_tail(const struct sl_report *r)
 const json_t *sl_report_metrics(const struct sl_report *r)
 {
     return r->metrics;
+}
+
+int64_t sl_report_step(const struct sl_report *r)
+{
+    return r->step;
 }

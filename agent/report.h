@@ -48,7 +48,8 @@ bool sl_report_reached(const struct sl_report *r, int64_t mark);
 bool sl_report_drained(const struct sl_report *r);
 /* The last log lines as JSON list, heap; the caller frees it. NULL when out of memory. */
 char *sl_report_log_tail(const struct sl_report *r);
-/* The latest metrics by name, borrowed. */
+/* The latest metrics by name, borrowed; those of the machine (system/...) are none of the run's results. */
 const json_t *sl_report_metrics(const struct sl_report *r);
+int64_t sl_report_step(const struct sl_report *r); /* -1: it has not started training */
 
 #endif

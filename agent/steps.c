@@ -101,6 +101,7 @@ static void finish_work(struct sl_slot *s)
         sl_loop_timer_cancel(s->agent->loop, *timers[i]);
         *timers[i] = -1;
     }
+    sl_slot_usage_stop(s);
     s->agent->outcomes[outcome_of(w)]++;
     sl_report_free(w->report);
     sl_rundir_remove(&w->dir);

@@ -223,6 +223,11 @@ void sl_child_command(struct sl_child *c, const char *cmd)
     send_command(c, json_pack("{s:s}", "cmd", cmd));
 }
 
+pid_t sl_child_pid(const struct sl_child *c)
+{
+    return c->pid;
+}
+
 void sl_child_kill(struct sl_child *c)
 {
     if (c && c->pid)

@@ -9,6 +9,7 @@
 #include "base/loop.h"
 #include <jansson.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #define SL_CHILD_OUTPUT_LINE_MAX 4096 /* longer lines of its output are cut */
 
@@ -29,6 +30,7 @@ struct sl_child_owner {
 int sl_child_start(struct sl_loop *loop, const char *const *argv, const char *const *envp,
                    const char *cwd, const struct sl_child_owner *owner, struct sl_child **ret_child,
                    struct sl_err *err);
+pid_t sl_child_pid(const struct sl_child *child); /* 0: reaped */
 /* Sends a command of the wire; NULL-safe. A child that is gone or does not read is no error: it
  * will be reaped. */
 void sl_child_deadline(struct sl_child *child, int64_t boot_us);

@@ -129,6 +129,8 @@ static void print_metric(struct view *v, const json_t *e)
         print_step(v, e);
         return;
     }
+    if (json_object_get(d, "system/cpu_percent")) /* of the machine: for charts and `runs metrics` */
+        return;
     close_line(v);
     if (json_object_get(d, "val_loss")) {
         printf("%s%sstep %lld/%lld  val_loss %.4f%s\n", trial, *trial ? ": " : "",

@@ -194,4 +194,4 @@ export function panels(names) {
   return out;
 }
 const SYSTEM = {"system/cpu_percent": "CPU, %", "system/memory_bytes": "Memory, bytes", "system/gpu_percent": "GPU in use, %",
-                "system/gpu_memory_bytes": "GPU memory, bytes"};
+                "system/gpu_memory_bytes": "GPU memory, bytes", "system/steps_per_s": "Steps per second"};

@@ -18,7 +18,7 @@ $(BUILD)/faults/mutant-%: tests/faults/mutants/%.sed tests/faults/mutate.sh $(ca
 $(BUILD)/faults/worker: tests/faults/worker.c $(call lib,base)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) -o $@ $< $(call lib,base) $(BASE_LIBS) -lpthread
-$(patsubst %,$(BUILD)/faults/%.so,clock fsync pidfd): $(BUILD)/faults/%.so: tests/faults/%.c
+$(patsubst %,$(BUILD)/faults/%.so,clock fsync pidfd nvml): $(BUILD)/faults/%.so: tests/faults/%.c
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
 
@@ -36,4 +36,4 @@ $(BUILD)/faults/device/libsoftlaunch-cuda.so: $(DEVICE_O)
 	$(CC) $(CFLAGS) $(EXTRA_CFLAGS) -shared -fopenmp -Wl,--gc-sections -o $@ $^ $(BLAS_LIBS) $(BASE_LIBS) -lm -lpthread -ldl
 -include $(FAULT_O:.o=.d) $(DEVICE_O:.o=.d)
 
-TEST_PROGRAMS += $(BUILD)/faults/softlaunch $(BUILD)/faults/worker $(patsubst %,$(BUILD)/faults/%.so,clock fsync pidfd) $(BUILD)/faults/device/libsoftlaunch-cuda.so $(MUTANTS)
+TEST_PROGRAMS += $(BUILD)/faults/softlaunch $(BUILD)/faults/worker $(patsubst %,$(BUILD)/faults/%.so,clock fsync pidfd nvml) $(BUILD)/faults/device/libsoftlaunch-cuda.so $(MUTANTS)

@@ -24,8 +24,8 @@ def rows(n, seed=0):
 class Jobs(World):
     """Everything on one thread, so that a busy machine disturbs little and bits are comparable."""
 
-    def __init__(self, lease_ms=2000):
-        super().__init__(lease_ms)
+    def __init__(self, lease_ms=2000, serve=()):
+        super().__init__(lease_ms, serve=serve)
         self.write("train.jsonl", rows(64))
         self.write("validation.jsonl", rows(8, 3))
         self.write("test.jsonl", rows(10, 5))
