@@ -152,6 +152,8 @@ static CURLcode perform(CURL *c, struct asking *q, struct curl_slist *headers, c
         curl_easy_setopt(c, CURLOPT_SEEKFUNCTION, on_seek);
         curl_easy_setopt(c, CURLOPT_SEEKDATA, q);
     }
+    if (a->bytes_per_s > 0)
+        curl_easy_setopt(c, CURLOPT_MAX_SEND_SPEED_LARGE, (curl_off_t)a->bytes_per_s);
     if (strcmp(a->method, "HEAD") == 0)
         curl_easy_setopt(c, CURLOPT_NOBODY, 1L);
     else
@@ -200,7 +202,7 @@ int sl_ask(const struct sl_ask *a, const struct sl_watch *watch, struct sl_answe
     struct asking q = {.a = a, .watch = watch, .answer = &answer};
     char curl_msg[CURL_ERROR_SIZE] = "";
     int tries = a->tries ? a->tries : SL_ASK_TRIES, rc = sl_web_check_url(a->url, err);
-    CURL *c = rc ? NULL : sl_web_new(err);
+    CURL *c = rc ? NULL : a->curl ? a->curl : sl_web_new(err);
     if (!c)
         return rc ? rc : SL_NOMEM;
     sl_buf_init(&answer.body, SL_ASK_ANSWER_MAX);
@@ -234,7 +236,10 @@ int sl_ask(const struct sl_ask *a, const struct sl_watch *watch, struct sl_answe
         if (rc)
             break;
     }
-    curl_easy_cleanup(c);
+    if (!a->curl)
+        curl_easy_cleanup(c);
+    else
+        sl_web_reset(c); /* nothing of ours is pointed at any more */
     if (rc)
         sl_answer_release(&answer);
     else

@@ -35,6 +35,8 @@ struct sl_ask {
     const char *keep;   /* the name of a header of the answer */
     int timeout_s;      /* 0: SL_ASK_TIMEOUT_S */
     int tries;          /* 0: SL_ASK_TRIES */
+    void *curl;         /* a handle (sl_web_new) to use, which keeps its connections; may be NULL */
+    int64_t bytes_per_s; /* the most that its body takes; 0: no limit */
 };
 
 struct sl_answer {

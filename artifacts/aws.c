@@ -15,6 +15,7 @@
 #define METADATA "http://169.254.169.254"
 #define METADATA_S 2 /* it is near, or not there */
 #define METADATA_TRIES 2
+#define OWN_HEADERS_BYTES 4096
 #define HOST_MAX 300
 #define EMPTY_SHA256 "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -376,10 +377,33 @@ static int split(const char *url, struct url_parts *ret, struct sl_err *err)
     return 0;
 }
 
+/* The request's own x-amz-... headers, which S3 wants signed as well; names and values are copied to text. */
+static int own_headers(const struct curl_slist *list, struct sl_sigv4_header *headers, int *n,
+                       char *text, size_t room, struct sl_err *err)
+{
+    for (; list; list = list->next) {
+        const char *colon = strchr(list->data, ':');
+        size_t len = strlen(list->data) + 1;
+        if (!colon || strncmp(list->data, "x-amz-", 6) != 0)
+            continue;
+        if (*n == SL_SIGV4_MAX_HEADERS || len > room)
+            return sl_err_set(err, SL_SPEC, "too many headers to sign");
+        memcpy(text, list->data, len);
+        text[colon - list->data] = 0;
+        const char *value = text + (colon - list->data) + 1;
+        headers[(*n)++] = (struct sl_sigv4_header){text, value + strspn(value, " ")};
+        text += len;
+        room -= len;
+    }
+    return 0;
+}
+
 static int sign(void *arg, const char *method, const char *url, const char *sha256,
                 struct curl_slist **headers, struct sl_err *err)
 {
     struct sl_aws *aws = arg;
+    char own[OWN_HEADERS_BYTES];
+    int n = 0;
     char time[SL_SIGV4_TIME_MAX];
     struct url_parts parts;
     struct sl_buf value;
@@ -393,19 +417,23 @@ static int sign(void *arg, const char *method, const char *url, const char *sha2
         return rc;
     sl_sigv4_time(sl_now_us() / 1000000, time);
     const char *body = sha256 ? sha256 : EMPTY_SHA256;
-    const struct sl_sigv4_header signed_headers[] = {{"host", parts.host},
-                                                     {"x-amz-content-sha256", body},
-                                                     {"x-amz-date", time},
-                                                     {"x-amz-security-token", aws->token}};
+    struct sl_sigv4_header signed_headers[SL_SIGV4_MAX_HEADERS] = {{"host", parts.host},
+                                                                   {"x-amz-content-sha256", body},
+                                                                   {"x-amz-date", time}};
+    n = 3;
+    if (aws->token[0])
+        signed_headers[n++] = (struct sl_sigv4_header){"x-amz-security-token", aws->token};
+    rc = own_headers(*headers, signed_headers, &n, own, sizeof own, err);
     const struct sl_sigv4 s = {.key_id = aws->id,
                                .secret = aws->secret,
                                .region = aws->region,
                                .service = "s3",
                                .time = time};
     const struct sl_sigv4_request r = {
-        method, parts.path, parts.query, signed_headers, aws->token[0] ? 4 : 3, body};
+        method, parts.path, parts.query, signed_headers, n, body};
     sl_buf_init(&value, SL_SIGV4_MAX_BYTES);
-    rc = sl_sigv4_authorization(&s, &r, &value, err);
+    if (rc == 0)
+        rc = sl_sigv4_authorization(&s, &r, &value, err);
     if (rc == 0)
         rc = sl_header_add(headers, err, "x-amz-content-sha256: %s", body);
     if (rc == 0)

@@ -198,7 +198,9 @@ static int fetch_artifact(struct fetch *f, struct item *it, json_t **ret_record,
     rc = sl_api_call(f->api, "GET", path, NULL, NULL, &record, err);
     if (rc)
         return sl_err_wrap(err, rc, "%s from %s", it->ref, sl_api_server(f->api));
-    rc = sl_manifest_check(record, NULL, err);
+    rc = sl_ref_check_project(&ref, sl_json_str(record, "project", NULL), err);
+    if (rc == 0)
+        rc = sl_manifest_check(record, NULL, err);
     if (rc == 0) {
         it->name = sl_json_str(record, "name", ref.name);
         it->version = sl_json_str(record, "version", "");
@@ -480,6 +482,11 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
         return rc;
     f.transfer = (struct sl_transfer){
         .server = f.api ? sl_api_server(f.api) : NULL, .token = token, .watch = *watch};
+    rc = sl_bandwidth(&f.transfer.bytes_per_s, err);
+    if (rc) {
+        sl_api_free(f.api);
+        return rc;
+    }
     /* Room is made before and after; neither is a reason not to fetch. */
     int64_t cache_bytes = sl_json_int(plan, "cache_bytes", -1);
     sl_cache_evict(&f.cache, cache_bytes, NULL, NULL);

@@ -1,5 +1,6 @@
 #include "artifacts/names.h"
 #include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 #define VERSION_DIGITS_MAX 9
@@ -88,9 +89,33 @@ bool sl_entry_path_valid(const char *path)
     }
 }
 
+int sl_ref_check_project(const struct sl_ref *ref, const char *found, struct sl_err *err)
+{
+    if (!ref->project[0] || (found && strcmp(ref->project, found) == 0))
+        return 0;
+    return sl_err_set(err, SL_NOTFOUND, "project %s has no artifact %s", ref->project, ref->name);
+}
+
+/* The length of "project" in "project/name:version"; 0: it is none. */
+static size_t project_len(const char *text)
+{
+    size_t slash = strcspn(text, "/:"), rest = text[slash] == '/' ? strcspn(text + slash + 1, "/:") : 0;
+    char project[SL_NAME_MAX + 1], name[SL_NAME_MAX + 1];
+    if (!rest || text[slash + 1 + rest] != ':' || slash >= sizeof project || rest >= sizeof name)
+        return 0;
+    snprintf(project, sizeof project, "%.*s", (int)slash, text);
+    snprintf(name, sizeof name, "%.*s", (int)rest, text + slash + 1);
+    return sl_name_valid(project) && sl_name_valid(name) ? slash : 0;
+}
+
 int sl_ref_parse(const char *text, struct sl_ref *ret_ref, struct sl_err *err)
 {
     struct sl_ref ref = {.version = "latest"};
+    size_t project = project_len(text);
+    if (project) {
+        memcpy(ref.project, text, project);
+        text += project + 1;
+    }
     size_t head = strcspn(text, "/");
     size_t name_len = strcspn(text, ":/");
     if (name_len >= sizeof ref.name || head - name_len > sizeof ref.version)

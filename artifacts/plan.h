@@ -4,7 +4,7 @@
  *   {"server": URL, "cache": dir, "cache_bytes": its limit (optional, -1: sl_cache_evict's), "allow_paths": [dir, ...], "run_dir": dir, "items": [...]}
  * Its items, each to be found at run_dir/dest afterwards (what was there is replaced):
  *   {"ref", "sha256": expected (optional), "dest", "unpack": bool or "tarball"}, where ref is
- *      name, name:v3 or name:alias, each with /file behind it or not
+ *      name, name:v3, name:alias or project/name:alias, each with /file behind it or not
  *      http(s)://..., s3://, gs:// and hf:// as artifacts/source.h has them
  *      /abs/path or file:///abs/path, below one of allow_paths
  *   {"blob": sha256, "dest", "unpack"}
@@ -25,7 +25,7 @@
  *   {...publish, "lease", "outputs": [{"output", "artifact", "aliases", "manifest"}]}
  * SL_LEASE: the server says that the lease is lost.
  *
- * Blocks. token may be NULL. Errors as in transfer.h and pack.h; SL_DENIED: a local path outside of
+ * SOFTLAUNCH_BANDWIDTH limits both (sl_bandwidth). Blocks. token may be NULL. Errors as in transfer.h and pack.h; SL_DENIED: a local path outside of
  * allow_paths. */
 #ifndef SL_ARTIFACTS_PLAN_H
 #define SL_ARTIFACTS_PLAN_H

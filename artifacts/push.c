@@ -148,7 +148,12 @@ int sl_plan_push(const json_t *plan, const char *token, const struct sl_watch *w
     int rc = sl_api_new(server, token, &api, err);
     if (rc)
         return rc;
-    const struct sl_transfer t = {.server = sl_api_server(api), .token = token, .watch = *watch};
+    struct sl_transfer t = {.server = sl_api_server(api), .token = token, .watch = *watch};
+    rc = sl_bandwidth(&t.bytes_per_s, err);
+    if (rc) {
+        sl_api_free(api);
+        return rc;
+    }
     json_t *manifests = json_array(), *outputs = json_array(), *reply = NULL, *item;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)items, i, item) {

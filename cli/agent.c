@@ -1,4 +1,5 @@
 #include "agent/agent.h"
+#include "artifacts/transfer.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/spec.h"
@@ -75,7 +76,7 @@ int cmd_agent(int argc, char **argv)
 {
     struct sl_agent_config config = {.redis_url = from_env("SOFTLAUNCH_REDIS"),
                                      .server_url = from_env("SOFTLAUNCH_SERVER"), .slots = 1, .metrics_fd = -1};
-    const char *token_file = NULL, *dir = NULL, *metrics = NULL;
+    const char *token_file = NULL, *dir = NULL, *metrics = NULL, *bandwidth = NULL;
     struct cli_list queues = {.n = 0}, paths = {.n = 0}, labels = {.n = 0}, variables = {.n = 0};
     char names[SL_QUEUE_NAMES_MAX][SL_QUEUE_NAME_MAX + 1];
     int lease_ms = SL_AGENT_LEASE_MS, quarantine_s = (int)(SL_AGENT_QUARANTINE_US / 1000000);
@@ -93,6 +94,8 @@ int cmd_agent(int argc, char **argv)
         {"allow-path", 0, CLI_LIST, &paths, "DIR", "a folder below which a spec may name files", 0, 0},
         {"cache-gib", 0, CLI_INT, &cache_gib, "N",
          "files of the cache that no run uses go when it has more (half of its disk)", 0, INT_MAX},
+        {"bandwidth", 0, CLI_TEXT, &bandwidth, "RATE",
+         "the most that each run's transfers take: bytes a second, as 20M (" SL_BANDWIDTH_ENV ")", 0, 0},
         {"secrets-dir", 0, CLI_TEXT, &config.secrets_dir, "DIR",
          "a folder of files, a secret each, that specs name (secret:NAME); those in DIR/PROJECT are\n"
          "one project's (CREDENTIALS_DIRECTORY, which systemd sets)", 0, 0},
@@ -120,12 +123,17 @@ int cmd_agent(int argc, char **argv)
     char path[SL_PATH_MAX], *token = NULL;
     struct sl_err err = SL_ERR_INIT;
     int at = cli_parse(&usage, argc, argv), port = 0, rc;
+    int64_t bytes_per_s;
 
     if (at < 0)
         return cli_usage_status(at);
     if (!config.redis_url || !config.server_url || !dir)
         return cli_wrong(&usage, "--redis, --server and --work-dir are needed");
     rc = take_lists(&queues, &paths, &labels, names, &config, &err);
+    if (!rc && bandwidth && setenv(SL_BANDWIDTH_ENV, bandwidth, 1)) /* the transfers are children, and take it from there */
+        rc = sl_err_errno(&err, "--bandwidth");
+    if (!rc)
+        rc = sl_bandwidth(&bytes_per_s, &err);
     for (int i = 0; i < variables.n && !rc; i++) {
         if (!sl_spec_env_name(variables.items[i]))
             rc = sl_err_set(&err, SL_SPEC, "--allow-env %.100s: not a variable that a run may be given", variables.items[i]);

@@ -5,10 +5,10 @@
 #include "artifacts/pack.h"
 #include "artifacts/transfer.h"
 #include "artifacts/tree.h"
-#include "base/clock.h"
 #include "base/json.h"
 #include "cli/api.h"
 #include "cli/artifact_store.h"
+#include "cli/bar.h"
 #include "cli/cli.h"
 #include "cli/registry.h"
 #include <errno.h>
@@ -19,7 +19,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define BAR_EVERY_US 200000
 #define URL_BYTES 1024
 #define PUT_ROUNDS 5
 #define PART_FOLDER                                                                                \
@@ -28,39 +27,6 @@
 /* The options of every verb; those of put stand apart, as artifact_store.h need not know lists. */
 static struct cli_list aliases_wanted;
 static const char *project_wanted;
-
-/* ---- progress -------------------------------------------------------------------------------- */
-
-struct bar {
-    int64_t done, total, shown_us;
-    bool on, shown;
-};
-
-static void bar_expect(void *arg, int64_t delta_bytes)
-{
-    struct bar *b = arg;
-    b->total += delta_bytes;
-}
-
-static void bar_progress(void *arg, int64_t delta_bytes)
-{
-    struct bar *b = arg;
-    char done[24], total[24];
-    b->done += delta_bytes;
-    if (!b->on || sl_boot_us() - b->shown_us < BAR_EVERY_US)
-        return;
-    b->shown_us = sl_boot_us();
-    b->shown = true;
-    artifact_bytes(b->done, done);
-    artifact_bytes(b->total, total);
-    fprintf(stderr, "\r%s of %s  \033[K", done, total);
-}
-
-static void bar_end(const struct bar *b)
-{
-    if (b->shown)
-        fputs("\r\033[K", stderr);
-}
 
 /* ---- printing -------------------------------------------------------------------------------- */
 
@@ -224,10 +190,11 @@ static int put_once(struct sl_api *api, const struct sl_transfer *t, int argc, c
 static int put(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
                struct sl_err *err)
 {
-    struct bar bar = {.on = isatty(STDERR_FILENO)};
+    struct cli_bar bar = cli_bar_new();
     const struct sl_transfer t = {.server = sl_api_server(api),
                                   .token = sl_api_token(api),
-                                  .watch = {&bar, bar_expect, bar_progress, NULL}};
+                                  .watch = cli_bar_watch(&bar),
+                                  .bytes_per_s = o->bytes_per_s};
     if (!sl_name_valid(argv[0]))
         return sl_err_set(err, SL_SPEC,
                           "`%s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
@@ -243,7 +210,7 @@ static int put(struct sl_api *api, const struct artifact_options *o, int argc, c
         if (!taken || round == PUT_ROUNDS)
             break;
     }
-    bar_end(&bar);
+    cli_bar_end(&bar);
     if (rc == 0 && o->json)
         artifact_print_json(reply);
     else if (rc == 0)
@@ -344,10 +311,11 @@ static int unpack_beside(const char *path, struct sl_err *err)
 static int get(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
                struct sl_err *err)
 {
-    struct bar bar = {.on = isatty(STDERR_FILENO)};
+    struct cli_bar bar = cli_bar_new();
     const struct sl_transfer t = {.server = sl_api_server(api),
                                   .token = sl_api_token(api),
-                                  .watch = {&bar, bar_expect, bar_progress, NULL}};
+                                  .watch = cli_bar_watch(&bar),
+                                  .bytes_per_s = o->bytes_per_s};
     const char *dir = argc > 1 ? argv[1] : ".";
     char path[2 * SL_NAME_MAX + 64], part_dir[SL_PATH_MAX], dest[SL_PATH_MAX];
     struct sl_cache part;
@@ -358,6 +326,8 @@ static int get(struct sl_api *api, const struct artifact_options *o, int argc, c
         return rc;
     snprintf(path, sizeof path, "/api/v1/artifacts/%s/%s", ref.name, ref.version);
     rc = sl_api_call(api, "GET", path, NULL, NULL, &record, err);
+    if (rc == 0)
+        rc = sl_ref_check_project(&ref, sl_json_str(record, "project", NULL), err);
     if (rc == 0)
         rc = sl_manifest_check(record, NULL, err);
     if (rc == 0 && ref.file[0] && !sl_manifest_file(record, ref.file))
@@ -370,7 +340,7 @@ static int get(struct sl_api *api, const struct artifact_options *o, int argc, c
     bar.total = rc ? 0 : sl_manifest_bytes(record);
     if (rc == 0)
         rc = get_files(&t, &part, record, ref.file, dir, err);
-    bar_end(&bar);
+    cli_bar_end(&bar);
     size_t i;
     json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file) {
         const char *name = sl_json_str(file, "path", "");
@@ -384,7 +354,7 @@ static int get(struct sl_api *api, const struct artifact_options *o, int argc, c
         if (!o->json)
             puts(dest);
     }
-    bar_end(&bar);
+    cli_bar_end(&bar);
     if (rc == 0)
         rc = sl_rmtree(part_dir, err);
     if (rc == 0 && o->json)
@@ -455,6 +425,7 @@ static const struct {
 } verbs[] = {
     {"put", 2, 10000, put},
     {"get", 1, 2, get},
+    {"export", 2, 2, artifact_export},
     {"ls", 0, 1, ls},
     {"alias", 2, 2, alias},
     {"unalias", 2, 2, artifact_unalias},
@@ -468,12 +439,14 @@ int cmd_artifact(int argc, char **argv)
 {
     struct cli_server server = {NULL, NULL};
     struct artifact_options o = {.grace_s = -1};
+    const char *bandwidth = NULL;
     const struct cli_option options[] = {
         {"project", 'p', CLI_TEXT, &project_wanted, "PROJECT", "for put: whose a new artifact is; without one everybody's, or your only one's", 0, 0},
         {"alias", 0, CLI_LIST, &aliases_wanted, "A", "for put: a name that points at the new version from now on", 0, 0},
         {"unpack", 0, CLI_FLAG, &o.unpack, NULL, "for get: a tarball x.tar.zst also becomes the folder x", 0, 0},
         {"grace", 0, CLI_INT, &o.grace_s, "S", "for gc: files that came in the last S seconds stay (the server's own)", 0, INT_MAX},
         {"hash", 0, CLI_FLAG, &o.hash, NULL, "for verify: reads every byte and compares the sha256 too", 0, 0},
+        {"bandwidth", 0, CLI_TEXT, &bandwidth, "RATE", "the most that transfers take: bytes a second, as 20M (" SL_BANDWIDTH_ENV ")", 0, 0},
         {"json", 0, CLI_FLAG, &o.json, NULL, "the server's answer instead of text", 0, 0},
         CLI_SERVER_OPTIONS(server),
         CLI_OPTIONS_END,
@@ -481,13 +454,14 @@ int cmd_artifact(int argc, char **argv)
     const struct cli_usage usage = {
         .name = "artifact",
         .forms = (const char *const[]){"put NAME FILE|DIR ... [--alias A ...]",
-                                       "get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]", "ls [NAME]",
+                                       "get [--unpack] NAME[:VERSION|:ALIAS][/FILE] [DIR]", "export NAME[:VERSION|:ALIAS][/FILE] s3://BUCKET/PREFIX/|gs://BUCKET/PREFIX/", "ls [NAME]",
                                        "alias NAME:VERSION ALIAS", "unalias NAME ALIAS", "rm NAME:VERSION",
                                        "lineage NAME:VERSION", "gc [--grace S]", "verify [--hash]",
                                        "convert FROM TO", NULL},
         .options = options,
         .more = "put uploads files (a folder's with their paths in it) as a new version; equal content makes none.\n"
-                "get downloads a version's files into DIR (here), each checked by its sha256. alias points a name\n"
+                "get downloads a version's files into DIR (here), each checked by its sha256. export sends\n"
+                "them on to a bucket (keys as AWS's and Google's tools find them). alias points a name\n"
                 "such as `production` at a version. rm deletes a version that no alias points at and nothing uses; gc\n"
                 "then removes the files that no version has (the server does so by itself). lineage says which runs\n"
                 "made a version of what, and which used it. convert turns a prompt table's file into another tool's form.",
@@ -503,7 +477,11 @@ int cmd_artifact(int argc, char **argv)
         int n = argc - at - 1;
         if (strcmp(argv[at], verbs[i].name) != 0 || n < verbs[i].least || n > verbs[i].most)
             continue;
-        int rc = sl_api_open(server.url, server.token_file, &api, &err);
+        int rc = bandwidth && setenv(SL_BANDWIDTH_ENV, bandwidth, 1) ? sl_err_errno(&err, "--bandwidth") : 0;
+        if (rc == 0)
+            rc = sl_bandwidth(&o.bytes_per_s, &err);
+        if (rc == 0)
+            rc = sl_api_open(server.url, server.token_file, &api, &err);
         if (rc == 0)
             rc = verbs[i].run(api, &o, n, argv + at + 1, &err);
         status = rc ? cli_fail(argv[0], &err) : 0;

@@ -1,12 +1,14 @@
-/* The verbs of `softlaunch artifact` that tend the store: rm, unalias, gc, verify. */
+/* The verbs of `softlaunch artifact` that tend the store: rm, unalias, gc, verify, export. */
 #ifndef SL_CLI_ARTIFACT_STORE_H
 #define SL_CLI_ARTIFACT_STORE_H
 #include "artifacts/api.h"
 #include <stdbool.h>
+#include <stdint.h>
 
 struct artifact_options {
     int grace_s; /* of gc; -1: the server's */
     bool json, unpack, hash;
+    int64_t bytes_per_s; /* of transfers; 0: no limit */
 };
 
 int artifact_rm(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
@@ -17,6 +19,9 @@ int artifact_gc(struct sl_api *api, const struct artifact_options *o, int argc, 
                 struct sl_err *err);
 /* SL_DATA when the store has problems, after printing them. */
 int artifact_verify(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
+                    struct sl_err *err);
+/* Sends the files of a version, or one of them, to a bucket: cli/artifact_export.c. */
+int artifact_export(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
                     struct sl_err *err);
 /* "1.2 GB" */
 void artifact_bytes(int64_t bytes, char ret_text[24]);

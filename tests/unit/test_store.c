@@ -276,18 +276,22 @@ static void names_and_paths(void **state)
 static void references(void **state)
 {
     static const struct {
-        const char *text, *name, *version, *file;
+        const char *text, *name, *version, *file, *project;
     } good[] = {
-        {"m", "m", "latest", ""},
-        {"m:v3", "m", "v3", ""},
-        {"m:candidate", "m", "candidate", ""},
-        {"wordnet:latest/train.jsonl", "wordnet", "latest", "train.jsonl"},
-        {"wordnet/sub/a b.txt", "wordnet", "latest", "sub/a b.txt"},
-        {"m:v0/a:b", "m", "v0", "a:b"},
+        {"team/m:v0", "m", "v0", "", "team"},
+        {"team/m:candidate/sub/f", "m", "candidate", "sub/f", "team"},
+        {"m/sub/f:1", "m", "latest", "sub/f:1", ""},
+        {"m/Sub:1", "m", "latest", "Sub:1", ""},
+        {"m", "m", "latest", "", ""},
+        {"m:v3", "m", "v3", "", ""},
+        {"m:candidate", "m", "candidate", "", ""},
+        {"wordnet:latest/train.jsonl", "wordnet", "latest", "train.jsonl", ""},
+        {"wordnet/sub/a b.txt", "wordnet", "latest", "sub/a b.txt", ""},
+        {"m:v0/a:b", "m", "v0", "a:b", ""},
     };
     static const char *const bad[] = {"",        ":v0",       "m:",      "M",      "m:v01",
                                       "m/",      "m:v0/../x", "m:../v0", "/m",     "m::v0",
-                                      "m:v0//x", "m:v0/",     "m v0",    "../m:v0"};
+                                      "m:v0//x", "m:v0/",     "m v0",    "../m:v0", "team/m:"};
     struct sl_ref ref;
     (void)state;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
@@ -295,6 +299,7 @@ static void references(void **state)
         assert_string_equal(ref.name, good[i].name);
         assert_string_equal(ref.version, good[i].version);
         assert_string_equal(ref.file, good[i].file);
+        assert_string_equal(ref.project, good[i].project);
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         if (sl_ref_parse(bad[i], &ref, NULL) != SL_SPEC)
