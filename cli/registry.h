@@ -14,5 +14,7 @@ int cli_rerun(struct sl_api *api, const char *run, const char *key, bool wait, b
 int cli_compare_runs(struct sl_api *api, const char *first, const char *second, bool json, struct sl_err *err);
 /* `softlaunch runs metrics RUN`: a line for every step, oldest first: CSV with a header, or JSON lines. */
 int cli_run_metrics(struct sl_api *api, const char *run, bool csv, struct sl_err *err);
+/* As event files under dir/RUN, and prints that. */
+int cli_run_tensorboard(struct sl_api *api, const char *run, const char *dir, struct sl_err *err);
 
 #endif

@@ -1,5 +1,7 @@
 /* `softlaunch runs rerun|compare|metrics`. */
+#include "base/file.h"
 #include "base/json.h"
+#include "base/tfevents.h"
 #include "cli/registry.h"
 #include "cli/runs_common.h"
 #include <stdio.h>
@@ -90,8 +92,9 @@ int cli_rerun(struct sl_api *api, const char *text, const char *key, bool wait, 
 
 /* ---- metrics --------------------------------------------------------------------------------- */
 
-/* Every metric event's {"time_ms", "attempt", ...data}. */
-static int read_metrics(struct sl_api *api, const char *run, json_t *rows, struct sl_err *err)
+typedef int event_fn(void *arg, const json_t *event, struct sl_err *err);
+
+static int each_event(struct sl_api *api, const char *run, event_fn *fn, void *arg, struct sl_err *err)
 {
     char path[160], last[64] = "0";
     int rc = 0;
@@ -106,20 +109,49 @@ static int read_metrics(struct sl_api *api, const char *run, json_t *rows, struc
             return rc;
         n = json_array_size(json_object_get(page, "events"));
         json_array_foreach(json_object_get(page, "events"), i, e)
-        {
-            if (strcmp(sl_json_str(e, "type", ""), "metric") != 0)
-                continue;
-            json_t *row = json_pack("{s:O*, s:O*}", "time_ms", json_object_get(e, "time_ms"), "attempt",
-                                    json_object_get(e, "attempt"));
-            if (!row || json_object_update(row, json_object_get(e, "data")) || json_array_append_new(rows, row)) {
-                json_decref(page);
-                return sl_err_set(err, SL_NOMEM, "out of memory");
-            }
-        }
+            rc = rc ? rc : fn(arg, e, err);
         snprintf(last, sizeof last, "%.63s", sl_json_str(page, "last", "0"));
         json_decref(page);
-    } while (n);
+    } while (!rc && n);
+    return rc;
+}
+
+/* A metric event's {"time_ms", "attempt", ...data}. */
+static int add_row(void *rows, const json_t *e, struct sl_err *err)
+{
+    json_t *row;
+
+    if (strcmp(sl_json_str(e, "type", ""), "metric") != 0)
+        return 0;
+    row = json_pack("{s:O*, s:O*}", "time_ms", json_object_get(e, "time_ms"), "attempt", json_object_get(e, "attempt"));
+    if (!row || json_object_update(row, json_object_get(e, "data")) || json_array_append_new(rows, row))
+        return sl_err_set(err, SL_NOMEM, "out of memory");
     return 0;
+}
+
+static int add_tfevent(void *tfevents, const json_t *event, struct sl_err *err)
+{
+    return sl_tfevents_add(tfevents, event, err);
+}
+
+int cli_run_tensorboard(struct sl_api *api, const char *text, const char *dir, struct sl_err *err)
+{
+    char run[SL_ID_HEX + 1], place[SL_PATH_MAX];
+    struct sl_tfevents *t = NULL;
+    int rc = cli_find_run(api, text, run, err);
+
+    if (!rc)
+        rc = sl_path(place, err, "%s/%s", dir, run);
+    if (!rc)
+        rc = sl_tfevents_new(run, &t, err);
+    if (!rc)
+        rc = each_event(api, run, add_tfevent, t, err);
+    if (!rc)
+        rc = sl_tfevents_write(t, place, err);
+    sl_tfevents_free(t);
+    if (!rc)
+        puts(place);
+    return rc;
 }
 
 /* A field as RFC 4180 has it. */
@@ -186,7 +218,7 @@ int cli_run_metrics(struct sl_api *api, const char *text, bool csv, struct sl_er
     int rc = cli_find_run(api, text, run, err);
 
     if (!rc)
-        rc = read_metrics(api, run, rows, err);
+        rc = each_event(api, run, add_row, rows, err);
     if (!rc && csv) {
         print_csv(rows);
     } else if (!rc) {

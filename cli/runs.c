@@ -198,7 +198,7 @@ static int requeue(struct sl_api *api, const char *text, const char *key, bool j
 int cmd_runs(int argc, char **argv)
 {
     struct cli_server server = {NULL, NULL};
-    const char *state = "", *queue = "", *project = "", *priority = "", *key = NULL, *verb;
+    const char *state = "", *queue = "", *project = "", *priority = "", *key = NULL, *board = NULL, *verb;
     bool json_asked = false, table = false, wait = false, csv = false, jsonl = false;
     int limit = 50;
     const struct cli_option options[] = {
@@ -212,6 +212,7 @@ int cmd_runs(int argc, char **argv)
         {"wait", 0, CLI_FLAG, &wait, NULL, "for rerun: to its end, and says whether the prompt tables are the same", 0, 0},
         {"csv", 0, CLI_FLAG, &csv, NULL, "for metrics: CSV with a header (the default)", 0, 0},
         {"jsonl", 0, CLI_FLAG, &jsonl, NULL, "for metrics: a JSON object a line", 0, 0},
+        {"tensorboard", 0, CLI_TEXT, &board, "DIR", "for metrics: as TensorBoard's event files, in DIR/RUN", 0, 0},
         {"json", 0, CLI_FLAG, &json_asked, NULL, "JSON on a terminal too; of what is changed, the server's answer", 0, 0},
         {"table", 0, CLI_FLAG, &table, NULL, "a table in a file or pipe too", 0, 0},
         CLI_SERVER_OPTIONS(server),
@@ -223,7 +224,7 @@ int cmd_runs(int argc, char **argv)
                                        "show RUN [--json]",
                                        "move RUN [--priority PRIORITY] [--queue QUEUE]",
                                        "requeue RUN [--key KEY]", "rerun RUN [--wait] [--key KEY]",
-                                       "compare RUN OTHER", "metrics RUN [--csv | --jsonl]", NULL},
+                                       "compare RUN OTHER", "metrics RUN [--csv | --jsonl | --tensorboard DIR]", NULL},
         .options = options,
         .more = CLI_RUN_HELP "\n"
                 "rerun does one that succeeded again, with the versions and digests of inputs that it used: the same\n"
@@ -247,7 +248,7 @@ int cmd_runs(int argc, char **argv)
                  (left == 3 && !strcmp(verb, "compare"));
     for (size_t i = 0; i < sizeof two / sizeof *two; i++)
         known |= left == 2 && !strcmp(verb, two[i]);
-    if (!known || (csv && jsonl))
+    if (!known || csv + jsonl + (board != NULL) > 1)
         return cli_wrong(&usage, NULL);
     rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
@@ -256,6 +257,7 @@ int cmd_runs(int argc, char **argv)
              : !strcmp(verb, "requeue") ? requeue(api, argv[at + 1], key, json_asked, &err)
              : !strcmp(verb, "rerun")   ? cli_rerun(api, argv[at + 1], key, wait, json_asked, &err)
              : !strcmp(verb, "compare") ? cli_compare_runs(api, argv[at + 1], argv[at + 2], json_asked, &err)
+             : !strcmp(verb, "metrics") && board ? cli_run_tensorboard(api, argv[at + 1], board, &err)
              : !strcmp(verb, "metrics") ? cli_run_metrics(api, argv[at + 1], !jsonl, &err)
                                         : move(api, argv[at + 1], priority, queue, json_asked, &err);
     sl_api_free(api);

@@ -1,5 +1,7 @@
 #include "base/file.h"
 #include "base/json.h"
+#include "base/log.h"
+#include "base/tfevents.h"
 #include "server/archive_priv.h"
 #include <dirent.h>
 #include <errno.h>
@@ -226,6 +228,55 @@ int sl_archive_events(struct sl_archive *a, const char *run, const char *after, 
         json_decref(events);
     else
         *ret_events = json_pack("{s:o, s:s, s:b}", "events", events, "last", last, "trimmed", 0);
+    return rc;
+}
+
+int sl_archive_each(struct sl_archive *a, const char *run, sl_archive_event_fn *fn, void *arg, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    struct sl_buf text;
+    size_t whole;
+    int rc = run_path(a, run, "events.ndjson.zst", path, err);
+
+    sl_buf_init(&text, SL_ARCHIVE_EVENTS_MAX);
+    if (!rc)
+        rc = read_frames(path, &whole, &text, err);
+    for (char *line = text.p, *end; !rc && (end = strchr(line, '\n')); line = end + 1) {
+        json_t *event = json_loadb(line, (size_t)(end - line), 0, NULL);
+
+        if (event)
+            rc = fn(arg, event, err);
+        json_decref(event);
+    }
+    sl_buf_release(&text);
+    return rc;
+}
+
+static int add_tfevent(void *tfevents, const json_t *event, struct sl_err *err)
+{
+    return sl_tfevents_add(tfevents, event, err);
+}
+
+int sl_archive_tensorboard(struct sl_archive *a, const char *run, struct sl_err *err)
+{
+    struct sl_err full = SL_ERR_INIT;
+    char dir[SL_PATH_MAX];
+    struct sl_tfevents *t = NULL;
+    int rc = run_path(a, run, "tensorboard", dir, err);
+
+    if (!rc)
+        rc = sl_tfevents_new(run, &t, err);
+    if (!rc)
+        rc = sl_archive_each(a, run, add_tfevent, t, &full);
+    if (rc == SL_NOMEM && t) { /* over a limit: the run is archived without the rest */
+        sl_log(SL_WARN, run, "%s", full.msg);
+        rc = 0;
+    } else if (rc && t) {
+        sl_err_set(err, rc, "%s", full.msg);
+    }
+    if (!rc)
+        rc = sl_tfevents_write(t, dir, err);
+    sl_tfevents_free(t);
     return rc;
 }
 

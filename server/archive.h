@@ -2,6 +2,7 @@
  *
  *   runs/<ab>/<run>/events.ndjson.zst  its events, oldest first: zstd frames, one behind the other
  *   runs/<ab>/<run>/record.json        the run as the API shows it; written last, never changed
+ *   runs/<ab>/<run>/tensorboard/...      its metrics as TensorBoard reads them (base/tfevents.h), from when it has ended
  *   runs/index.db                      SQLite over the records, for lists; made anew when it is missing
  *
  * Events of a long run come here while it runs, before Redis drops them. Durable: what a function
@@ -38,6 +39,11 @@ int sl_archive_show(struct sl_archive *a, const char *run, json_t **ret_run, str
 /* As sl_queue_events; none of a run that is not there. */
 int sl_archive_events(struct sl_archive *a, const char *run, const char *after, int most,
                       json_t **ret_events, struct sl_err *err);
+/* Each event of a run, oldest first; fn's error ends it. */
+typedef int sl_archive_event_fn(void *arg, const json_t *event, struct sl_err *err);
+int sl_archive_each(struct sl_archive *a, const char *run, sl_archive_event_fn *fn, void *arg, struct sl_err *err);
+/* The files for TensorBoard, when all events are there. */
+int sl_archive_tensorboard(struct sl_archive *a, const char *run, struct sl_err *err);
 /* Newest first, as sl_queue_list gives them; below, state, queue, project may be NULL. */
 int sl_archive_list(struct sl_archive *a, const char *below, int most, const char *state,
                     const char *queue, const char *project, json_t **ret_runs, struct sl_err *err);

@@ -41,7 +41,9 @@ static int take_run(struct sl_runs *runs, const char *run, struct sl_err *err)
         rc = sl_queue_show(runs->queue, run, &record, err);
     if (rc)
         return rc;
-    rc = sl_webhooks_run_ended(runs->server->webhooks, record, err);
+    rc = sl_archive_tensorboard(runs->archive, run, err);
+    if (!rc)
+        rc = sl_webhooks_run_ended(runs->server->webhooks, record, err);
     if (!rc)
         rc = sl_archive_put(runs->archive, record, err);
     json_decref(record);
