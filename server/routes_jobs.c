@@ -3,7 +3,8 @@
  *   GET  /api/v1/jobs                    {"jobs": [the newest version of each, without its spec]}
  *   GET  /api/v1/jobs/{job}?version=N    jobs.h has the form
  *   PUT  /api/v1/jobs/{job}              {"from": run, "parameters": {...} (optional)}: a new version
- *   POST /api/v1/jobs/{job}/runs         {"parameters": {"lr": 1e-3}}; Idempotency-Key; answers as POST /runs
+ *   POST /api/v1/jobs/{job}/runs         {"parameters": {"lr": 1e-3}, "queue", "priority", "resources" (instead of the
+ *                                         spec's)}; Idempotency-Key; answers as POST /runs
  *   POST /api/v1/runs/{run}/rerun        the same run again, its inputs pinned; Idempotency-Key; as POST /runs
  *   GET  /api/v1/runs/{run}/compare?with=RUN    rerun.h has the form; run was first */
 #include "artifacts/lineage.h"
@@ -113,6 +114,16 @@ static void put_job(struct sl_http_req *req, void *arg)
     json_decref(run);
 }
 
+/* Where and when a run is served is its enqueuer's choice; the enqueuing judges it. */
+static void take_place(json_t *spec, const json_t *body)
+{
+    static const char *const keys[] = {"queue", "priority", "resources"};
+
+    for (int i = 0; i < 3; i++)
+        if (json_object_get(body, keys[i]))
+            json_object_set(spec, keys[i], json_object_get(body, keys[i]));
+}
+
 static void run_job(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
@@ -127,8 +138,10 @@ static void run_job(struct sl_http_req *req, void *arg)
         sl_http_reply_err(req, &err, NULL);
     else if (!spec)
         refuse(req, json_incref(errors));
-    else
+    else {
+        take_place(spec, sl_http_json(req));
         sl_runs_enqueue(runs, req, spec);
+    }
     json_decref(errors);
     json_decref(spec);
     json_decref(job);

@@ -2,6 +2,7 @@
 import {get, post} from "/static/api.js";
 import {act, badge, bytes, button, duration, empty, fill, h, link, number, problem} from "/static/dom.js";
 import {title} from "/static/app.js";
+import {offerText} from "/static/spec.js";
 
 const REFRESH_MS = 3000;
 const SILENT_MS = 30000;    // an agent calls more often than that
@@ -27,7 +28,7 @@ export async function show(root) {
       h("div", {class: "actions"}, wanted !== "active" && set("Resume", "active"), wanted !== "paused" && set("Pause", "paused"), wanted !== "draining" && set("Drain", "draining"))),
       quarantined && h("p", {class: "problem"}, "Quarantined: ", typeof quarantined === "string" ? quarantined : quarantined.reason || a.reason || "its health check failed"),
       silent && h("p", {class: "notice"}, `Not heard for ${duration(a.age_ms)}. Its runs go to another agent once their leases end.`),
-      h("dl", {class: "facts"}, [["Host", a.host], ["Offers", a.offer], ["Queues", (a.queues || []).join(", ")], ["Heard", a.age_ms < 3000 ? "just now" : duration(a.age_ms) + " ago"],
+      h("dl", {class: "facts"}, [["Host", a.host], ["Offers", offerText(a.offer)], ["Queues", (a.queues || []).join(", ")], ["Heard", a.age_ms < 3000 ? "just now" : duration(a.age_ms) + " ago"],
         ["Slots", `${(a.runs || []).length} of ${a.slots} in use`], ["Version", a.version]].filter(x => x[1]).map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, v)))),
       Array.isArray(devices) && devices.length ? h("ul", {class: "plain"}, devices.map(d => h("li", {}, typeof d === "string" ? d : [d.name || d.id || "GPU", " ",
         d.memory_bytes && bytes(d.memory_bytes), d.utilization !== undefined && ` ${number(d.utilization)} %`]))) : null,

@@ -1,6 +1,6 @@
 // The frame of all pages: navigation, who is signed in, light and dark, the keyboard, and which page an address shows.
 import {session, signOut, whenSignedOut, whoAmI} from "/static/api.js";
-import {button, dialog, fill, h, link, problem, say, select, store} from "/static/dom.js";
+import {button, dialog, fill, h, link, say, select, store} from "/static/dom.js";
 import {onStreamStatus} from "/static/stream.js";
 
 const PAGES = [
@@ -17,7 +17,7 @@ const PAGES = [
 ];
 
 const main = document.getElementById("main");
-let leave = null, showing = 0;
+let leave = null, showing = 0, shown = "";
 
 export async function go(href, {replace = false} = {}) {
   if (replace) history.replaceState(null, "", href);
@@ -27,14 +27,14 @@ export async function go(href, {replace = false} = {}) {
 
 async function show() {
   const mine = ++showing, path = location.pathname.replace(/(.)\/$/, "$1");
+  shown = location.pathname + location.search;
   if (leave) leave();
   leave = null;
   if (!session.me && path !== "/login") {
     try {
       if (!await whoAmI()) return toLogin();
     } catch (e) {
-      fill(main, problem(e, show));
-      return;
+      return failed(e);
     }
   }
   frame(path);
@@ -55,8 +55,18 @@ async function show() {
     if (mine !== showing) cleanup && cleanup();
     else leave = cleanup || null;
   } catch (e) {
-    if (mine === showing && e.name !== "AbortError" && e.status !== 401) fill(main, problem(e, show));
+    if (mine === showing && e.name !== "AbortError" && e.status !== 401) failed(e, name);
   }
+}
+
+// A whole page that could not be shown.
+const LISTS = {run: ["/", "All runs"], artifacts: ["/artifacts", "All artifacts"], registry: ["/registry", "All models"], new: ["/new", "A new run"]};
+function failed(e, name) {
+  const [href, text] = LISTS[name] || ["/", "All runs"], missing = e.status === 404;
+  document.title = (missing ? "Not found" : e.title || "Error") + " · softlaunch";
+  fill(main, h("div", {class: "empty"}, h("h1", {}, missing ? "There is no such thing here" : "This page could not be shown"),
+    h("p", {role: "alert"}, e.message || String(e)), missing && h("p", {}, "It may have been removed, or be in a project that is not yours to see."),
+    h("p", {class: "actions"}, link(href, text), !missing && button("Try again", show))));
 }
 
 function toLogin() {
@@ -77,8 +87,7 @@ export function title(text) {
 
 function frame(path) {
   const nav = document.getElementById("nav"), account = document.getElementById("account");
-  const shown = session.me ? PAGES.filter(p => p[2]) : [];
-  fill(nav, shown.map(([pattern, , name, , href]) =>
+  fill(nav, PAGES.filter(p => session.me && p[2]).map(([pattern, , name, , href]) =>
     h("a", {href, "aria-current": pattern.test(path) || href === "/" && path.startsWith("/runs/") ? "page" : null}, name)));
   const here = nav.querySelector("[aria-current]"); // on a phone the bar scrolls sideways
   if (here) nav.scrollLeft = here.offsetLeft - nav.offsetLeft - (nav.clientWidth - here.offsetWidth) / 2;
@@ -88,7 +97,7 @@ function frame(path) {
       live.dataset.status = s;
       say(live, {live: "live", polling: "live", waiting: "reconnecting", idle: ""}[s] || "");
     });
-    const theme = select([["", "Auto"], ["light", "Light"], ["dark", "Dark"]], store.get("theme", ""), value => {
+    const theme = select([["", "◐ Auto"], ["light", "☀ Light"], ["dark", "☾ Dark"]], store.get("theme", ""), value => {
       store.set("theme", value);
       applyTheme();
     }, {"aria-label": "Colours", class: "quiet"});
@@ -125,7 +134,9 @@ document.addEventListener("click", e => {
     main.focus({preventScroll: true});
   });
 });
-addEventListener("popstate", show);
+addEventListener("popstate", () => { // a place on the same page is no other page
+  if (location.pathname + location.search !== shown) show();
+});
 
 const KEYS = [["/", "search"], ["g r", "runs"], ["g n", "new run"], ["g q", "queues"], ["g a", "agents"],
               ["g f", "artifacts"], ["g m", "registry"], ["?", "this list"]];

@@ -61,7 +61,7 @@ async function one(root, name, wanted) {
       const files = (record.files || []).flatMap(f => [[f.path, f.bytes, f.sha256, false], ...(f.entries || []).map(e => [e.path, e.bytes, e.sha256, true])]);
       const lineage = h("div", {class: "picture"});
       fill(detail, h("section", {class: "card"}, h("h2", {}, `${name}:${version}`), facts([["Size", bytes(record.bytes)], ["Created", time(record.created)], ["By", record.created_by],
-        ["Manifest, sha256", h("span", {class: "mono"}, record.manifest)]]),
+        ["Manifest, sha256", h("span", {class: "mono"}, record.manifest), {class: "long"}]]),
         h("h3", {}, "Files"), table("Files", ["Path", "Size", "sha256"], files.map(([path, size, sha, inner]) => h("tr", {}, h("td", {class: "mono" + (inner ? " inner" : "")},
           inner ? path : h("a", {href: `/api/v1/blobs/${sha}`, download: path.split("/").pop(), onclick: e => download(e, sha, path)}, path)), h("td", {}, bytes(size)), h("td", {class: "mono"}, sha.slice(0, 16)))))),
         h("section", {class: "card"}, h("h2", {}, "Lineage"), lineage));

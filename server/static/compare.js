@@ -3,7 +3,7 @@ import {get} from "/static/api.js";
 import {badge, duration, empty, fill, h, link, number, table} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {RunData} from "/static/rundata.js";
-import {controls, settings} from "/static/plot.js";
+import {settings} from "/static/plot.js";
 import {chartsPart} from "/static/run_parts.js";
 import {difference} from "/static/diff.js";
 import {promoteButton} from "/static/promote.js";
@@ -23,10 +23,10 @@ export async function show(root, {query}) {
   runs.forEach((r, i) => { // runs of one name are told apart
     if (runs.some((x, k) => k !== i && x.name === r.name)) shown[i].name = `${r.name} ${r.run.slice(0, 4)}`;
   });
-  const charts = chartsPart(shown, how), scores = h("div", {});
+  const charts = chartsPart(shown, how, runs.flatMap(r => Object.keys(r.metrics || {}))), scores = h("div", {});
   root.append(h("p", {class: "crumbs"}, link("/", "Runs"), " / Compare"), h("h1", {}, "Compare"),
     h("section", {class: "card", id: "scores"}, h("h2", {}, "Results"), scores),
-    h("section", {class: "card", id: "charts"}, h("h2", {}, "Charts"), controls(how), charts.el),
+    h("section", {class: "card", id: "charts"}, h("h2", {}, "Charts"), charts.el),
     h("section", {class: "card", id: "difference"}, h("h2", {}, "What differs"), difference(runs)));
 
   function drawScores() {

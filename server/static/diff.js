@@ -19,7 +19,7 @@ export function difference(runs, except = ["name"]) {
     .filter(k => new Set(flats.map(f => text(f.get(k)))).size > 1);
   if (!keys.length) return h("p", {class: "faint"}, "Nothing but the name.");
   return table("What differs in the configurations", ["Key", ...runs.map(r => r.name)], keys.map(k =>
-    h("tr", {}, h("th", {scope: "row", class: "mono"}, k), flats.map(f => h("td", {class: "mono"}, text(f.get(k)))))));
+    h("tr", {}, h("th", {scope: "row", class: "mono key"}, k), flats.map(f => h("td", {class: "mono"}, text(f.get(k)))))));
 }
 
 // All keys of one spec, searched as one types.

@@ -138,7 +138,7 @@ export function row(...cells) {
 
 export function facts(pairs) {
   return h("dl", {class: "facts"}, pairs.filter(p => p && p[1] !== null && p[1] !== undefined && p[1] !== "")
-    .map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, v))));
+    .map(([k, v, more]) => h("div", more || {}, h("dt", {}, k), h("dd", {}, v))));
 }
 
 export function empty(title, text, ...actions) {

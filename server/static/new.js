@@ -2,7 +2,7 @@
 import {get, getOr, post, randomKey} from "/static/api.js";
 import {act, button, field, fill, h, link, PRIORITIES, say, select, toast, uid} from "/static/dom.js";
 import {title} from "/static/app.js";
-import {at, BLANK, ordered, schemaOf, SECTIONS, setAt, TASK_FIELDS, unservable} from "/static/spec.js";
+import {at, BLANK, draft, ordered, schemaOf, SECTIONS, setAt, TASK_FIELDS, unservable} from "/static/spec.js";
 import {yamlText} from "/static/yaml.js";
 import {showJob} from "/static/job_form.js";
 
@@ -27,8 +27,7 @@ export async function show(root, {query, go}) {
   root.append(h("div", {class: "page-head"}, h("h1", {}, "New run"), h("div", {class: "actions"}, jobList.length ? start : null,
     button("Blank", () => go("/new")))), source);
   if (query.get("job")) return showJob(root, query.get("job"), {go, schema});
-  root.append(warning, h("div", {class: "new-run"}, form, h("section", {class: "card spec-text"}, h("div", {class: "card-head"}, h("h2", {}, "The whole spec"), language), text, said,
-    h("div", {class: "actions"}, submit))));
+  root.append(warning, h("div", {class: "new-run"}, form, h("section", {class: "card spec-text"}, h("div", {class: "card-head"}, h("h2", {}, "The whole spec"), language), text, h("div", {class: "actions"}, submit), said)));
 
   const lists = {artifacts: (artifacts.artifacts || []).map(a => `${a.name}:latest`), project: (projects.projects || []).map(p => p.project), queue: (queues.queues || []).map(q => q.queue)};
   for (const [name, values] of Object.entries(lists)) form.append(h("datalist", {id: "list-" + name}, values.map(v => h("option", {value: v}))));
@@ -66,7 +65,9 @@ export async function show(root, {query, go}) {
       write = v => { el.value = v === undefined || v === null ? "" : typeof v === "string" ? v : JSON.stringify(v); };
     }
     const wrong = h("p", {class: "field-error", id: attrs["aria-describedby"]}), entry = {el, read, write, wrong};
+    el.addEventListener("blur", () => touch(entry));
     el.addEventListener(el.tagName === "SELECT" ? "change" : "input", () => {
+      entry.touched = entry.touched || el.value !== "";
       setAt(spec, path, read());
       key = randomKey();
       writeText();
@@ -123,9 +124,16 @@ export async function show(root, {query, go}) {
   let checking = 0, edited = false;
   text.addEventListener("input", () => {
     edited = true;
+    for (const i of inputs.values()) i.touched = true;
     key = randomKey();
     later();
   });
+  // A field is called wrong once somebody has been in it, not before.
+  function touch(entry) {
+    if (entry.touched) return;
+    entry.touched = true;
+    showErrors();
+  }
   async function check() {
     const mine = ++checking;
     let answer;
@@ -149,22 +157,23 @@ export async function show(root, {query, go}) {
   // "config.model.task_templates[0].taskname" and the form's own "….0.taskname" are one path.
   const plain = path => path.replace(/\[(\d+)\]/g, ".$1");
   function showErrors() {
-    const left = [];
+    const left = [], fresh = ![...inputs.values()].some(i => i.touched);
     const by = new Map();
     for (const e of errors) {
       const path = plain(e.path);
       const owner = [...inputs.keys()].find(p => path === p || path.startsWith(p + "."));
-      if (owner) by.set(owner, e.detail);
+      if (owner) by.set(owner, kindly(e.detail));
       left.push(e);
     }
     for (const [path, i] of inputs) {
-      say(i.wrong, by.get(path) || "");
-      if (by.has(path)) i.el.setAttribute("aria-invalid", "true");
+      const wrong = by.has(path) && i.touched;
+      say(i.wrong, wrong ? by.get(path) : "");
+      if (wrong) i.el.setAttribute("aria-invalid", "true");
       else i.el.removeAttribute("aria-invalid");
     }
     submit.disabled = errors.length > 0;
-    fill(said, errors.length ? h("div", {}, h("p", {class: "field-error"}, errors.length === 1 ? "One thing to mend:" : `${errors.length} things to mend:`),
-      h("ul", {class: "errors"}, left.slice(0, 12).map(e => h("li", {}, e.path && h("code", {}, e.path), e.path ? ": " : "", e.detail)), left.length > 12 && h("li", {}, `and ${left.length - 12} more`)))
+    fill(said, errors.length ? h("div", {}, h("p", {class: fresh ? "faint" : "field-error"}, (errors.length === 1 ? "One thing" : `${errors.length} things`) + (fresh ? " to fill in:" : " to mend:")),
+      h("ul", {class: "errors"}, left.slice(0, 12).map(e => h("li", {}, e.path && h("code", {}, e.path), e.path ? ": " : "", kindly(e.detail))), left.length > 12 && h("li", {}, `and ${left.length - 12} more`)))
       : h("p", {class: "fine"}, "✓ This spec is valid."));
   }
   async function enqueue() {
@@ -195,6 +204,10 @@ export async function show(root, {query, go}) {
     delete spec.schedule;
     delete spec.dedupe;
     fill(source, "A copy of ", link("/runs/" + from.run, from.name), ". Change what is to be different; everything else stays as it was.");
+  } else if (draft.spec) {
+    spec = ordered(schema, draft.spec);
+    draft.spec = null;
+    fill(source, "A spec of its own now: everything in it may be changed.");
   } else {
     fill(source, "Fill in the form, or write the spec beside it as JSON or YAML. Each shows what the other says. From Python: ",
       h("a", {href: "/softlaunch.py", download: "softlaunch.py"}, "softlaunch.py"), ", one file that needs nothing else.");
@@ -208,6 +221,8 @@ export async function show(root, {query, go}) {
     clearTimeout(timer);
   };
 }
+
+const kindly = detail => /found (""|\[\])$/.test(detail) ? "this is needed" : detail;
 
 // wordnet -> wordnet-2 -> wordnet-3
 export function nextName(name) {

@@ -1,14 +1,21 @@
-// Line charts of series over steps or time: Chart.js, drawn at most every 100 ms, thinned where there are more points
-// than pixels.
+// Line charts of series over steps or time: Chart.js, drawn at most every 100 ms and while they are seen, thinned where
+// there are more points than pixels.
 /* global Chart */
-import {button, duration, fill, h, number, select, store} from "/static/dom.js";
+import {button, bytes, duration, fill, h, number, select, store} from "/static/dom.js";
 
 const POINTS_MAX = 1500;    // of a line, drawn
 const DRAW_MS = 100;
+// A role's colour as a canvas takes it: of light-dark() the one that holds now.
 const colours = () => {
-  const style = getComputedStyle(document.documentElement);
-  const get = name => style.getPropertyValue(name).trim();
-  return {lines: [1, 2, 3, 4, 5, 6, 7, 8].map(i => get("--s" + i)), ink: get("--ink"), faint: get("--faint"), line: get("--line"), card: get("--card")};
+  const probe = h("span", {hidden: true});
+  document.body.append(probe);
+  const get = name => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const found = {lines: [1, 2, 3, 4, 5, 6, 7, 8].map(i => get("--s" + i)), ink: get("--ink"), faint: get("--faint"), line: get("--line")};
+  probe.remove();
+  return found;
 };
 const DASHES = [[], [6, 4], [2, 3], [10, 4, 2, 4]];
 
@@ -90,12 +97,20 @@ export class Plot {
       h("figcaption", {}, h("span", {}, name), button("Numbers", () => this.toggleNumbers(), {class: "quiet small", "aria-label": `Numbers of ${name}`})),
       h("div", {class: "canvas"}, this.canvas), this.words, this.numbers);
     this.name = name;
+    this.format = /memory$/i.test(name) ? v => bytes(Math.round(v)) : number;
     this.again = () => this.draw();
     this.restyle = () => {
       if (this.chart) this.chart.destroy();
-      this.chart = null;
+      this.chart = this.colours = null;
       this.draw();
     };
+    this.seen = true;
+    this.drawnAt = -DRAW_MS;
+    this.watcher = new IntersectionObserver(entries => {
+      this.seen = entries[entries.length - 1].isIntersecting;
+      if (this.seen && this.stale) this.draw();
+    }, {rootMargin: "200px"});
+    this.watcher.observe(this.figure);
     how.listeners.add(this.restyle);
     addEventListener("themechange", this.restyle);
   }
@@ -103,22 +118,29 @@ export class Plot {
   close() {
     this.closed = true;
     clearTimeout(this.timer);
+    this.watcher.disconnect();
     removeEventListener("themechange", this.restyle);
     this.how.listeners.delete(this.restyle);
     if (this.chart) this.chart.destroy();
   }
 
-  // Soon, and not more often than people can see.
+  // At once, but not more often than people can see.
   draw() {
     if (this.timer || this.closed) return;
     this.timer = setTimeout(() => {
       this.timer = null;
       if (!this.closed) this.drawNow();
-    }, this.chart ? DRAW_MS : 0);
+    }, Math.max(0, this.drawnAt + DRAW_MS - performance.now()));
   }
 
   drawNow() {
-    const c = colours(), lines = this.lines();
+    const lines = this.lines();
+    this.drawnAt = performance.now();
+    this.words.textContent = lines.map(s => s.y.length ? `${s.label}: ${s.y.length} points, from ${this.format(s.y[0])} to ${this.format(s.y[s.y.length - 1])}, least ${this.format(least(s.y))}.` : "").join(" ");
+    if (this.numbers.childElementCount) this.fillNumbers(lines);
+    this.stale = !this.seen;
+    if (this.stale) return;
+    const c = this.colours ||= colours();
     const datasets = lines.map((s, i) => ({
       label: s.label, data: pointsOf(s, this.how), parsing: false, normalized: this.how.x === "step", borderWidth: 2,
       borderColor: c.lines[(s.colour ?? i) % c.lines.length], backgroundColor: c.lines[(s.colour ?? i) % c.lines.length],
@@ -134,8 +156,6 @@ export class Plot {
       this.chart.update("none");
     }
     this.canvas.dataset.points = datasets.reduce((n, d) => n + d.data.length, 0);
-    this.words.textContent = lines.map(s => s.y.length ? `${s.label}: ${s.y.length} points, from ${number(s.y[0])} to ${number(s.y[s.y.length - 1])}, least ${number(least(s.y))}.` : "").join(" ");
-    if (this.numbers.childElementCount) this.fillNumbers(lines);
   }
 
   make(c, datasets) {
@@ -150,11 +170,11 @@ export class Plot {
         plugins: {
           legend: {display: datasets.length > 1, labels: {color: c.ink, boxWidth: 18, boxHeight: 2}},
           tooltip: {callbacks: {title: items => items.length ? (how.x === "step" ? `step ${items[0].raw.x}` : time(items[0].raw.x)) : "",
-                                label: item => `${item.dataset.label}: ${number(item.raw.y)}`}},
+                                label: item => `${item.dataset.label}: ${this.format(item.raw.y)}`}},
         },
         scales: {
-          x: {type: "linear", grid, ticks: {...ticks, ...(how.x === "step" ? {precision: 0} : {callback: time, maxTicksLimit: 6})}},
-          y: {type: how.log ? "logarithmic" : "linear", grid, ticks: {...ticks, callback: number}, grace: how.log ? 0 : "4%"},
+          x: {type: "linear", bounds: "data", grid, ticks: {...ticks, ...(how.x === "step" ? {precision: 0} : {callback: time, maxTicksLimit: 6})}},
+          y: {type: how.log ? "logarithmic" : "linear", grid, ticks: {...ticks, callback: this.format}, grace: how.log ? 0 : "4%"},
         },
       },
     });
@@ -169,7 +189,7 @@ export class Plot {
     const rows = [];
     for (const s of lines)
       for (let i = Math.max(0, s.y.length - 20); i < s.y.length; i++)
-        rows.push(h("tr", {}, h("td", {}, s.label), h("td", {class: "num"}, String(s.x[i] ?? "")), h("td", {class: "num"}, number(s.y[i]))));
+        rows.push(h("tr", {}, h("td", {}, s.label), h("td", {class: "num"}, String(s.x[i] ?? "")), h("td", {class: "num"}, this.format(s.y[i]))));
     fill(this.numbers, h("div", {class: "scroll tall", tabindex: "0", role: "region", "aria-label": `the last numbers of ${this.name}`},
       h("table", {}, h("thead", {}, h("tr", {}, ["Line", "Step", "Value"].map(x => h("th", {scope: "col"}, x)))), h("tbody", {}, rows.reverse()))));
   }
@@ -187,11 +207,15 @@ export function panels(names) {
   const losses = ["loss", "val_loss"].filter(n => have.has(n));
   if (losses.length) out.push(["Loss", losses]);
   const training = {lr: "Learning rate", grad_norm: "Gradient norm", tokens_per_s: "Tokens per second"};
-  const system = [...have].filter(n => n.startsWith("system/")).sort();
   for (const n of [...have].filter(n => !losses.includes(n) && !(n in training) && !n.startsWith("system/") && !n.startsWith("test/")).sort()) out.push([n, [n]]);
   for (const [n, title] of Object.entries(training)) if (have.has(n)) out.push([title, [n], n === "tokens_per_s"]);
-  for (const n of system) out.push([SYSTEM[n] || n.slice(7).replace(/_/g, " "), [n], true]);
+  const machine = new Map(); // the GPUs of a run share a chart
+  for (const n of [...have].filter(n => n.startsWith("system/")).sort()) {
+    const kind = n.replace(/gpu\d+_/, "gpu_");
+    machine.set(kind, [...(machine.get(kind) || []), n]);
+  }
+  for (const [kind, of] of machine) out.push([SYSTEM[kind] || kind.slice(7).replace(/_/g, " "), of, true]);
   return out;
 }
-const SYSTEM = {"system/cpu_percent": "CPU, %", "system/memory_bytes": "Memory, bytes", "system/gpu_percent": "GPU in use, %",
-                "system/gpu_memory_bytes": "GPU memory, bytes", "system/steps_per_s": "Steps per second"};
+const SYSTEM = {"system/cpu_percent": "CPU, %", "system/memory_bytes": "Memory", "system/gpu_percent": "GPU in use, %",
+                "system/gpu_memory_bytes": "GPU memory", "system/steps_per_s": "Steps per second"};

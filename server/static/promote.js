@@ -15,7 +15,7 @@ export async function askPromote(artifact, version, done, suggested = artifact) 
   const registry = await getOr("/registry").catch(() => null);
   const models = registry ? (registry.models || registry.registry || []).map(m => m.model || m.name) : null;
   const stage = select(STAGES, "production");
-  const model = models && h("input", {type: "text", value: suggested, list: "models", required: true, pattern: "[a-z0-9][a-z0-9._-]*"});
+  const model = models && h("input", {type: "text", value: suggested, list: "models", required: true, pattern: "[a-z0-9][a-z0-9._\\-]*"});
   const go = h("button", {class: "primary", type: "button", onclick: () => act(go, async () => {
     await promote(artifact, version, {model: model && model.value.trim(), stage: stage.value});
     d.close();

@@ -4,7 +4,7 @@ import {act, badge, button, dialog, duration, facts, field, fill, FINAL, h, link
         time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {RunData} from "/static/rundata.js";
-import {controls, settings} from "/static/plot.js";
+import {settings} from "/static/plot.js";
 import {chartsPart, logPart, predictionsPart, resultsTable} from "/static/run_parts.js";
 import {difference, specTable} from "/static/diff.js";
 import {artifactOf, showLineage, sourceText} from "/static/lineage.js";
@@ -25,15 +25,17 @@ export async function show(root, {params: [id], go}) {
   const barText = h("span", {class: "bar-text"}), numbers = h("div", {class: "tiles"});
   const progress = h("div", {class: "run-progress"}, bar, barText);
   const about = h("div", {}), results = h("div", {}), io = h("div", {}), picture = h("div", {class: "picture"});
-  const charts = chartsPart(runs, how), log = logPart(data, run.name), predictions = predictionsPart(data);
+  const charts = chartsPart(runs, how, Object.keys(run.metrics || {})), log = logPart(data, run.name), predictions = predictionsPart(data);
   const compared = h("div", {class: "compared"});
 
   root.append(
     h("p", {class: "crumbs"}, link("/", "Runs"), " / ", link("/?project=" + encodeURIComponent(run.project), run.project)),
     h("div", {class: "page-head"}, h("div", {class: "run-title"}, h("h1", {}, run.name), state), actions),
     cause, progress, numbers,
+    h("nav", {class: "parts", "aria-label": "Parts of this page"}, [["charts", "Charts"], ["predictions", "Predictions"], ["log", "Log"], ["results", "Results"],
+      ["lineage", "Inputs and outputs"], ["configuration", "Configuration"], "notes" in run && ["notes", "Notes and tags"]].filter(Boolean).map(([id, text]) => link("#" + id, text))),
     h("section", {class: "card", id: "charts"}, h("div", {class: "card-head"}, h("h2", {}, "Charts"),
-      button("Compare with…", pickOther)), controls(how), compared, charts.el),
+      button("Compare with…", pickOther)), compared, charts.el),
     predictions.el, log.el,
     h("div", {class: "grid"}, h("section", {class: "card"}, h("h2", {}, "About"), about),
       h("section", {class: "card", id: "results"}, h("h2", {}, "Results"), results)),
@@ -83,12 +85,13 @@ export async function show(root, {params: [id], go}) {
     const left = data.timeLeft(), fetching = !over && !step && data.progress && data.progress.total > 0 ? data.progress : null;
     bar.value = steps ? Math.min(1, step / steps) : fetching ? fetching.done / fetching.total : 0;
     const phase = over ? "" : data.phase || run.phase || "";
-    say(barText, steps ? `step ${step} of ${steps}${phase ? `, ${phase}` : ""}${left !== null && run.state === "running" ? `, about ${duration(left)} left` : ""}`
+    progress.hidden = over && !step;
+    say(barText, steps ? `step ${number(step)} of ${number(steps)}${phase ? `, ${phase}` : ""}${left !== null && run.state === "running" ? `, about ${duration(left)} left` : ""}`
       : fetching ? `${fetching.phase} ${Math.round(100 * fetching.done / fetching.total)} %` : phase);
     const tile = (name, value) => h("div", {class: "tile"}, h("span", {class: "faint"}, name), h("strong", {}, value));
     const m = run.metrics || {};
     const now = name => number(data.last(name) ?? m[name]);
-    fill(numbers, tile("Loss", now("loss")), tile("Validation loss", now("val_loss")), tile("Tokens per second", now("tokens_per_s")),
+    fill(numbers, over && !step ? null : [tile("Loss", now("loss")), tile("Validation loss", now("val_loss")), tile("Tokens per second", now("tokens_per_s"))],
       tile(over ? "Ran for" : "Running for", run.started_ms ? duration(over ? run.run_ms : Date.now() - run.started_ms) : "–"));
   }
 
@@ -150,7 +153,7 @@ export async function show(root, {params: [id], go}) {
   }
 
   function makeJob() {
-    const name = h("input", {type: "text", value: run.name, required: true, pattern: "[a-z0-9][a-z0-9._-]*"});
+    const name = h("input", {type: "text", value: run.name, required: true, pattern: "[a-z0-9][a-z0-9._\\-]*"});
     const make = button("Make it", () => act(make, async () => {
       await put("/jobs/" + encodeURIComponent(name.value.trim()), {from: run.run});
       d.close();

@@ -1,7 +1,7 @@
 // The larger parts of a run's page: its log, its predictions, its charts.
 import {button, clockTime, fill, h, number, say, select} from "/static/dom.js";
-import {isRight} from "/static/rundata.js";
-import {Plot, panels} from "/static/plot.js";
+import {isRight, isSeries} from "/static/rundata.js";
+import {controls, Plot, panels} from "/static/plot.js";
 
 const LINES_SHOWN = 2000;    // of the log, at once: the newest that match
 const PREDICTIONS_PAGE = 50;
@@ -54,8 +54,8 @@ export function predictionsPart(data) {
   const search = h("input", {type: "search", placeholder: "Search predictions", "aria-label": "Search predictions", oninput: draw});
   const which = select([["", "All"], ["right", "Right"], ["wrong", "Wrong"]], "", draw, {"aria-label": "Right or wrong"});
   const task = select([["", "All tasks"]], "", draw, {"aria-label": "Task"});
-  const el = h("section", {class: "card", id: "predictions"}, h("h2", {}, "Predictions"),
-    h("div", {class: "filters"}, search, which, task), count, body);
+  const filters = h("div", {class: "filters"}, search, which, task);
+  const el = h("section", {class: "card", id: "predictions"}, h("h2", {}, "Predictions"), filters, count, body);
   function draw() {
     const all = data.predictions, q = search.value.toLowerCase();
     for (const t of new Set(all.map(p => p.task).filter(Boolean)))
@@ -65,6 +65,7 @@ export function predictionsPart(data) {
       (!q || [p.context, p.question, p.answer, p.prediction].some(x => String(x ?? "").toLowerCase().includes(q))));
     const judged = all.filter(p => isRight(p) !== null), right = judged.filter(isRight).length;
     say(count, all.length ? `${judged.length ? `${right} of ${judged.length} right. ` : ""}${some.length === all.length ? "" : `${some.length} shown.`}` : "");
+    filters.hidden = !all.length;
     if (!all.length) {
       fill(body, h("p", {class: "faint"}, "Predictions for test rows come at the end of training. A run without test rows has none."));
       return;
@@ -88,12 +89,14 @@ export function predictionsPart(data) {
 }
 const text = x => x === undefined || x === null ? "–" : x === "" ? h("span", {class: "faint"}, "(empty)") : String(x);
 
-// Charts of one or several runs. runs: [{name, data}], the first is the page's own.
-export function chartsPart(runs, how) {
+// Charts of one or several runs. runs: [{name, data}], the first is the page's own. expected: numbers that are known to
+// come, whose charts have their place at once, so that nothing jumps when they do.
+export function chartsPart(runs, how, expected = []) {
   const main = h("div", {class: "plots"}), system = h("div", {class: "plots"}), plots = new Map();
-  const none = h("p", {class: "faint"}, "Numbers appear here as soon as training has begun.");
+  const none = h("p", {class: "faint"}, "Numbers appear here as soon as training has begun."), bar = controls(how);
+  bar.hidden = true;
   const systemBox = h("div", {hidden: true}, h("h3", {}, "The machine"), system);
-  const el = h("div", {}, none, main, systemBox);
+  const el = h("div", {}, bar, none, main, systemBox);
 
   function lines(names) {
     const out = [];
@@ -112,22 +115,30 @@ export function chartsPart(runs, how) {
     return out;
   }
   function update() {
-    const names = new Set();
+    const names = new Set(runs.every(r => r.data.caught) ? [] : expected.filter(isSeries)), wanted = new Set();
     for (const r of runs) for (const s of r.data.series.values()) names.add(s.name);
     none.hidden = names.size > 0;
+    bar.hidden = !none.hidden;
     for (const [title, series, isSystem] of panels(names)) {
-      const key = title;
-      let plot = plots.get(key);
+      wanted.add(title);
+      let plot = plots.get(title);
       if (!plot) {
         plot = new Plot(title, how, () => lines(plot.names));
-        plots.set(key, plot);
+        plots.set(title, plot);
         (isSystem ? system : main).append(plot.figure);
         if (isSystem) systemBox.hidden = false;
       }
       plot.names = series;
       plot.draw();
     }
+    for (const [title, plot] of plots) {
+      if (wanted.has(title)) continue;
+      plot.close();
+      plot.figure.remove();
+      plots.delete(title);
+    }
   }
+  if (expected.length) update();
   return {el, update, close: () => plots.forEach(p => p.close())};
 }
 

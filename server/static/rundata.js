@@ -4,6 +4,7 @@ import {FINAL} from "/static/dom.js";
 
 const LOG_MAX = 20000;   // lines kept; the oldest go
 const NOT_SERIES = new Set(["step", "epoch", "trial", "best", "tokens", "phase", "kernel"]);
+export const isSeries = name => !NOT_SERIES.has(name);
 
 export class RunData {
   constructor(run) {
@@ -76,7 +77,7 @@ export class RunData {
     const step = d.step ?? null;
     if (step !== null && !d.trial) this.step = Math.max(this.step || 0, step);
     for (const [name, y] of Object.entries(d)) {
-      if (typeof y !== "number" || NOT_SERIES.has(name)) continue;
+      if (typeof y !== "number" || !isSeries(name)) continue;
       this.point(d.trial ? `${d.trial}/${name}` : name, name, d.trial, step, t, y);
     }
   }
@@ -84,8 +85,10 @@ export class RunData {
   point(key, name, trial, step, t, y) {
     let s = this.series.get(key);
     if (!s) this.series.set(key, s = {key, name, trial, x: [], t: [], y: []});
-    // A run that was taken over goes on from its checkpoint: what it does again replaces what was there.
-    while (s.x.length && step !== null && s.x[s.x.length - 1] >= step && s.x[s.x.length - 1] !== null) {
+    // A run that was taken over goes on from its checkpoint: what it does again replaces what was there. What the machine
+    // does is told by time, also several times in one step.
+    const least = name.startsWith("system/") ? step + 1 : step;
+    while (s.x.length && step !== null && s.x[s.x.length - 1] >= least && s.x[s.x.length - 1] !== null) {
       s.x.pop();
       s.t.pop();
       s.y.pop();

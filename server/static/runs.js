@@ -33,7 +33,7 @@ export function progress(r) {
   if (!r.steps) return "–";
   const p = Math.min(1, (r.step || 0) / r.steps);
   return h("span", {class: "bar-line"},
-    h("progress", {max: 1, value: p, "aria-label": `progress of ${r.name}`}), ` ${r.step || 0}/${r.steps}`);
+    h("progress", {max: 1, value: p, "aria-label": `progress of ${r.name}`}), ` ${number(r.step || 0)} / ${number(r.steps)}`);
 }
 
 export async function show(root, {query, go}) {

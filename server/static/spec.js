@@ -48,6 +48,12 @@ export function setAt(object, path, value) {
   else o[last] = value;
 }
 
+// A path as the command line has it, "model.optim.lr", in the spec: "config.model.optim.lr".
+export const inSpec = path => /^(trainer|exp_manager|model|inference)\./.test(path) ? "config." + path : path;
+
+// What one page hands to the form of the next: a spec to begin with.
+export const draft = {spec: null};
+
 // The schema of a path, references followed.
 export function schemaOf(schema, path) {
   const follow = s => {
@@ -81,6 +87,11 @@ function parseOffer(text) {
   }
   return offer;
 }
+// "gpu2+mem80+zone=eu" -> "2 GPUs of 80 GiB, zone=eu"
+export function offerText(text) {
+  const {gpus, memory, labels} = parseOffer(text);
+  return [gpus ? `${gpus} GPU${gpus > 1 ? "s" : ""}${memory ? ` of ${memory} GiB` : ""}` : "CPU", ...labels].join(", ");
+}
 const covers = (offer, a) => offer.gpus >= a.gpus && (!a.gpus || offer.memory >= a.memory) && a.labels.every(l => offer.labels.includes(l));
 
 // A sentence when no agent serves it, else null.
@@ -95,7 +106,7 @@ export function unservable(spec, agents, queues) {
   }
   const wants = [a.gpus ? `${a.gpus} GPU${a.gpus > 1 ? "s" : ""}` : null, a.memory ? `${a.memory} GiB each` : null, ...a.labels].filter(Boolean).join(", ") || "a CPU";
   return `No agent can serve this now: none of queue ${queue} offers ${wants}. ` +
-    (here.length ? `Its agents offer ${[...new Set(here.map(x => x.offer))].join("; ")}.` : "No agent listens on it.") +
+    (here.length ? `Its agents offer ${[...new Set(here.map(x => offerText(x.offer)))].join("; ")}.` : "No agent listens on it.") +
     " The run waits until one comes.";
 }
 

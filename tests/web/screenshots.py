@@ -1,18 +1,25 @@
 #!/usr/bin/env python3
-"""Every page at desktop and phone width, light and dark: a picture in build/screenshots, and axe-core's opinion of it.
+"""Every page, with data and without, at desktop and phone width, light and dark: a picture in build/screenshots, axe-core's
+opinion of it, and how far its parts jumped while it came (Chromium's layout shift; 0.1 and less counts as steady).
 build/reports/screenshots.json: pages (pictures made), accessibility_serious (faults that axe calls serious or critical).
 usage: tests/web/screenshots.py [NAME...]   only pages with such a name"""
 import json, os, subprocess, sys, time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from browser import Browser, not_run, require
 require()
-from job_fixture import TOKEN, Jobs, make_job
+from job_fixture import TOKEN, Jobs, World, make_job
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 BUILD = os.environ.get("SL_BUILD", os.path.join(ROOT, "build"))
-# name, width, height, dark, phone, asks axe: both widths and both sets of colours once
-LOOKS = [("desktop-light", 1280, 900, False, False, True), ("desktop-dark", 1280, 900, True, False, False),
-         ("phone-light", 390, 844, False, True, False), ("phone-dark", 390, 844, True, True, True)]
+# name, width, height, dark, phone
+LOOKS = [("desktop-light", 1280, 900, False, False), ("desktop-dark", 1280, 900, True, False),
+         ("phone-light", 390, 844, False, True), ("phone-dark", 390, 844, True, True)]
+SHIFT_MAX = 0.1
+AXE = """const done = arguments[0];
+axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations), e => done([{id: String(e), impact: 'critical', nodes: []}]))"""
+SHIFT = """const done = arguments[0]; let sum = 0;
+new PerformanceObserver(l => { for (const e of l.getEntries()) if (!e.hadRecentInput) sum += e.value; }).observe({type: 'layout-shift', buffered: true});
+setTimeout(() => done(sum), 50)"""
 
 
 def axe_source():
@@ -62,59 +69,113 @@ def settle(b):
         time.sleep(0.1)
 
 
-def main():
-    only, axe = sys.argv[1:], axe_source()
-    w = Jobs(lease_ms=20000)
-    runs = fill(w)
-    pages = [("runs", "/"), ("run-live", "/runs/" + runs["running"]), ("queues", "/queues"), ("agents", "/agents"), ("run", "/runs/" + runs["first"]), ("run-failed", "/runs/" + runs["broken"]),
-             ("compare", f"/compare?runs={runs['first']},{runs['second']}"), ("new", "/new"), ("clone", "/new?from=" + runs["first"]),
-             ("artifacts", "/artifacts"), ("artifact", "/artifacts/colours"), ("registry", "/registry"), ("login", None)]
-    if w.api("GET", "/api/v1/registry/colours")[0] == 200:
-        pages.append(("model", "/registry/colours"))
-    os.makedirs(f"{BUILD}/screenshots", exist_ok=True)
-    os.makedirs(f"{BUILD}/reports", exist_ok=True)
-    b, made, faults, wide, failed = Browser(w.url), 0, [], [], []
+class Pages:
+    def __init__(self, only):
+        self.only, self.axe, self.made = only, axe_source(), 0
+        self.faults, self.wide, self.jumps, self.failed, self.least = [], [], [], [], []
+
+    def look(self, b, name, path, ready=lambda: True, before=None):
+        """One page in all looks. before(): opens what is to be seen on it."""
+        if self.only and not any(o in name for o in self.only):
+            return
+        for look, width, height, dark, phone in LOOKS:
+            b.look(width, height, dark, phone)
+            b.open(path)
+            settle(b)
+            b.until(ready, f"{name} is there")
+            shift = b.driver.execute_async_script(SHIFT)
+            if before:
+                before()
+                settle(b)
+            b.picture(f"{BUILD}/screenshots/{name}-{look}.png")
+            self.made += 1
+            sideways = b.js("return document.documentElement.scrollWidth - innerWidth")
+            if sideways > 1:
+                self.wide.append(f"{name} {look}: {sideways} pixels")
+            if shift > SHIFT_MAX:
+                self.jumps.append(f"{name} {look}: {shift:.2f}")
+            b.js(self.axe)
+            for v in b.driver.execute_async_script(AXE):
+                line = {"page": name, "look": look, "id": v["id"], "impact": v["impact"], "nodes": [n["html"][:160] for n in v["nodes"][:3]]}
+                (self.faults if v["impact"] in ("serious", "critical") else self.least).append(line)
+
+    def end(self, b):
+        self.failed += [l for l in b.console() if "Content Security Policy" in l or "Uncaught" in l]
+        b.close()
+
+    def report(self):
+        json.dump({"pages": self.made, "accessibility_serious": len(self.faults), "accessibility_other": len(self.least), "faults": self.faults + self.least,
+                   "wider_than_the_window": self.wide, "jumping": self.jumps}, open(f"{BUILD}/reports/screenshots.json", "w"), indent=1)
+        for f in self.faults + self.least:
+            print("#", json.dumps(f))
+        said = [("axe-core finds no serious fault", self.faults), ("no page is wider than its window", self.wide),
+                (f"nothing jumps while a page comes (layout shift at most {SHIFT_MAX})", self.jumps),
+                ("the policy stops nothing and no script fails", self.failed)]
+        for what, bad in said:
+            print(f"{'not ' if bad else ''}ok - {what} ({self.made} pages)" + (f": {len(bad)}: {bad[:6]}" if bad else ""))
+        return 1 if any(bad for _, bad in said) else 0
+
+
+def empty_pages(p):
+    w = World(lease_ms=20000)
+    b = Browser(w.url)
     try:
         b.sign_in(TOKEN)
-        for name, path in sorted(pages, key=lambda p: p[1] is None):    # the sign-in last: it needs nobody signed in
-            if only and not any(o in name for o in only):
-                continue
-            if name == "run":    # what follows needs nothing that runs
-                w.api("POST", f"/api/v1/runs/{runs['running']}/cancel")
-            if path is None:
-                b.click("button", "Sign out")
-                b.sees("Sign in")
-            for look, width, height, dark, phone, ask in LOOKS:
-                b.look(width, height, dark, phone)
-                b.open(path or "/login")
-                settle(b)
-                if name in ("run", "run-live", "compare"):
-                    b.until(lambda: b.js("const c = document.querySelector('[data-plot=Loss] canvas'); return c && c.dataset.points > 1"), "the chart")
-                b.picture(f"{BUILD}/screenshots/{name}-{look}.png")
-                made += 1
-                sideways = b.js("return document.documentElement.scrollWidth - innerWidth")
-                if sideways > 1:
-                    wide.append(f"{name} {look}: {sideways} pixels")
-                if not ask:
-                    continue
-                b.js(axe)
-                found = b.driver.execute_async_script("const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations), e => done([{id: String(e), impact: 'critical', nodes: []}]))")
-                for v in found:
-                    line = {"page": name, "look": look, "id": v["id"], "impact": v["impact"], "nodes": [n["html"][:160] for n in v["nodes"][:3]]}
-                    if v["impact"] in ("serious", "critical"):
-                        faults.append(line)
-                    elif look == "desktop-light":
-                        print(f"# {v['impact']}: {name}: {v['id']} {line['nodes'][:1]}")
-        failed = [l for l in b.console() if "Content Security Policy" in l or "Uncaught" in l]
+        for name, path in (("runs", "/"), ("queues", "/queues"), ("agents", "/agents"), ("artifacts", "/artifacts"), ("registry", "/registry"), ("compare", "/compare"),
+                           ("run", "/runs/" + "0" * 32)):
+            p.look(b, name + "-none", path)
     finally:
-        b.close()
-    json.dump({"pages": made, "accessibility_serious": len(faults), "faults": faults, "wider_than_the_window": wide}, open(f"{BUILD}/reports/screenshots.json", "w"), indent=1)
-    for f in faults:
-        print("#", json.dumps(f))
-    print(f"{'not ' if faults else ''}ok - axe-core finds no serious fault on {made} pages" + (f": {len(faults)}" if faults else ""))
-    print(f"{'not ' if wide else ''}ok - no page is wider than its window" + (f": {'; '.join(wide)}" if wide else ""))
-    print(f"{'not ' if failed else ''}ok - the policy stops nothing and no script fails" + (f": {failed[:3]}" if failed else ""))
-    sys.exit(1 if faults or wide or failed else 0)
+        p.end(b)
+        w.close()
+
+
+def full_pages(p):
+    w = Jobs(lease_ms=20000)
+    runs = fill(w)
+    assert w.api("PUT", "/api/v1/jobs/paint-colours", {"from": runs["second"]})[0] == 200
+    b = Browser(w.url)
+    chart = lambda: b.js("const c = document.querySelector('[data-plot=Loss] canvas'); return c && c.dataset.points > 1")
+    dialog = lambda: b.find("dialog[open]")
+    try:
+        b.sign_in(TOKEN)
+        p.look(b, "runs", "/")
+        p.look(b, "run-live", "/runs/" + runs["running"], chart)
+        p.look(b, "queues", "/queues")
+        p.look(b, "agents", "/agents")
+        w.api("POST", f"/api/v1/runs/{runs['running']}/cancel")    # what follows needs nothing that runs
+        p.look(b, "run", "/runs/" + runs["first"], chart)
+        p.look(b, "run-numbers", "/runs/" + runs["first"], chart, lambda: b.click("figure button", "Numbers"))
+        for part in ("predictions", "results", "lineage", "configuration"):
+            p.look(b, "run-" + part, "/runs/" + runs["first"], chart,
+                   lambda: b.js("document.getElementById(arguments[0]).scrollIntoView()", part))
+        p.look(b, "run-failed", "/runs/" + runs["broken"])
+        p.look(b, "compare", f"/compare?runs={runs['first']},{runs['second']}", chart)
+        p.look(b, "new", "/new")
+        p.look(b, "clone", "/new?from=" + runs["first"])
+        p.look(b, "job", "/new?job=paint-colours")
+        p.look(b, "artifacts", "/artifacts")
+        p.look(b, "artifact", "/artifacts/colours")
+        p.look(b, "registry", "/registry")
+        p.look(b, "model", "/registry/colours")
+        p.look(b, "columns", "/", before=lambda: (b.click("button", "Columns"), dialog()))
+        p.look(b, "promote", "/artifacts/colours", before=lambda: (b.click("main button", "Promote"), dialog()))
+        p.look(b, "keys", "/agents", before=lambda: (b.js("dispatchEvent(new KeyboardEvent('keydown', {key: '?'}))"), dialog()))
+        b.open("/")
+        b.click("button", "Sign out")
+        b.sees("Sign in")
+        p.look(b, "login", "/login")
+    finally:
+        p.end(b)
+        w.close()
+
+
+def main():
+    for folder in ("screenshots", "reports"):
+        os.makedirs(f"{BUILD}/{folder}", exist_ok=True)
+    p = Pages(sys.argv[1:])
+    empty_pages(p)
+    full_pages(p)
+    sys.exit(p.report())
 
 
 main()

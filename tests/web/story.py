@@ -171,7 +171,7 @@ def promote_the_better():
 
 
 def makes_a_job_and_runs_it():
-    """The finished run becomes a job; its form has the job's parameters with their bounds."""
+    """The finished run becomes a job; its form has the job's parameters with their bounds, and the spec beside it follows."""
     b.open("/runs/" + runs[1])
     b.click("button", "Make a job")
     b.type("dialog input", "paint-colours")
@@ -181,11 +181,17 @@ def makes_a_job_and_runs_it():
     for name, p in job["parameters"].items():
         assert b.js("const l = [...document.querySelectorAll('form label')].find(l => l.textContent === arguments[0]); return l && document.getElementById(l.htmlFor).value !== ''",
                     name), f"no field for {name}"
+    most = job["parameters"]["max_steps"]["maximum"]
+    set_field("max_steps", str(most + 1))
+    b.sees("max_steps", "ul.errors")
     set_field("max_steps", "200")
+    b.js("const s = [...document.querySelectorAll('form select')].pop(); s.value = 'high'; s.dispatchEvent(new Event('input', {bubbles: true}))")
+    b.until(lambda: spec_on_the_page()["config"]["trainer"]["max_steps"] == 200 and spec_on_the_page()["priority"] == "high", "the spec beside follows the form")
+    b.until(lambda: b.find("form button.primary", "Enqueue").is_enabled(), "the spec is valid")
     b.click("form button.primary", "Enqueue")
     b.until(lambda: "/runs/" in b.driver.current_url, "the run's page")
     run = w.run(b.driver.current_url.rsplit("/", 1)[1])
-    assert run["spec"]["config"]["trainer"]["max_steps"] == 200, run["spec"]
+    assert run["spec"]["config"]["trainer"]["max_steps"] == 200 and run["priority"] == "high", run
 
 
 def nothing_was_blocked():

@@ -17,7 +17,7 @@ tabs, runs = [], []
 
 
 def last_step():
-    return int(b.js("const t = document.querySelector('.bar-text'); const m = t && t.textContent.match(/step (\\d+)/); return m ? m[1] : 0"))
+    return int(b.js("const t = document.querySelector('.bar-text'); const m = t && t.textContent.match(/step ([\\d,]+)/); return m ? m[1].replace(/,/g, '') : 0"))
 
 
 def each(f):
