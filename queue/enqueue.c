@@ -117,6 +117,10 @@ static void add_fields(struct sl_cmd *c, const json_t *spec, const char *text,
         sl_cmd_add(c, "created_by");
         sl_cmd_add(c, place->by);
     }
+    if (*sl_json_str(spec, "origin.job", "")) {
+        sl_cmd_add(c, "job");
+        sl_cmd_add(c, sl_json_str(spec, "origin.job", ""));
+    }
     if (place->from && *place->from) {
         sl_cmd_add(c, "requeued_from");
         sl_cmd_add(c, place->from);

@@ -180,6 +180,7 @@ static const struct field {
     {"seq", "seq", INTEGER},
     {"requeued_from", "requeued_from", TEXT},
     {"created_by", "created_by", TEXT},
+    {"job", "job", TEXT},
     {"created_ms", "created_ms", INTEGER},
     {"started_ms", "started_ms", INTEGER},
     {"finished_ms", "finished_ms", INTEGER},
@@ -205,6 +206,7 @@ static const struct field {
 };
 #define N_FIELDS (sizeof run_fields / sizeof *run_fields)
 #define N_LIST_FIELDS (N_FIELDS - 2)
+#define WAITING_A_CALL 50
 #define LIST_CALLS 20 /* of the script for one page: some 2,000 runs are looked at */
 
 /* An absent value is null. */
@@ -227,14 +229,22 @@ static json_t *field_json(const struct field *f, const redisReply *r)
     return json_string(r->str);
 }
 
-/* values: why it waits, then the fields. */
-static json_t *run_json(const char *run, redisReply *const *values, size_t n)
+/* The fields' values. */
+static json_t *fields_json(const char *run, redisReply *const *values, size_t n)
 {
     json_t *j = json_object();
 
     json_object_set_new(j, "run", json_string(run));
     for (size_t i = 0; i < n; i++)
-        json_object_set_new(j, run_fields[i].json, field_json(&run_fields[i], values[i + 1]));
+        json_object_set_new(j, run_fields[i].json, field_json(&run_fields[i], values[i]));
+    return j;
+}
+
+/* values: why it waits, then the fields. */
+static json_t *run_json(const char *run, redisReply *const *values, size_t n)
+{
+    json_t *j = fields_json(run, values + 1, n);
+
     json_object_set_new(j, "waiting_for",
                         values[0]->len ? json_string(values[0]->str) : json_null());
     return j;
@@ -342,5 +352,70 @@ int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *s
     else
         *ret_page = json_pack("{s:o, s:o}", "runs", runs, "next",
                               *next ? json_string(next) : json_null());
+    return rc;
+}
+
+/* ---- what changed ---------------------------------------------------------------------------- */
+
+int sl_queue_changes(struct sl_queue *q, const json_t *taken, json_t **ret_changes,
+                     struct sl_err *err)
+{
+    const size_t stride = N_LIST_FIELDS + 1;
+    struct sl_cmd c;
+    redisReply *reply;
+    json_t *changes, *one;
+    size_t i;
+    int rc;
+
+    sl_queue_cmd(&c, SL_SCRIPT_CHANGES);
+    sl_cmd_add_int(&c, (int64_t)json_array_size(taken));
+    json_array_foreach(taken, i, one)
+        sl_cmd_add(&c, sl_json_str(one, "run", ""));
+    sl_cmd_add_int(&c, SL_QUEUE_CHANGES_MAX);
+    for (i = 0; i < N_LIST_FIELDS; i++)
+        sl_cmd_add(&c, run_fields[i].redis);
+    rc = sl_queue_call(q, &c, 0, &reply, err);
+    if (rc)
+        return rc;
+    if (!sl_queue_is_texts(reply, 0) || reply->elements % stride)
+        return sl_queue_odd_reply("changes", reply, err);
+    changes = json_array();
+    for (i = 0; i < reply->elements; i += stride)
+        json_array_append_new(changes, fields_json(reply->element[i]->str, reply->element + i + 1,
+                                                   N_LIST_FIELDS));
+    freeReplyObject(reply);
+    *ret_changes = changes;
+    return 0;
+}
+
+int sl_queue_waiting_for(struct sl_queue *q, json_t *runs, struct sl_err *err)
+{
+    json_t *asked = json_array(), *run;
+    struct sl_cmd c;
+    redisReply *reply;
+    size_t i, n;
+    int rc = 0;
+
+    json_array_foreach(runs, i, run)
+        if (!strcmp(sl_json_str(run, "state", ""), "queued"))
+            json_array_append(asked, run);
+    n = json_array_size(asked);
+    for (size_t at = 0; !rc && at < n; at += WAITING_A_CALL) {
+        size_t some = n - at < WAITING_A_CALL ? n - at : WAITING_A_CALL;
+        sl_queue_cmd(&c, SL_SCRIPT_WAITING);
+        for (i = at; i < at + some; i++)
+            sl_cmd_add(&c, sl_json_str(json_array_get(asked, i), "run", ""));
+        rc = sl_queue_call(q, &c, 0, &reply, err);
+        if (!rc && !sl_queue_is_texts(reply, (int)some))
+            rc = sl_queue_odd_reply("waiting", reply, err);
+        else if (!rc) {
+            for (i = 0; i < some; i++)
+                if (reply->element[i]->len)
+                    json_object_set_new(json_array_get(asked, at + i), "waiting_for",
+                                        json_string(reply->element[i]->str));
+            freeReplyObject(reply);
+        }
+    }
+    json_decref(asked);
     return rc;
 }

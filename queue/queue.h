@@ -26,6 +26,7 @@
 #define SL_QUEUE_OFFERS_MAX 16   /* different offers that one queue remembers */
 #define SL_QUEUE_LABELS_MAX 8
 #define SL_QUEUE_PAGE_MAX 200    /* runs a list call gives */
+#define SL_QUEUE_CHANGES_MAX 40  /* changed runs a read gives */
 #define SL_QUEUE_EVENTS_MAX 1000 /* events a read gives */
 #define SL_QUEUE_EVENT_ID_MAX 48 /* bytes of an event's id */
 #define SL_QUEUE_TAIL_MAX 400    /* runs whose events one call reads */
@@ -84,6 +85,13 @@ int sl_queue_show(struct sl_queue *q, const char *run, json_t **ret_run, struct 
  * state, queue, project may be NULL. */
 int sl_queue_list(struct sl_queue *q, const char *below, int most, const char *state,
                   const char *queue, const char *project, json_t **ret_page, struct sl_err *err);
+/* Runs of which something changed that a list shows, at most SL_QUEUE_CHANGES_MAX, as sl_queue_list gives them but without
+ * "waiting_for"; "state" is null when the run is gone. They come again until the next call is given them as taken
+ * (NULL: none), and again when they change after this call. One server takes them, that which holds the store. */
+int sl_queue_changes(struct sl_queue *q, const json_t *taken, json_t **ret_changes,
+                     struct sl_err *err);
+/* Sets "waiting_for" of those runs of a list that are queued and wait for more than their turn. */
+int sl_queue_waiting_for(struct sl_queue *q, json_t *runs, struct sl_err *err);
 /* Events behind `after` (NULL or "0": from the start): {"events": [{"id", "time_ms", "type",
  * "attempt", "data"}], "last": id to go on from, "trimmed": true when events between `after` and
  * the first of these are gone}. Waits up to wait_ms when there is none yet. A run that nobody knows

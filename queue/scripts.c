@@ -14,7 +14,8 @@
     X(RENEW, renew) X(APPEND, append) X(CHECKPOINT, checkpoint) X(RELEASE, release) X(FAIL, fail)  \
         X(FINISH, finish) X(ACK, ack) X(CANCEL, cancel) X(MOVE, move) X(REAP, reap)                \
             X(HEARTBEAT, heartbeat) X(AGENTS, agents) X(SET_AGENT, set_agent) X(NAMES, names)      \
-                X(SET_NAMES, set_names) X(LIST, list) X(SHOW, show) X(EVENTS, events)              \
+                X(SET_NAMES, set_names) X(LIST, list) X(SHOW, show)                \
+                    X(CHANGES, changes) X(WAITING, waiting) X(EVENTS, events)                  \
                     X(ENDED, ended) X(FORGET, forget) X(NUMBER, number) X(REFUND, refund) X(SYNC, sync) X(TRIM, trim)
 
 EMBEDDED(common)

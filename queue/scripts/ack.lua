@@ -8,5 +8,6 @@ if redis.call('HDEL', P .. ':outbox', id) == 0 then return 0 end
 local h = fields(id, 'attempt', 'project')
 redis.call('HINCRBY', P .. ':project:' .. h.project, 'bytes', ARGV[3])
 save(id, {'outputs', outputs})
+changed(id)
 event(id, 'outputs', outputs, h.attempt)
 return 1

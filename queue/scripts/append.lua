@@ -17,6 +17,7 @@ keep('step', ARGV[5])
 keep('steps', ARGV[6])
 keep('metrics', ARGV[7])
 redis.call('HSET', run_key(id), unpack(set))
+if #set > 2 then changed(id) end
 for i = 8, #ARGV - 1, 2 do event(id, ARGV[i], ARGV[i + 1], h.attempt) end
 if #ARGV > 8 and redis.call('XLEN', P .. ':events:' .. id) > EVENTS_LONG then redis.call('SADD', P .. ':long', id) end
 return 'OK'

@@ -10,6 +10,7 @@ if h.state == 'cancelled' then return 'cancelled' end
 if h.state == 'running' then
   if h.cancel ~= '1' then
     save(id, {'cancel', '1'})
+    changed(id)
     event(id, 'state', '{"state":"cancelling"}', h.attempt)
   end
   ring_agent(h.agent)

@@ -10,6 +10,7 @@ if h.ckpt_manifest == manifest then
   -- A checkpoint that was replaced while it was packed went up under the step before: the same bytes, named rightly now.
   if tonumber(step) > tonumber(h.ckpt_step) then
     redis.call('HSET', run_key(id), 'ckpt_step', step)
+    changed(id)
     event(id, 'checkpoint', cjson.encode({step = tonumber(step), manifest = manifest}), h.attempt)
   end
   return {'OK', ''}
@@ -17,5 +18,6 @@ end
 if h.ckpt_step ~= '' and tonumber(step) < tonumber(h.ckpt_step) then return {'old', ''} end
 
 redis.call('HSET', run_key(id), 'ckpt_manifest', manifest, 'ckpt_step', step)
+changed(id)
 event(id, 'checkpoint', cjson.encode({step = tonumber(step), manifest = manifest}), h.attempt)
 return {'OK', h.ckpt_manifest}

@@ -19,6 +19,8 @@
 -- Names:
 --   P:seq              counter: a run's number
 --   P:runs             sorted set: every run by seq
+--   P:changed, P:changing  sets: runs of which something changed that lists show; those of them that the server's
+--                      read model is taking over (changes.lua)
 --   P:run:ID           hash: the run's state (fields below)
 --   P:lease:LEASE      string: the run that was claimed under this lease id (so that a claim can be repeated)
 --   P:refund:ID        that a deleted version's bytes were given back to its project, for a week
@@ -39,7 +41,7 @@
 --   P:bell:Q:OFFER, P:ring:AGENT  lists of at most one entry: what waiting agents block on
 --   P:long             set: runs whose events the archive should take already
 --   P:outbox           hash run -> JSON: results whose version records the server has still to write
--- Fields of a run: schema queue class gpus name project rank seq score spec digest client dedupe requeued_from created_by
+-- Fields of a run: schema queue class gpus name project rank seq score spec digest client dedupe requeued_from created_by job
 --   state cause msg created_ms started_ms finished_ms due_ms since_ms (running, and charged up to here) run_ms
 --   limit_ms attempt failures ooms timeouts lost preemptions max_attempts max_ooms max_timeouts max_lost
 --   max_preemptions backoff_ms exit_code exit_signal lease last_lease agent last_agent batch cancel
@@ -79,11 +81,15 @@ local function event(id, kind, json, attempt)
                     't', kind, 'd', json, 'a', attempt)
 end
 
+-- A list shows something else of the run from now on.
+local function changed(id) redis.call('SADD', P .. ':changed', id) end
+
 local function state_event(id, attempt, state, cause, msg, agent)
   local json = '{"state":"' .. state .. '"'
   if agent and agent ~= '' then json = json .. ',"agent":' .. cjson.encode(agent) end
   if cause and cause ~= '' then json = json .. ',"cause":' .. cjson.encode(cause) end
   if msg and msg ~= '' then json = json .. ',"msg":' .. cjson.encode(msg) end
+  changed(id)
   return event(id, 'state', json .. '}', attempt)
 end
 

@@ -11,6 +11,7 @@ if not redis.call('ZSCORE', P .. ':ended', id) or redis.call('HEXISTS', P .. ':o
 end
 redis.call('ZREM', P .. ':ended', id)
 redis.call('ZREM', P .. ':runs', id)
+redis.call('SREM', P .. ':changed', id)
 redis.call('SREM', P .. ':long', id)
 redis.call('UNLINK', run_key(id), P .. ':events:' .. id)
 return 1

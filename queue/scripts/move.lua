@@ -26,6 +26,7 @@ if h.state == 'running' and queue ~= h.queue then
 end
 h.queue, h.rank, h.score = queue, rank, ''
 save(id, {'queue', queue, 'rank', rank, 'score', ''})
+changed(id)
 event(id, 'moved', cjson.encode({queue = queue, rank = tonumber(rank)}), h.attempt)
 if h.state == 'queued' then gates().put(id, h) end
 return h.state

@@ -25,6 +25,7 @@ if revived == '1' then
 else
   charge(h, list)
   set(list, 'since_ms', NOW)
+  changed(id) -- by how long it has run
 end
 save(id, list)
 redis.call('ZADD', P .. ':leases', int(NOW + ttl), id)
