@@ -96,6 +96,7 @@ static size_t on_read(char *to, size_t size, size_t n, void *arg)
             return CURL_READFUNC_ABORT;
         }
         want = (size_t)got;
+        sl_pace_take(q->a->pace, got, q->watch);
         sl_watch_progress(q->watch, (int64_t)want);
     }
     q->sent += (int64_t)want;
@@ -152,8 +153,6 @@ static CURLcode perform(CURL *c, struct asking *q, struct curl_slist *headers, c
         curl_easy_setopt(c, CURLOPT_SEEKFUNCTION, on_seek);
         curl_easy_setopt(c, CURLOPT_SEEKDATA, q);
     }
-    if (a->bytes_per_s > 0)
-        curl_easy_setopt(c, CURLOPT_MAX_SEND_SPEED_LARGE, (curl_off_t)a->bytes_per_s);
     if (strcmp(a->method, "HEAD") == 0)
         curl_easy_setopt(c, CURLOPT_NOBODY, 1L);
     else

@@ -2,6 +2,7 @@
  * tokens, parts of an upload. Blocks; watch may stop it (SL_CANCELLED). */
 #ifndef SL_ARTIFACTS_ASK_H
 #define SL_ARTIFACTS_ASK_H
+#include "artifacts/pace.h"
 #include "artifacts/watch.h"
 #include "base/buf.h"
 #include "base/err.h"
@@ -36,7 +37,7 @@ struct sl_ask {
     int timeout_s;      /* 0: SL_ASK_TIMEOUT_S */
     int tries;          /* 0: SL_ASK_TRIES */
     void *curl;         /* a handle (sl_web_new) to use, which keeps its connections; may be NULL */
-    int64_t bytes_per_s; /* the most that its body takes; 0: no limit */
+    struct sl_pace *pace; /* how fast its body may go; may be NULL */
 };
 
 struct sl_answer {

@@ -480,9 +480,10 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
         rc = sl_api_new(server, token, &f.api, err);
     if (rc)
         return rc;
+    struct sl_pace pace;
     f.transfer = (struct sl_transfer){
-        .server = f.api ? sl_api_server(f.api) : NULL, .token = token, .watch = *watch};
-    rc = sl_bandwidth(&f.transfer.bytes_per_s, err);
+        .server = f.api ? sl_api_server(f.api) : NULL, .token = token, .watch = *watch, .pace = &pace};
+    rc = sl_pace_init(&pace, err);
     if (rc) {
         sl_api_free(f.api);
         return rc;

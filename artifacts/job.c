@@ -89,10 +89,6 @@ int sl_job_prepare(struct sl_job *j, struct curl_slist *headers_taken)
     curl_easy_setopt(c, CURLOPT_HTTPHEADER, j->headers);
     curl_easy_setopt(c, CURLOPT_ERRORBUFFER, j->curl_msg);
     curl_easy_setopt(c, CURLOPT_BUFFERSIZE, (long)BUFFER_BYTES);
-    if (j->t->bytes_per_s > 0) {
-        curl_easy_setopt(c, CURLOPT_MAX_RECV_SPEED_LARGE, (curl_off_t)j->t->bytes_per_s);
-        curl_easy_setopt(c, CURLOPT_MAX_SEND_SPEED_LARGE, (curl_off_t)j->t->bytes_per_s);
-    }
     curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, 1L);
     curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, stall_s);
     curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);

@@ -25,7 +25,7 @@
  *   {...publish, "lease", "outputs": [{"output", "artifact", "aliases", "manifest"}]}
  * SL_LEASE: the server says that the lease is lost.
  *
- * SOFTLAUNCH_BANDWIDTH limits both (sl_bandwidth). Blocks. token may be NULL. Errors as in transfer.h and pack.h; SL_DENIED: a local path outside of
+ * SOFTLAUNCH_BANDWIDTH limits both (pace.h). Blocks. token may be NULL. Errors as in transfer.h and pack.h; SL_DENIED: a local path outside of
  * allow_paths. */
 #ifndef SL_ARTIFACTS_PLAN_H
 #define SL_ARTIFACTS_PLAN_H

@@ -148,8 +148,9 @@ int sl_plan_push(const json_t *plan, const char *token, const struct sl_watch *w
     int rc = sl_api_new(server, token, &api, err);
     if (rc)
         return rc;
-    struct sl_transfer t = {.server = sl_api_server(api), .token = token, .watch = *watch};
-    rc = sl_bandwidth(&t.bytes_per_s, err);
+    struct sl_pace pace;
+    const struct sl_transfer t = {.server = sl_api_server(api), .token = token, .watch = *watch, .pace = &pace};
+    rc = sl_pace_init(&pace, err);
     if (rc) {
         sl_api_free(api);
         return rc;

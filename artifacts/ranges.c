@@ -13,7 +13,6 @@
 
 #define POLL_MS 100
 #define CHUNK_BYTES (256u << 10)
-#define LIMIT_SLICE_US 20000
 
 enum state { MISSING, TAKEN, WHOLE };
 
@@ -39,7 +38,7 @@ struct ranges {
     struct lane lanes[SL_TRANSFER_LANES];
     CURLM *multi;
     int failures; /* without a byte between them */
-    int64_t retry_us, begun_us, received;
+    int64_t retry_us;
     bool unsupported;
     char etag[SL_JOB_ETAG_MAX]; /* of the first answer */
     /* shared with the thread that hashes */
@@ -251,10 +250,10 @@ static size_t on_body(char *data, size_t size, size_t n, void *arg)
         done += (size_t)w;
     }
     p->got += (int64_t)len;
-    r->received += (int64_t)len;
     r->failures = 0;
     sl_watch_progress(&r->t->watch, (int64_t)len);
     move_front(r);
+    sl_pace_take(r->t->pace, (int64_t)len, &r->t->watch); /* holds all lanes back */
     return len;
 }
 
@@ -320,20 +319,6 @@ static int lane_ended(struct ranges *r, struct lane *lane, CURLcode code, struct
     return 0;
 }
 
-/* Holds back while more has come than the limit allows. */
-static void hold_back(struct ranges *r)
-{
-    if (r->t->bytes_per_s <= 0)
-        return;
-    while (!sl_watch_stop(&r->t->watch)) {
-        int64_t may =
-            (int64_t)((double)(sl_boot_us() - r->begun_us) * 1e-6 * (double)r->t->bytes_per_s);
-        if (r->received <= may)
-            return;
-        usleep(LIMIT_SLICE_US);
-    }
-}
-
 static int fetch_parts(struct ranges *r, struct sl_err *err)
 {
     int rc = 0, running = 0;
@@ -354,7 +339,6 @@ static int fetch_parts(struct ranges *r, struct sl_err *err)
         }
         if (rc == 0 && sl_watch_stop(&r->t->watch))
             rc = sl_err_set(err, SL_CANCELLED, "%s: stopped", r->want->what);
-        hold_back(r);
         if (rc == 0 && r->whole < r->n)
             curl_multi_poll(r->multi, NULL, 0, POLL_MS, NULL);
     }
@@ -455,7 +439,6 @@ int sl_ranges_fill(const struct sl_transfer *t, struct sl_fill *fill, const stru
                              .fill = fill,
                              .n = (int)n,
                              .list_fd = -1,
-                             .begun_us = sl_boot_us(),
                              .parts = calloc((size_t)n, sizeof *r->parts),
                              .multi = NULL};
     if (!r || !r->parts) {

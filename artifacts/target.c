@@ -13,7 +13,7 @@ bool sl_target_knows(const char *ref)
     return strncmp(ref, "s3://", 5) == 0 || strncmp(ref, "gs://", 5) == 0;
 }
 
-int sl_target_open(const char *ref, const struct sl_watch *watch, int64_t bytes_per_s,
+int sl_target_open(const char *ref, const struct sl_watch *watch, struct sl_pace *pace,
                    struct sl_target **ret_target, struct sl_err *err)
 {
     if (!sl_target_knows(ref))
@@ -23,7 +23,7 @@ int sl_target_open(const char *ref, const struct sl_watch *watch, int64_t bytes_
         return sl_err_set(err, SL_NOMEM, "out of memory");
     if (watch)
         t->watch = *watch;
-    t->bytes_per_s = bytes_per_s;
+    t->pace = pace;
     t->scheme_name = ref[0] == 's' ? "s3" : "gs";
     int rc = sl_bucket_ref_parse(ref, &t->ref, err);
     if (rc == 0)
@@ -77,7 +77,7 @@ static int key_of(const struct sl_target *t, const char *name, char ret_key[SL_E
 }
 
 /* hand NULL: the calling thread alone, with the target's own watch. */
-static int send_one(struct sl_target *t, const struct sl_target_file *f, bool large, int64_t bytes_per_s,
+static int send_one(struct sl_target *t, const struct sl_target_file *f, bool large,
                     const struct sl_crew_hand *hand, struct sl_err *err)
 {
     char key[SL_ENTRY_PATH_MAX + 2], what[WHAT_MAX];
@@ -90,7 +90,7 @@ static int send_one(struct sl_target *t, const struct sl_target_file *f, bool la
     if (fd < 0 || fstat(fd, &st)) {
         rc = sl_err_errno(err, "opening %s", f->path);
     } else if (large == (st.st_size > SL_PART_BYTES)) {
-        const struct sl_sending s = {t, what, key, f->sha256, fd, st.st_size, bytes_per_s};
+        const struct sl_sending s = {t, what, key, f->sha256, fd, st.st_size};
         rc = large ? t->scheme->put_large(&s, err) : t->scheme->put_small(&s, hand, err);
         if (rc)
             sl_err_wrap(err, rc, "sending %s to %s", f->path, what);
@@ -103,22 +103,20 @@ static int send_one(struct sl_target *t, const struct sl_target_file *f, bool la
 struct batch {
     struct sl_target *t;
     const struct sl_target_file *files;
-    int64_t bytes_per_s;
 };
 
 static int send_small(void *arg, const struct sl_crew_hand *hand, size_t i, struct sl_err *err)
 {
     const struct batch *b = arg;
-    return send_one(b->t, &b->files[i], false, b->bytes_per_s, hand, err);
+    return send_one(b->t, &b->files[i], false, hand, err);
 }
 
 int sl_target_put(struct sl_target *t, const struct sl_target_file *files, size_t n, struct sl_err *err)
 {
-    size_t hands = n < SL_TARGET_HANDS ? n : SL_TARGET_HANDS;
-    struct batch b = {t, files, t->bytes_per_s > 0 ? t->bytes_per_s / (int64_t)(hands + !hands) + 1 : 0};
-    int rc = sl_crew_run(&t->watch, &t->signer, n, hands, send_small, &b, err);
+    struct batch b = {t, files};
+    int rc = sl_crew_run(&t->watch, &t->signer, n, SL_TARGET_HANDS, send_small, &b, err);
     for (size_t i = 0; rc == 0 && i < n; i++) /* the large ones, whose parts go side by side */
-        rc = send_one(t, &files[i], true, t->bytes_per_s, NULL, err);
+        rc = send_one(t, &files[i], true, NULL, err);
     return rc;
 }
 

@@ -21,8 +21,8 @@
 struct sl_target;
 
 bool sl_target_knows(const char *ref);
-/* watch is copied. bytes_per_s: the most that uploads take together; 0: no limit. */
-int sl_target_open(const char *ref, const struct sl_watch *watch, int64_t bytes_per_s,
+/* watch is copied; pace may be NULL. */
+int sl_target_open(const char *ref, const struct sl_watch *watch, struct sl_pace *pace,
                    struct sl_target **ret_target, struct sl_err *err);
 void sl_target_close(struct sl_target *target); /* NULL-safe */
 /* Ends in a slash, or is a bucket: names are below it. */
@@ -53,7 +53,7 @@ struct sl_sending {
     const char *what; /* how messages call it: its reference */
     const char *key, *sha256;
     int fd;
-    int64_t bytes, bytes_per_s;
+    int64_t bytes;
 };
 struct sl_target_scheme {
     /* A file of at most SL_PART_BYTES, by one thread of several. */
@@ -73,7 +73,7 @@ struct sl_target {
     void (*free_state)(void *state);
     struct sl_signer signer;
     struct sl_watch watch;
-    int64_t bytes_per_s;
+    struct sl_pace *pace;
 };
 int sl_target_s3(struct sl_target *target, struct sl_err *err);
 int sl_target_gs(struct sl_target *target, struct sl_err *err);

@@ -172,7 +172,7 @@ static int send_piece(struct session *u, int64_t len, bool question, struct sl_e
                                .keep = "Range",
                                .tries = 1,
                                .curl = u->curl,
-                               .bytes_per_s = s->bytes_per_s};
+                               .pace = s->target->pace};
     int rc = sl_ask(&ask, &watch, &answer, err);
     if (rc)
         return rc;

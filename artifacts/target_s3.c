@@ -55,7 +55,7 @@ static int put_small(const struct sl_sending *s, const struct sl_crew_hand *hand
                                    .len = s->bytes,
                                    .sha256 = s->sha256,
                                    .curl = hand->curl,
-                                   .bytes_per_s = s->bytes_per_s};
+                                   .pace = s->target->pace};
         rc = sl_ask(&ask, &hand->watch, &answer, err);
     }
     if (rc == 0) {
@@ -174,7 +174,7 @@ static int put_part(void *arg, const struct sl_crew_hand *hand, size_t i, struct
                                    .sha256 = sha256,
                                    .keep = "ETag",
                                    .curl = hand->curl,
-                                   .bytes_per_s = s->bytes_per_s > 0 ? s->bytes_per_s / SL_TARGET_HANDS + 1 : 0};
+                                   .pace = s->target->pace};
         rc = sl_ask(&ask, &hand->watch, &answer, err);
     }
     if (rc == 0) {

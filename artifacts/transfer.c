@@ -52,6 +52,7 @@ static size_t on_body(char *data, size_t size, size_t n, void *arg)
     }
     if (sl_fill_write(j->fill, data, len, &j->err))
         return 0;
+    sl_pace_take(j->t->pace, (int64_t)len, &j->t->watch);
     sl_watch_progress(&j->t->watch, (int64_t)len);
     return len;
 }
@@ -65,6 +66,7 @@ static size_t on_read(char *to, size_t size, size_t n, void *arg)
         return CURL_READFUNC_ABORT;
     }
     j->sent += got;
+    sl_pace_take(j->t->pace, got, &j->t->watch);
     sl_watch_progress(&j->t->watch, got);
     return (size_t)got;
 }

@@ -15,6 +15,7 @@
 #include "artifacts/ask.h"
 #include "artifacts/cache.h"
 #include "artifacts/manifest.h"
+#include "artifacts/pace.h"
 #include "artifacts/watch.h"
 #include "base/err.h"
 #include <stdint.h>
@@ -35,7 +36,7 @@ struct sl_transfer {
     const struct sl_signer *signer; /* lets downloads in; may be NULL */
     struct sl_watch watch;          /* progress counts bytes that came or went */
     void *curl; /* a handle (sl_web_new) to use, which keeps its connections; may be NULL */
-    int64_t bytes_per_s; /* the most that these transfers take together; 0: no limit */
+    struct sl_pace *pace; /* how fast these transfers may be together; may be NULL */
     int tries;           /* 0: SL_TRANSFER_TRIES */
 };
 
@@ -74,10 +75,5 @@ void sl_transfer_forget(const struct sl_cache *cache, const char *url);
 /* Uploads a file as blob `sha256` to the own server, unless it is there. */
 int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *path,
                     const char *sha256, struct sl_err *err);
-
-/* What SOFTLAUNCH_BANDWIDTH says that the transfers of one command take at most: bytes a second, as 500k, 20M or 1G
- * (powers of ten); 0 when it is not set. SL_SPEC: it says something else. */
-#define SL_BANDWIDTH_ENV "SOFTLAUNCH_BANDWIDTH"
-int sl_bandwidth(int64_t *ret_bytes_per_s, struct sl_err *err);
 
 #endif

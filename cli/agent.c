@@ -1,5 +1,5 @@
 #include "agent/agent.h"
-#include "artifacts/transfer.h"
+#include "artifacts/pace.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/spec.h"
@@ -123,7 +123,7 @@ int cmd_agent(int argc, char **argv)
     char path[SL_PATH_MAX], *token = NULL;
     struct sl_err err = SL_ERR_INIT;
     int at = cli_parse(&usage, argc, argv), port = 0, rc;
-    int64_t bytes_per_s;
+    struct sl_pace pace;
 
     if (at < 0)
         return cli_usage_status(at);
@@ -133,7 +133,7 @@ int cmd_agent(int argc, char **argv)
     if (!rc && bandwidth && setenv(SL_BANDWIDTH_ENV, bandwidth, 1)) /* the transfers are children, and take it from there */
         rc = sl_err_errno(&err, "--bandwidth");
     if (!rc)
-        rc = sl_bandwidth(&bytes_per_s, &err);
+        rc = sl_pace_init(&pace, &err);
     for (int i = 0; i < variables.n && !rc; i++) {
         if (!sl_spec_env_name(variables.items[i]))
             rc = sl_err_set(&err, SL_SPEC, "--allow-env %.100s: not a variable that a run may be given", variables.items[i]);

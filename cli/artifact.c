@@ -194,7 +194,7 @@ static int put(struct sl_api *api, const struct artifact_options *o, int argc, c
     const struct sl_transfer t = {.server = sl_api_server(api),
                                   .token = sl_api_token(api),
                                   .watch = cli_bar_watch(&bar),
-                                  .bytes_per_s = o->bytes_per_s};
+                                  .pace = o->pace};
     if (!sl_name_valid(argv[0]))
         return sl_err_set(err, SL_SPEC,
                           "`%s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
@@ -315,7 +315,7 @@ static int get(struct sl_api *api, const struct artifact_options *o, int argc, c
     const struct sl_transfer t = {.server = sl_api_server(api),
                                   .token = sl_api_token(api),
                                   .watch = cli_bar_watch(&bar),
-                                  .bytes_per_s = o->bytes_per_s};
+                                  .pace = o->pace};
     const char *dir = argc > 1 ? argv[1] : ".";
     char path[2 * SL_NAME_MAX + 64], part_dir[SL_PATH_MAX], dest[SL_PATH_MAX];
     struct sl_cache part;
@@ -438,7 +438,8 @@ static const struct {
 int cmd_artifact(int argc, char **argv)
 {
     struct cli_server server = {NULL, NULL};
-    struct artifact_options o = {.grace_s = -1};
+    struct sl_pace pace;
+    struct artifact_options o = {.grace_s = -1, .pace = &pace};
     const char *bandwidth = NULL;
     const struct cli_option options[] = {
         {"project", 'p', CLI_TEXT, &project_wanted, "PROJECT", "for put: whose a new artifact is; without one everybody's, or your only one's", 0, 0},
@@ -479,7 +480,7 @@ int cmd_artifact(int argc, char **argv)
             continue;
         int rc = bandwidth && setenv(SL_BANDWIDTH_ENV, bandwidth, 1) ? sl_err_errno(&err, "--bandwidth") : 0;
         if (rc == 0)
-            rc = sl_bandwidth(&o.bytes_per_s, &err);
+            rc = sl_pace_init(&pace, &err);
         if (rc == 0)
             rc = sl_api_open(server.url, server.token_file, &api, &err);
         if (rc == 0)

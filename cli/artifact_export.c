@@ -68,7 +68,7 @@ int artifact_export(struct sl_api *api, const struct artifact_options *o, int ar
     const struct sl_transfer t = {.server = sl_api_server(api),
                                   .token = sl_api_token(api),
                                   .watch = cli_bar_watch(&bar),
-                                  .bytes_per_s = o->bytes_per_s};
+                                  .pace = o->pace};
     const char *tmp = getenv("TMPDIR");
     char path[2 * SL_NAME_MAX + 64], dir[SL_PATH_MAX];
     struct sl_target *target = NULL;
@@ -93,7 +93,7 @@ int artifact_export(struct sl_api *api, const struct artifact_options *o, int ar
                             sl_json_str(record, "version", "?"));
     }
     if (rc == 0)
-        rc = sl_target_open(argv[1], &t.watch, o->bytes_per_s, &target, err);
+        rc = sl_target_open(argv[1], &t.watch, o->pace, &target, err);
     if (rc == 0 && json_array_size(files) > 1 && !sl_target_is_folder(target))
         rc = sl_err_set(err, SL_SPEC, "%s names one object, but there are %zu files: write a slash behind it", argv[1],
                         json_array_size(files));

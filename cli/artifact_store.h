@@ -2,13 +2,14 @@
 #ifndef SL_CLI_ARTIFACT_STORE_H
 #define SL_CLI_ARTIFACT_STORE_H
 #include "artifacts/api.h"
+#include "artifacts/pace.h"
 #include <stdbool.h>
 #include <stdint.h>
 
 struct artifact_options {
     int grace_s; /* of gc; -1: the server's */
     bool json, unpack, hash;
-    int64_t bytes_per_s; /* of transfers; 0: no limit */
+    struct sl_pace *pace; /* of transfers */
 };
 
 int artifact_rm(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
