@@ -169,6 +169,12 @@ int sl_queue_reap(struct sl_queue *q, bool spare_leases, struct sl_reaped *ret_r
  * first: a JSON list of at most `most`. */
 int sl_queue_ended(struct sl_queue *q, int64_t age_ms, int most, json_t **ret_runs,
                    struct sl_err *err);
+/* For those who follow what ends: calls fn for at most `most` runs that ended at least age_ms ago and at
+ * from_ms or later, oldest first, the first `skip` left out. waits: its outputs are still to be recorded. An
+ * error of fn ends the walk. *ret_n: how many there were; fewer than `most` were the last. */
+typedef int sl_queue_ended_fn(void *arg, const char *run, int64_t ended_ms, bool waits, struct sl_err *err);
+int sl_queue_ended_since(struct sl_queue *q, int64_t age_ms, int64_t from_ms, int skip, int most,
+                         sl_queue_ended_fn *fn, void *arg, int *ret_n, struct sl_err *err);
 /* Takes an ended run out of Redis; 0 also when it is gone already. SL_CONFLICT: it has not ended. */
 int sl_queue_forget(struct sl_queue *q, const char *run, struct sl_err *err);
 /* Runs that have not ended and have said so much that Redis is about to drop the beginning: a list of

@@ -144,15 +144,50 @@ static int ask_ids(struct sl_queue *q, struct sl_cmd *c, const char *what, json_
     return 0;
 }
 
-int sl_queue_ended(struct sl_queue *q, int64_t age_ms, int most, json_t **ret_runs,
-                   struct sl_err *err)
+int sl_queue_ended_since(struct sl_queue *q, int64_t age_ms, int64_t from_ms, int skip, int most,
+                         sl_queue_ended_fn *fn, void *arg, int *ret_n, struct sl_err *err)
 {
     struct sl_cmd c;
+    redisReply *reply;
+    int rc;
 
     sl_queue_cmd(&c, SL_SCRIPT_ENDED);
     sl_cmd_add_int(&c, age_ms);
     sl_cmd_add_int(&c, most);
-    return ask_ids(q, &c, "ended", ret_runs, err);
+    sl_cmd_add_int(&c, from_ms);
+    sl_cmd_add_int(&c, skip);
+    rc = sl_queue_call(q, &c, 0, &reply, err);
+    if (rc)
+        return rc;
+    if (!sl_queue_is_texts(reply, -1) || reply->elements % 3)
+        return sl_queue_odd_reply("ended", reply, err);
+    for (size_t i = 0; !rc && i < reply->elements; i += 3)
+        rc = fn(arg, reply->element[i]->str, strtoll(reply->element[i + 1]->str, NULL, 10),
+                reply->element[i + 2]->str[0] == '1', err);
+    *ret_n = (int)(reply->elements / 3);
+    freeReplyObject(reply);
+    return rc;
+}
+
+static int add_recorded(void *ids, const char *run, int64_t ended_ms, bool waits, struct sl_err *err)
+{
+    (void)ended_ms;
+    if (!waits && json_array_append_new(ids, json_string(run)))
+        return sl_err_set(err, SL_NOMEM, "out of memory");
+    return 0;
+}
+
+int sl_queue_ended(struct sl_queue *q, int64_t age_ms, int most, json_t **ret_runs,
+                   struct sl_err *err)
+{
+    json_t *ids = json_array();
+    int n, rc = sl_queue_ended_since(q, age_ms, 0, 0, most, add_recorded, ids, &n, err);
+
+    if (rc)
+        json_decref(ids);
+    else
+        *ret_runs = ids;
+    return rc;
 }
 
 int sl_queue_long(struct sl_queue *q, int most, json_t **ret_runs, struct sl_err *err)

@@ -288,6 +288,7 @@ void sl_webhooks_part_stop(void *state)
 
     if (!w)
         return;
+    atomic_store(&w->stopping, true);
     sl_ticker_stop(w->watching);
     sl_webhooks_send_stop(w);
     sl_queue_free(w->queue);

@@ -14,10 +14,13 @@ struct sl_webhooks {
     struct sl_queue *queue; /* NULL: none */
     sqlite3 *db;
     pthread_mutex_t db_mutex;    /* every use of db */
-    pthread_mutex_t watch_mutex; /* seen, cursors */
-    json_t *seen;                /* runs whose end has been told, of those that Redis still has */
+    pthread_mutex_t watch_mutex; /* from here to cursors */
+    json_t *seen;                /* runs whose end has been told, of those that ended at ended_ms or later */
+    int64_t ended_ms;
+    json_t *batch;               /* not NULL: deliveries are put here, to be written down together */
     json_t *cursors;             /* run -> the last event that was looked at */
     struct sl_ticker *watching;
+    atomic_bool stopping; /* ends a pass under way */
     struct sl_webhook_sender *sender;
     int trouble; /* the last pass's error, told once */
 };
@@ -32,6 +35,8 @@ int sl_webhooks_put(struct sl_webhooks *w, const char *name, const json_t *hook,
 /* A delivery, unless this webhook has had one of this event and subject. Wakes nobody. ret_id may be NULL. */
 int sl_webhooks_add(struct sl_webhooks *w, const char *hook, const char *event, const char *subject,
                     const char *body, char ret_id[SL_ID_HEX + 1], struct sl_err *err);
+/* The same for a list of {"hook", "event", "subject", "body"}: all or none, and the disk is waited for once. */
+int sl_webhooks_add_all(struct sl_webhooks *w, const json_t *deliveries, struct sl_err *err);
 /* A state of things that lasts: *ret_new when it has just begun. on false: it has ended. */
 int sl_webhooks_condition(struct sl_webhooks *w, const char *event, const char *subject, bool on,
                           bool *ret_new, struct sl_err *err);

@@ -162,19 +162,18 @@ int sl_webhooks_put(struct sl_webhooks *w, const char *name, const json_t *hook,
     return rc;
 }
 
-int sl_webhooks_add(struct sl_webhooks *w, const char *hook, const char *event, const char *subject,
-                    const char *body, char ret_id[SL_ID_HEX + 1], struct sl_err *err)
+/* The db mutex is held. */
+static int add(struct sl_webhooks *w, const char *hook, const char *event, const char *subject,
+               const char *body, char ret_id[SL_ID_HEX + 1], struct sl_err *err)
 {
     static const char count[] = "SELECT count(*) FROM delivery WHERE hook = ? AND state = 'waiting'";
     int64_t now_ms = sl_now_us() / 1000;
+    bool full = number(w, count, hook) >= SL_WEBHOOK_WAITING_MAX;
     char id[SL_ID_HEX + 1];
     sqlite3_stmt *s;
-    bool full;
     int rc;
 
     sl_random_id(id);
-    pthread_mutex_lock(&w->db_mutex);
-    full = number(w, count, hook) >= SL_WEBHOOK_WAITING_MAX;
     rc = prepare(w, &s, err,
                  "INSERT OR IGNORE INTO delivery (id, hook, event, subject, body, created_ms, due_ms, state, error)"
                  " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -182,9 +181,43 @@ int sl_webhooks_add(struct sl_webhooks *w, const char *hook, const char *event, 
                  full ? "too many deliveries wait for this webhook" : NULL);
     if (!rc)
         rc = finish(w, s, NULL, err);
-    pthread_mutex_unlock(&w->db_mutex);
     if (!rc && ret_id)
         memcpy(ret_id, id, sizeof id);
+    return rc;
+}
+
+int sl_webhooks_add(struct sl_webhooks *w, const char *hook, const char *event, const char *subject,
+                    const char *body, char ret_id[SL_ID_HEX + 1], struct sl_err *err)
+{
+    int rc;
+
+    pthread_mutex_lock(&w->db_mutex);
+    rc = add(w, hook, event, subject, body, ret_id, err);
+    pthread_mutex_unlock(&w->db_mutex);
+    return rc;
+}
+
+int sl_webhooks_add_all(struct sl_webhooks *w, const json_t *deliveries, struct sl_err *err)
+{
+    const json_t *d;
+    size_t i;
+    int rc;
+
+    if (!json_array_size(deliveries))
+        return 0;
+    pthread_mutex_lock(&w->db_mutex);
+    rc = sqlite3_exec(w->db, "BEGIN IMMEDIATE", NULL, NULL, NULL) == SQLITE_OK ? 0 : failed(w, err);
+    if (!rc) {
+        json_array_foreach(deliveries, i, d)
+            if (!rc)
+                rc = add(w, sl_json_str(d, "hook", ""), sl_json_str(d, "event", ""), sl_json_str(d, "subject", ""),
+                         sl_json_str(d, "body", ""), NULL, err);
+        if (!rc && sqlite3_exec(w->db, "COMMIT", NULL, NULL, NULL) != SQLITE_OK)
+            rc = failed(w, err);
+        if (rc)
+            sqlite3_exec(w->db, "ROLLBACK", NULL, NULL, NULL);
+    }
+    pthread_mutex_unlock(&w->db_mutex);
     return rc;
 }
 

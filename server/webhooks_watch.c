@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ENDED_A_PASS 1000 /* more of them in Redis at once are told when the archiver takes them */
+#define ENDED_A_PAGE 1000
+#define ENDED_AGAIN_MS 5000 /* looked at again: what Redis wrote down late, or by a clock that was set back */
 #define LOG_TAIL_LINES 10
 
 /* ---- bodies ---------------------------------------------------------------------------------- */
@@ -97,9 +98,13 @@ static int tell_one(struct sl_webhooks *w, const char *name, const json_t *hook,
                     const char *subject, const json_t *data, struct sl_err *err)
 {
     char *body = sl_webhook_body(hook, event, data);
-    int rc = body ? sl_webhooks_add(w, name, event, subject, body, NULL, err)
-                  : sl_err_set(err, SL_NOMEM, "out of memory");
+    int rc = body ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
 
+    if (!rc && !w->batch)
+        rc = sl_webhooks_add(w, name, event, subject, body, NULL, err);
+    else if (!rc && json_array_append_new(w->batch, json_pack("{s:s, s:s, s:s, s:s}", "hook", name, "event", event,
+                                                               "subject", subject, "body", body)))
+        rc = sl_err_set(err, SL_NOMEM, "out of memory");
     free(body);
     return rc;
 }
@@ -266,42 +271,65 @@ int sl_webhooks_run_ended(struct sl_webhooks *w, const json_t *record, struct sl
     return rc;
 }
 
+struct ended {
+    struct sl_webhooks *w;
+    json_t *hooks, *now; /* runs that have been told, of those that were looked at */
+    int64_t last_ms;     /* when the last one ended */
+    int64_t waits_ms;    /* when the first one ended whose outputs are still to be recorded */
+};
+
+static int look_at_one(void *arg, const char *run, int64_t ended_ms, bool waits, struct sl_err *err)
+{
+    struct ended *e = arg;
+
+    if (atomic_load(&e->w->stopping))
+        return sl_err_set(err, SL_CANCELLED, "stopped");
+    e->last_ms = ended_ms;
+    if (waits && ended_ms < e->waits_ms)
+        e->waits_ms = ended_ms;
+    if (waits || json_object_get(e->now, run))
+        return 0;
+    if (!json_object_get(e->w->seen, run)) {
+        struct sl_err gone = SL_ERR_INIT;
+        json_t *record;
+        int rc = sl_queue_show(e->w->queue, run, &record, &gone);
+        if (rc == SL_NOTFOUND) /* the archiver was first, and has told it */
+            return 0;
+        if (rc)
+            return sl_err_set(err, rc, "%s", gone.msg);
+        rc = tell_ended(e->w, e->hooks, record, err);
+        json_decref(record);
+        if (rc)
+            return rc;
+    }
+    return json_object_set_new(e->now, run, json_true()) ? sl_err_set(err, SL_NOMEM, "out of memory") : 0;
+}
+
+/* All that have ended, page by page, from shortly before where the last pass came to. What is missed, the
+ * archiver tells. */
 static int look_at_ended(struct sl_webhooks *w, json_t *hooks, struct sl_err *err)
 {
-    json_t *ids, *id, *now = json_object(), *record;
-    size_t i;
-    int rc = sl_queue_ended(w->queue, 0, ENDED_A_PASS, &ids, err);
+    struct ended e = {w, hooks, json_object(), w->ended_ms, INT64_MAX};
+    int n = ENDED_A_PAGE, skip = 0, rc = 0;
 
-    if (rc) {
-        json_decref(now);
-        return rc;
+    for (int64_t from_ms = w->ended_ms; !rc && n == ENDED_A_PAGE; from_ms = e.last_ms) {
+        w->batch = json_array();
+        rc = sl_queue_ended_since(w->queue, 0, from_ms, skip, ENDED_A_PAGE, look_at_one, &e, &n, err);
+        if (!rc)
+            rc = sl_webhooks_add_all(w, w->batch, err);
+        json_decref(w->batch);
+        w->batch = NULL;
+        sl_webhooks_wake(w);
+        skip = e.last_ms == from_ms ? skip + n : 0; /* a page full of one millisecond */
     }
-    json_array_foreach(ids, i, id) {
-        const char *run = json_string_value(id);
-        if (!rc && !json_object_get(w->seen, run)) {
-            struct sl_err gone = SL_ERR_INIT;
-            rc = sl_queue_show(w->queue, run, &record, &gone);
-            if (rc == SL_NOTFOUND) { /* the archiver was first, and has told it */
-                rc = 0;
-                continue;
-            }
-            if (rc)
-                sl_err_set(err, rc, "%s", gone.msg);
-            else
-                rc = tell_ended(w, hooks, record, err);
-            if (rc)
-                break;
-            json_decref(record);
-        }
-        json_object_set_new(now, run, json_true());
-    }
-    json_decref(ids);
     if (rc) {
-        json_decref(now);
+        json_decref(e.now);
         return rc;
     }
     json_decref(w->seen);
-    w->seen = now;
+    w->seen = e.now;
+    e.last_ms = e.last_ms > ENDED_AGAIN_MS ? e.last_ms - ENDED_AGAIN_MS : 0;
+    w->ended_ms = e.last_ms < e.waits_ms ? e.last_ms : e.waits_ms;
     return 0;
 }
 
@@ -405,7 +433,7 @@ void sl_webhooks_watch(void *webhooks)
     }
     json_decref(hooks);
     pthread_mutex_unlock(&w->watch_mutex);
-    if (rc && rc != w->trouble && rc != SL_RETRY) /* that Redis is away is told already */
+    if (rc && rc != w->trouble && rc != SL_RETRY && rc != SL_CANCELLED) /* that Redis is away is told already */
         sl_log(SL_ERROR, NULL, "watching for webhooks: %s", err.msg);
     w->trouble = rc;
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Webhooks from a live server to a receiver here; signatures judged by standardwebhooks' own library."""
-import http.server, json, subprocess, sys, threading
+import http.server, json, subprocess, sys, threading, time
 from queue_fixture import HERE, World, make_spec, tap, wait
 
 PYTHON = subprocess.run([HERE + "/../peer-python.sh", "around"], capture_output=True, text=True)
@@ -119,6 +119,31 @@ def a_quarantined_agent():
     w.cli("zrem", "{softlaunch}:agents_seen", "sick-1")
 
 
+def a_burst_is_told_at_once():
+    w.end(w.server)
+    w.serve = ["--keep-finished", "86400", *ARGS[2:]]
+    w.start_server()
+    a = w.agent()
+    one = w.enqueue("fake.2.5.ok")
+    assert w.ended(one, 120)["state"] == "succeeded"
+    w.end(a)
+    for name in ("done", "bad", "other", "high", "low"):
+        assert w.command("webhook", "rm", name).returncode == 0
+    add("burst", "-e", "finished")
+    # More in one millisecond than are looked at at once, and some later.
+    script = ("for i = 1, 1200 do local id = string.format('%032x', i); local key = '{softlaunch}:run:' .. id;"
+              "if ARGV[1] == '' then redis.call('DEL', key); redis.call('ZREM', '{softlaunch}:ended', id) else "
+              "redis.call('COPY', KEYS[1], key); redis.call('HSET', key, 'finished_ms', ARGV[1]);"
+              "redis.call('ZADD', '{softlaunch}:ended', ARGV[1] + (i > 1100 and i or 0), id) end end")
+    w.cli("eval", script, 1, "{softlaunch}:run:" + one, int(time.time() * 1000) + 1000)
+    wait(lambda: len({json.loads(b)["data"]["run"]["run"] for _, b in list(got.get("/burst", []))}) == 1200, 240, "all are told")
+    assert w.command("webhook", "rm", "burst").returncode == 0
+    w.cli("eval", script, 1, "{softlaunch}:run:" + one, "")
+    w.end(w.server)
+    w.serve = ARGS
+    w.start_server()
+
+
 def what_fails_is_tried_again_also_by_the_next_server():
     answers["/later"] = [500, 302]
     add("later", "-e", "finished")
@@ -168,5 +193,5 @@ def what_is_wrong_is_named_and_secrets_are_not_shown():
 
 
 tap(w, [a_finished_run_is_told_once_and_signed, failures_and_metrics_by_project_and_as_slack_text,
-        runs_that_no_agent_can_serve, a_quarantined_agent, what_fails_is_tried_again_also_by_the_next_server,
+        runs_that_no_agent_can_serve, a_quarantined_agent, a_burst_is_told_at_once, what_fails_is_tried_again_also_by_the_next_server,
         a_receiver_that_is_gone_is_left_alone, private_addresses_are_refused, what_is_wrong_is_named_and_secrets_are_not_shown])
