@@ -76,7 +76,7 @@ $(BUILD)/%.o: %.cc
 
 # ---- files embedded at build time: Lua scripts, the job schema, static pages --------------------------------
 # An embedded file a/b.c-d becomes the string sl_embed_a_b_c_d with its length in sl_embed_a_b_c_d_len.
-EMBED   := $(sort $(wildcard queue/scripts/*.lua) $(wildcard base/*.schema.json) $(wildcard server/static/*))
+EMBED   := $(sort $(wildcard queue/scripts/*.lua) $(wildcard base/*.schema.json) $(wildcard server/static/*) $(wildcard server/openapi/*.json))
 EMBED_O := $(patsubst %,$(BUILD)/embed/%.o,$(EMBED))
 $(BUILD)/embed/%.o: % tests/embed.sh
 	@mkdir -p $(@D)

@@ -56,6 +56,7 @@ static const struct {
     {"required", K_ARRAY},
     {"additionalProperties", K_SCHEMA_OR_BOOL},
     {"items", K_SCHEMA},
+    {"minProperties", K_COUNT},
     {"minItems", K_COUNT},
     {"maxItems", K_COUNT},
     {"uniqueItems", K_BOOL},
@@ -540,6 +541,7 @@ static void check_object(struct walk *w, const json_t *schema, const json_t *v, 
     json_t *child;
     size_t i;
 
+    check_count(w, schema, "minProperties", "maxProperties", json_object_size(v), "keys", v, path);
     json_array_foreach(json_object_get(schema, "required"), i, child)
     {
         key = json_string_value(child);

@@ -2,8 +2,8 @@
  *
  * The schema file is the table that is interpreted; a keyword this code does not know is refused at
  * load, so a schema never promises what is not checked. Known: type, enum, const, properties,
- * required, additionalProperties, items, minItems, maxItems, uniqueItems, minLength, maxLength,
- * pattern, minimum, maximum, exclusiveMinimum, exclusiveMaximum, $ref (to "#/$defs/NAME"), $defs,
+ * required, additionalProperties, minProperties, items, minItems, maxItems, uniqueItems, minLength,
+ * maxLength, pattern, minimum, maximum, exclusiveMinimum, exclusiveMaximum, $ref (to "#/$defs/NAME"), $defs,
  * and the annotations $schema, $id, $comment, title, description, default. Patterns are POSIX
  * extended expressions: write only what also means the same in ECMA 262. Immutable after loading;
  * thread-safe. Nothing here blocks. */

@@ -39,6 +39,8 @@ struct sl_http {
         struct sl_http_count count;
     } routes[SL_HTTP_ROUTES_MAX];
     int n_routes;
+    sl_http_check *check;
+    void *check_arg;
     struct pool pools[2]; /* short requests; `waits` */
     atomic_bool stopping;
     atomic_int active; /* requests begun and not completed */
@@ -62,9 +64,16 @@ static bool is_audited(const struct sl_route *route)
     return strcmp(route->method, "GET") != 0 && route->body != SL_BODY_STREAM;
 }
 
+static bool is_fine(struct sl_http_req *req, const json_t *body)
+{
+    if (req->http->check)
+        req->http->check(req, req->http->check_arg, req->route->method, req->route->pattern, body);
+    return !req->response;
+}
+
 static void run_handler(struct sl_http_req *req)
 {
-    if (sl_http_in_scope(req))
+    if (sl_http_in_scope(req) && (req->route->body != SL_BODY_JSON || is_fine(req, req->json)))
         req->route->handle(req, req->arg);
     else if (req->route->abort)
         req->route->abort(req->state);
@@ -226,6 +235,8 @@ static void first_call(struct sl_http_req *req, const char *url)
     find_route(http, req, url);
     sl_http_authorize(req);
     if (req->response || !req->route)
+        return;
+    if (!is_fine(req, NULL))
         return;
     const char *length = sl_http_header(req, "Content-Length");
     int64_t bytes = length ? strtoll(length, NULL, 10) : 0;
@@ -390,6 +401,12 @@ int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, 
     }
     *ret_http = http;
     return 0;
+}
+
+void sl_http_set_check(struct sl_http *http, sl_http_check *check, void *arg)
+{
+    http->check = check;
+    http->check_arg = arg;
 }
 
 int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, void *arg,

@@ -115,6 +115,12 @@ typedef int sl_http_project_of(void *arg, const char *name,
                                char ret_project[SL_HTTP_PROJECT_MAX + 1], struct sl_err *err);
 int sl_http_set_scope(struct sl_http *http, const char *prefix, sl_http_project_of *project_of,
                       void *arg, struct sl_err *err);
+/* Judges every request whose route and caller are fine: first with body NULL, on a socket thread and before the
+ * body is there (look at memory only), then, with SL_BODY_JSON, with it. Answers when something is wrong. Before
+ * start. */
+typedef void sl_http_check(struct sl_http_req *req, void *arg, const char *method, const char *pattern,
+                           const json_t *body);
+void sl_http_set_check(struct sl_http *http, sl_http_check *check, void *arg);
 int sl_http_start(struct sl_http *http, struct sl_err *err);
 /* Families about requests, in Prometheus' text format (base/prometheus.h). */
 void sl_http_metrics(const struct sl_http *http, struct sl_buf *out);
@@ -166,6 +172,9 @@ void sl_http_reply_file(struct sl_http_req *req, int fd_taken, int64_t bytes, co
 void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char *title,
                            json_t *errors_stolen, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
+/* 422 with what a schema's check found (base/schema.h). */
+void sl_http_reply_faults(struct sl_http_req *req, const char *title, const json_t *faults, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
 /* The problem for an error: SPEC and DATA 422, NOTFOUND 404, CONFLICT 409, LEASE 409 with the title
  * "lease lost", CANCELLED 409 with the title "cancelled", DENIED 403, RETRY 503, IO (a full disk)
  * 507, else 500. */

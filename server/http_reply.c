@@ -146,6 +146,24 @@ void sl_http_reply_empty(struct sl_http_req *req, unsigned status)
     sl_http_answer(req, status, NULL, MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT));
 }
 
+void sl_http_reply_faults(struct sl_http_req *req, const char *title, const json_t *faults, const char *fmt, ...)
+{
+    json_t *errors = json_array(), *e;
+    char detail[SL_ERR_MSG_MAX];
+    va_list ap;
+    size_t i;
+
+    va_start(ap, fmt);
+    vsnprintf(detail, sizeof detail, fmt, ap);
+    va_end(ap);
+    json_array_foreach((json_t *)(uintptr_t)faults, i, e)
+        json_array_append_new(errors,
+                              json_pack("{s:s, s:s, s:s, s:s}", "path", sl_json_str(e, "path", ""), "detail",
+                                        sl_json_str(e, "message", ""), "expected", sl_json_str(e, "expected", ""),
+                                        "found", sl_json_str(e, "found", "")));
+    sl_http_reply_problem(req, 422, title, errors, "%s", detail);
+}
+
 void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char *title,
                            json_t *errors_stolen, const char *fmt, ...)
 {

@@ -218,10 +218,7 @@ static void post_collection(struct sl_http_req *req, void *arg)
     char id[16] = "";
     const json_t *body = sl_http_json(req);
     int64_t grace_s = sl_json_int(body, "grace_s", k->server->config->collect_grace_s);
-    int rc = grace_s < 0 || (json_object_get(body, "grace_s") &&
-                             !json_is_integer(json_object_get(body, "grace_s")))
-                 ? sl_err_set(&err, SL_SPEC, "grace_s: expected a number of seconds, 0 or more")
-                 : add_task(k, "collection", grace_s, false, id, &err);
+    int rc = add_task(k, "collection", grace_s, false, id, &err);
     reply_task(req, rc, id, &err);
 }
 

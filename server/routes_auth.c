@@ -21,30 +21,6 @@
 
 #define EXPIRES_IN_MAX_S (INT64_C(20) * 366 * 24 * 3600)
 
-/* False: it has answered that a key of the body is none of `known`. */
-static bool only(struct sl_http_req *req, const char *const *known)
-{
-    json_t *body = sl_http_json(req), *value, *problems = json_array();
-    const char *key;
-    if (!json_is_object(body))
-        json_array_append_new(problems,
-                              json_pack("{s:s, s:s}", "path", "/", "detail", "expected an object"));
-    json_object_foreach(body, key, value) {
-        bool found = false;
-        for (int i = 0; known[i]; i++)
-            found |= !strcmp(known[i], key);
-        if (!found)
-            json_array_append_new(problems, json_pack("{s:s+, s:s}", "path", "/", key, "detail",
-                                                      "there is no such key here"));
-    }
-    if (json_array_size(problems) == 0) {
-        json_decref(problems);
-        return true;
-    }
-    sl_http_reply_problem(req, 422, "not valid", problems, "the request is not as it should be");
-    return false;
-}
-
 static void forget(char *secret)
 {
     OPENSSL_cleanse(secret, strlen(secret));
@@ -90,7 +66,6 @@ static bool is_json(const struct sl_http_req *req)
 
 static void login(struct sl_http_req *req, void *arg)
 {
-    static const char *const keys[] = {"token", NULL};
     struct sl_http_guard *guard = sl_http_guard(req->http);
     const char *token = sl_json_str(sl_http_json(req), "token", "");
     char sha256[SL_SHA256_HEX + 1], cookie[SL_SESSION_TEXT + 1], csrf[SL_SHA256_HEX + 1];
@@ -104,8 +79,6 @@ static void login(struct sl_http_req *req, void *arg)
         sl_http_reply_problem(req, 415, "not JSON", NULL, "send Content-Type: application/json");
         return;
     }
-    if (!only(req, keys))
-        return;
     if (!sl_http_may_try(req, SL_ATTEMPT_LOGIN)) {
         sl_http_set_header(req, "Retry-After", "60");
         sl_http_reply_problem(req, 429, "too many failed sign-ins", NULL,
@@ -167,12 +140,9 @@ static void users(struct sl_http_req *req, void *arg)
 
 static void add_user(struct sl_http_req *req, void *arg)
 {
-    static const char *const keys[] = {"user", "role", "projects", NULL};
     const json_t *body = sl_http_json(req);
     struct sl_err err = SL_ERR_INIT;
     json_t *user;
-    if (!only(req, keys))
-        return;
     if (sl_accounts_add_user(arg, sl_json_str(body, "user", ""),
                              sl_role_of(sl_json_str(body, "role", NULL)),
                              json_object_get(body, "projects"), sl_http_user(req), &user, &err)) {
@@ -186,12 +156,9 @@ static void add_user(struct sl_http_req *req, void *arg)
 
 static void change_user(struct sl_http_req *req, void *arg)
 {
-    static const char *const keys[] = {"role", "projects", NULL};
     const json_t *body = sl_http_json(req), *role = json_object_get(body, "role");
     struct sl_err err = SL_ERR_INIT;
     json_t *user;
-    if (!only(req, keys))
-        return;
     if (role && !sl_role_of(json_string_value(role))) {
         sl_http_reply_problem(req, 422, "not valid", NULL,
                               "role: expected viewer, member or admin");
@@ -270,8 +237,6 @@ static int within(const struct sl_http_req *req, struct sl_new_token *t, struct 
 
 static void add_token(struct sl_http_req *req, void *arg)
 {
-    static const char *const keys[] = {"user",     "service",      "title", "role",
-                                       "projects", "expires_in_s", NULL};
     const json_t *body = sl_http_json(req), *role = json_object_get(body, "role"),
                  *expires = json_object_get(body, "expires_in_s");
     struct sl_new_token t = {.user = sl_json_str(body, "user", NULL),
@@ -284,8 +249,6 @@ static void add_token(struct sl_http_req *req, void *arg)
     json_t *token;
     int rc = 0;
 
-    if (!only(req, keys))
-        return;
     if (!t.user && !t.service && is_user(req))
         t.user = sl_http_user(req);
     if (!t.user && !t.service)

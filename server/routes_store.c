@@ -195,26 +195,7 @@ static void get_version(struct sl_http_req *req, void *arg)
 static void post_version(struct sl_http_req *req, void *arg)
 {
     struct sl_err err = SL_ERR_INIT;
-    json_t *body = sl_http_json(req), *problems = json_array(), *record = NULL, *manifest = NULL;
-    const json_t *aliases = json_object_get(body, "aliases"),
-                 *digest = json_object_get(body, "manifest");
-    const char *key;
-    json_t *value;
-    json_object_foreach(body, key, value)
-        if (strcmp(key, "manifest") != 0 && strcmp(key, "aliases") != 0 &&
-            strcmp(key, "project") != 0)
-            sl_problem_add(problems, "/", "there is no key `%.100s` here", key);
-    if (!json_is_string(digest) || !sl_sha256_valid(json_string_value(digest)))
-        sl_problem_add(problems, "/manifest", "must be the sha256 of a manifest that was uploaded");
-    if (aliases && !json_is_array(aliases))
-        sl_problem_add(problems, "/aliases", "must be a list of names");
-    if (json_array_size(problems) > 0) {
-        sl_http_reply_problem(req, 422, "not valid", problems,
-                              "the request is not as it should be");
-        return;
-    }
-    json_decref(problems);
-    problems = NULL;
+    json_t *body = sl_http_json(req), *problems = NULL, *record = NULL, *manifest = NULL;
     const char *project;
     if (!sl_scope_artifact(req, arg, sl_http_param(req, "name"),
                            sl_json_str(body, "project", NULL), &project))
@@ -222,9 +203,9 @@ static void post_version(struct sl_http_req *req, void *arg)
     struct sl_commit commit = {.name = sl_http_param(req, "name"),
                                .created_by = sl_http_user(req),
                                .project = project,
-                               .aliases = aliases,
+                               .aliases = json_object_get(body, "aliases"),
                                .number = -1,
-                               .manifest = json_string_value(digest)};
+                               .manifest = sl_json_str(body, "manifest", "")};
     bool created = false;
     int rc = sl_store_manifest(arg, commit.manifest, &manifest, &problems, &err);
     json_decref(manifest);

@@ -41,26 +41,17 @@ static void reply_enqueued(struct sl_http_req *req, const char *run, const char 
 void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t *given)
 {
     struct sl_err err = SL_ERR_INIT;
-    json_t *errors = NULL, *problems, *spec = NULL, *e;
+    json_t *errors = NULL, *spec = NULL;
     const char *key, *how = "new", *project;
     char run[SL_ID_HEX + 1];
-    size_t i;
     int rc;
 
     if (!read_key(req, &key))
         return;
     rc = sl_spec_validate(given, &errors, &err);
     if (!rc && json_array_size(errors)) {
-        problems = json_array();
-        json_array_foreach(errors, i, e)
-            json_array_append_new(problems, json_pack("{s:s, s:s, s:s, s:s}", "path",
-                                                      sl_json_str(e, "path", ""), "detail",
-                                                      sl_json_str(e, "message", ""), "expected",
-                                                      sl_json_str(e, "expected", ""), "found",
-                                                      sl_json_str(e, "found", "")));
-        sl_http_reply_problem(req, 422, "the job spec is not valid", problems,
-                              "%zu error%s in the job spec", json_array_size(errors),
-                              json_array_size(errors) == 1 ? "" : "s");
+        sl_http_reply_faults(req, "the job spec is not valid", errors, "%zu error%s in the job spec",
+                             json_array_size(errors), json_array_size(errors) == 1 ? "" : "s");
         json_decref(errors);
         return;
     }

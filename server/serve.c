@@ -4,6 +4,7 @@
 #include "server/accounts.h"
 #include "server/audit.h"
 #include "server/keeper.h"
+#include "server/openapi.h"
 #include "server/runs.h"
 #include "server/sessions.h"
 #include "server/webhooks.h"
@@ -16,6 +17,7 @@
 
 /* The server's parts, in the order they start. */
 static const struct sl_server_part parts[] = {
+    {"description", false, sl_openapi_part_start, sl_openapi_part_stop},
     {"auth", false, sl_auth_part_start, NULL},
     {"store", false, sl_store_part_start, NULL},
     {"registry", false, sl_registry_part_start, NULL},

@@ -12,7 +12,7 @@ _softlaunch() {
         *)
             # verbs stand behind the command in a usage line: "softlaunch queues pause|resume|drain QUEUE"
             [ "$COMP_CWORD" = 2 ] &&
-                words=$(printf '%s\n' "$help" | sed -nE "s/^(usage:|      ) softlaunch $command ([a-z|]+)( .*|\$)/\2/p" | tr '|' '\n')
+                words=$(printf '%s\n' "$help" | sed -nE "s/^(usage:|      ) softlaunch $command \[?([a-z|]+)\]?( .*|\$)/\2/p" | tr '|' '\n')
             case $command:$before in
             logs:* | cancel:* | runs:show | runs:move | runs:requeue)
                 words="$words $("$program" runs --json --limit 50 2>/dev/null |

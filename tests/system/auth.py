@@ -197,7 +197,7 @@ def projects_do_not_leak(w):
         method, pattern = route.split()
         if "{run}" not in pattern and "{project}" not in pattern:
             continue
-        path = re.sub(r"\{(\w+)\}", lambda m: fill.get(m[1], "x"), pattern)
+        path = re.sub(r"\{(\w+)\}", lambda m: fill.get(m[1], "x"), pattern) + ("?with=" + run["alpha"] if "compare" in pattern else "")
         status, _, answer = ask(w, method, path, one, {} if route in with_body else None)
         assert status in (403, 404), (route, status, answer)
         assert "in-beta" not in json.dumps(answer), (route, answer)

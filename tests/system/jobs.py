@@ -79,7 +79,8 @@ def what_cannot_be_done_again_says_why():
         r = w.command(*args)
         assert r.returncode == 1 and "only one that has succeeded" in r.stderr, r.stderr
     assert w.api("POST", "/api/v1/runs/" + "0" * 32 + "/rerun")[0] == 404
-    assert w.api("GET", f"/api/v1/runs/{made['first']}/compare")[0] == 404
+    assert w.api("GET", f"/api/v1/runs/{made['first']}/compare")[0] == 422
+    assert w.api("GET", f"/api/v1/runs/{made['first']}/compare?with={'0' * 32}")[0] == 404
 
 
 def a_job_from_a_run():

@@ -38,6 +38,8 @@ offers() { # words of a command line, the last one unfinished: what bash offers
 }
 check "bash: commands" [ "$(offers softlaunch enq)" = enqueue ]
 check "bash: verbs" [ "$(offers softlaunch queues '')" = "pause resume drain set" ]
+check "bash: the verbs of webhooks" [ "$(offers softlaunch webhook '')" = "ls add rm test" ]
+check "bash: a webhook's options" [ "$(offers softlaunch webhook add x --se)" = "--secret-file --server" ]
 check "bash: a command's options" [ "$(offers softlaunch enqueue --wait-r)" = --wait-replicas ]
 check "bash: the worker's options too" [ "$(offers softlaunch train --run)" = --run-dir ]
 check "bash: files otherwise" [ "$(offers softlaunch enqueue examples/wordnet.j)" = examples/wordnet.json ]
@@ -48,6 +50,7 @@ if command -v zsh >/dev/null; then
     }
     check "zsh: commands with what they do" bash -c "$(declare -f zsh_offers); bin=$bin; zsh_offers softlaunch '' | grep -q '^enqueue:put a run on a queue'"
     check "zsh: options with what they do" bash -c "$(declare -f zsh_offers); bin=$bin; zsh_offers softlaunch enqueue -- | grep -q '^--follow:the same'"
+    check "zsh: the verbs of webhooks" bash -c "$(declare -f zsh_offers); bin=$bin; zsh_offers softlaunch webhook '' | grep -q '^test'"
     check "zsh: verbs" bash -c "$(declare -f zsh_offers); bin=$bin; zsh_offers softlaunch agents '' | grep -q '^drain'"
 else
     echo "ok - zsh completes # SKIP zsh is not installed"

@@ -73,7 +73,7 @@ static void refuses_schemas_it_cannot_keep(void **state)
     static const struct {
         const char *text, *says;
     } bad[] = {
-        {"{\"type\":\"object\",\"minProperties\":1}", "\"minProperties\" is not implemented"},
+        {"{\"type\":\"object\",\"maxProperties\":1}", "\"maxProperties\" is not implemented"},
         {"{\"properties\":{\"a\":{\"oneOf\":[]}}}", "#/properties/a: keyword \"oneOf\""},
         {"{\"items\":{\"format\":\"uri\"}}", "#/items: keyword \"format\""},
         {"{\"additionalProperties\":{\"not\":{}}}", "#/additionalProperties: keyword \"not\""},
@@ -136,6 +136,11 @@ static void judges_each_keyword(void **state)
     s = load("{\"const\":{\"a\":1}}");
     expect_valid(s, "{\"a\":1}");
     expect_error(s, "{\"a\":2}", "", "expected {\"a\":1}");
+    sl_schema_free(s);
+
+    s = load("{\"type\":\"object\",\"minProperties\":1}");
+    expect_valid(s, "{\"a\":1}");
+    expect_error(s, "{}", "", "at least 1 keys");
     sl_schema_free(s);
 
     s = load("{\"type\":\"array\",\"items\":{\"type\":\"number\"},\"minItems\":1,\"maxItems\":2,"

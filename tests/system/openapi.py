@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""The OpenAPI description against the server: every route is in it and the other way round, and what schemathesis sends
+is answered as described. Environment: SL_BIN; SL_API_S: seconds for schemathesis (none: a fixed number of requests).
+Prints TAP; 77: no schemathesis here."""
+import glob
+import os
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from queue_fixture import HERE, TOKEN, Skip, World, tap
+
+ROOT = os.path.join(HERE, "..", "..")
+PAGES = re.compile(r"/static/|/(login|compare|new|queues|agents|artifacts|registry)?$|/(runs|artifacts|registry)/\{\w+\}$")
+METHODS = ("get", "put", "post", "patch", "delete")
+
+
+def described():
+    status, all_of_it = w.api("GET", "/api/v1/openapi.json")
+    assert status == 200, all_of_it
+    return all_of_it
+
+
+def routes():
+    """Every "METHOD /pattern" of the source, but for pages."""
+    found = set()
+    for f in glob.glob(os.path.join(ROOT, "server", "*.c")):
+        for m in re.finditer(r'\.method\s*=\s*"(\w+)",\s*\.pattern\s*=\s*"([^"]+)"', open(f).read()):
+            if not PAGES.match(m[2]):
+                found.add(f"{m[1]} {m[2]}")
+    assert len(found) > 50, found
+    return found
+
+
+def every_route_is_described_and_nothing_else():
+    known = {f"{m.upper()} {path}" for path, item in described()["paths"].items() for m in item if m in METHODS}
+    assert known == routes(), known ^ routes()
+
+
+def parameters_of_paths_are_described():
+    """And every reference leads somewhere, every operation has a name of its own."""
+    doc, ids = described(), []
+    for path, item in doc["paths"].items():
+        for method in set(METHODS) & set(item):
+            ids.append(item[method]["operationId"])
+            names = set()
+            for p in item.get("parameters", []) + item[method].get("parameters", []):
+                p = doc["components"]["parameters"][p["$ref"].split("/")[-1]] if "$ref" in p else p
+                if p["in"] == "path":
+                    names.add(p["name"])
+            assert names == set(re.findall(r"\{(\w+)\}", path)), (method, path, names)
+    assert len(set(ids)) == len(ids), ids
+
+    def walk(x):
+        if isinstance(x, dict):
+            if isinstance(x.get("$ref"), str):
+                _, _, kind, name = x["$ref"].split("/")
+                assert name in doc["components"][kind], x
+            for v in x.values():
+                walk(v)
+        elif isinstance(x, list):
+            for v in x:
+                walk(v)
+    walk(doc)
+
+
+def what_is_not_as_described_is_refused():
+    for method, path, body, fault in (("GET", "/api/v1/runs?limit=0", None, "limit"), ("GET", "/api/v1/runs?limit=7x", None, "limit"),
+                                      ("GET", "/api/v1/runs?state=nope", None, "state"), ("GET", "/api/v1/events", None, "runs"),
+                                      ("POST", "/api/v1/queues/q", {"state": 5}, "state"),
+                                      ("POST", "/api/v1/queues/q", {"stat": "paused"}, "stat"),
+                                      ("POST", "/api/v1/users", [], "")):
+        status, problem = w.api(method, path, body)
+        assert status == 422 and problem["errors"][0]["path"] == fault and problem["errors"][0]["detail"], (path, problem)
+
+
+def schemathesis():
+    python = subprocess.run([os.path.join(ROOT, "tests", "peer-python.sh"), "api"], capture_output=True, text=True)
+    if python.returncode:
+        raise Skip("no schemathesis: " + python.stderr.strip()[-200:])
+    seconds = int(os.environ.get("SL_API_S") or 0)
+    argv = [os.path.join(os.path.dirname(python.stdout.strip()), "schemathesis"), "--config-file", os.path.join(HERE, "openapi.toml"), "run",
+            w.url + "/api/v1/openapi.json", "-H", "Authorization: Bearer " + TOKEN, "--request-timeout", "60", "--no-color"]
+    argv += ["--max-time", str(seconds)] if seconds else ["--max-examples", "2", "--phases", "coverage"]
+    r = subprocess.run(argv, capture_output=True, text=True, cwd=w.dir)
+    print("# " + "\n# ".join((r.stdout + r.stderr).splitlines()[-200 if r.returncode else -15:]), flush=True)
+    assert r.returncode == 0, "see above"
+    assert w.server.poll() is None
+
+
+w = World()
+tap(w, [every_route_is_described_and_nothing_else, parameters_of_paths_are_described, what_is_not_as_described_is_refused,
+        schemathesis])
