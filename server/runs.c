@@ -17,11 +17,11 @@ static bool read_key(struct sl_http_req *req, const char **ret_key)
 {
     const char *key = sl_http_header(req, "Idempotency-Key");
 
-    for (const char *p = key; p && *p; p++)
+    for (const char *p = key; p && (p == key || *p); p++)
         if (!isgraph((unsigned char)*p) || p - key >= SL_QUEUE_TOKEN_MAX) {
             sl_http_reply_problem(
                 req, 422, "bad Idempotency-Key", NULL,
-                "the header must be at most %d printable characters without blanks",
+                "the header must be 1 to %d printable characters without blanks",
                 SL_QUEUE_TOKEN_MAX);
             return false;
         }

@@ -3,13 +3,14 @@
 is answered as described. Environment: SL_BIN; SL_API_S: seconds for schemathesis (none: a fixed number of requests).
 Prints TAP; 77: no schemathesis here."""
 import glob
+import json
 import os
 import re
 import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from queue_fixture import HERE, TOKEN, Skip, World, tap
+from job_fixture import HERE, TOKEN, Jobs, Skip, make_job, tap
 
 ROOT = os.path.join(HERE, "..", "..")
 PAGES = re.compile(r"/static/|/(login|compare|new|queues|agents|artifacts|registry)?$|/(runs|artifacts|registry)/\{\w+\}$")
@@ -75,20 +76,49 @@ def what_is_not_as_described_is_refused():
         assert status == 422 and problem["errors"][0]["path"] == fault and problem["errors"][0]["detail"], (path, problem)
 
 
+def things():
+    """Something of each kind, so that not every answer is a 404: {parameter of a path: names}."""
+    agent = w.agent()
+    made = w.submit(make_job("made", trainer__max_steps=4, trainer__val_check_interval=2))
+    assert w.ended(made, 60)["state"] == "succeeded"
+    w.end(agent, 9)    # an agent that leaves takes its line away
+    waiting = w.submit(make_job("waiting"))
+    for method, path, body in (("PUT", "/api/v1/jobs/colours", {"from": made}),
+                               ("PUT", "/api/v1/registry/painter/stages/production", {"artifact": "made", "version": "v0"}),
+                               ("PUT", "/api/v1/webhooks/chat", {"url": "https://example.com/", "events": ["finished"]}),
+                               ("POST", "/api/v1/users", {"user": "ann", "role": "viewer"}),
+                               ("POST", "/api/v1/store/verifications", {})):
+        status, reply = w.api(method, path, body)
+        assert status in (200, 201, 202), reply
+    version = w.api("GET", "/api/v1/artifacts/words/v0")[1]
+    return {"run": [made, waiting], "name": ["made", "words", "painter"], "ref": ["v0", "latest", "candidate", "production"],
+            "sha256": [version["manifest"], version["files"][0]["sha256"]], "alias": ["candidate"], "job": ["colours"],
+            "model": ["painter"], "stage": ["production"], "queue": ["default"], "project": ["test"], "webhook": ["chat"],
+            "agent": [w.api("GET", "/api/v1/agents")[1]["agents"][0]["agent"]], "user": ["ann"], "task": ["1"]}
+
+
 def schemathesis():
     python = subprocess.run([os.path.join(ROOT, "tests", "peer-python.sh"), "api"], capture_output=True, text=True)
     if python.returncode:
         raise Skip("no schemathesis: " + python.stderr.strip()[-200:])
     seconds = int(os.environ.get("SL_API_S") or 0)
-    argv = [os.path.join(os.path.dirname(python.stdout.strip()), "schemathesis"), "--config-file", os.path.join(HERE, "openapi.toml"), "run",
-            w.url + "/api/v1/openapi.json", "-H", "Authorization: Bearer " + TOKEN, "--request-timeout", "60", "--no-color"]
-    argv += ["--max-time", str(seconds)] if seconds else ["--max-examples", "2", "--phases", "coverage"]
+    with open(w.dir + "/api.toml", "w") as f:
+        f.write(open(os.path.join(HERE, "openapi.toml")).read())
+        for name, values in things().items():
+            f.write(f'[dictionaries.{name}]\nvalues = {json.dumps(values)}\n[parameters."path.{name}"]\ndictionary = "{name}"\nprobability = 0.7\n')
+        f.write(f'[headers]\nAuthorization = "Bearer {TOKEN}"\n')    # not an argument: those are for all to see
+        if not seconds:
+            f.write("[phases.coverage]\nunexpected-methods = []\n"    # a spec's many keys are schema_peer's matter
+                    '[[operations]]\ninclude-operation-id = "enqueueRun"\nphases.coverage.enabled = false\n')
+    argv = [os.path.join(os.path.dirname(python.stdout.strip()), "schemathesis"), "--config-file", w.dir + "/api.toml", "run",
+            w.url + "/api/v1/openapi.json", "--request-timeout", "60", "--no-color"]
+    argv += ["--max-time", str(seconds)] if seconds else ["--max-examples", "1", "--phases", "coverage,fuzzing"]
     r = subprocess.run(argv, capture_output=True, text=True, cwd=w.dir)
-    print("# " + "\n# ".join((r.stdout + r.stderr).splitlines()[-200 if r.returncode else -15:]), flush=True)
+    print("# " + "\n# ".join((r.stdout + r.stderr).splitlines()[-300 if r.returncode else -15:]), flush=True)
     assert r.returncode == 0, "see above"
     assert w.server.poll() is None
 
 
-w = World()
+w = Jobs()
 tap(w, [every_route_is_described_and_nothing_else, parameters_of_paths_are_described, what_is_not_as_described_is_refused,
         schemathesis])
