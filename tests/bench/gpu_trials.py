@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Independent p-tuning trials over one frozen model on one GPU: ours together in one worker, PEFT's one after another.
 
-    gpu_trials.py --worker PATH [--models gpt-125m:500,gpt-1.3b:500,gpt-5b:60] [--trials 16] [--json FILE]
+    gpu_trials.py --worker PATH [--models gpt-125m:500,gpt-1.3b:500,gpt-5b:60:fp8] [--trials 16] [--json FILE]
 
-MODEL:STEPS says how many steps our side runs. Squad profile, 8 rows a step and trial, three-layer MLP encoder of width 2048,
+MODEL:STEPS[:PRECISION] says how many steps our side runs, and in what (bf16). Squad profile, 8 rows a step and trial, three-layer MLP encoder of width 2048,
 bf16; the trials differ in seed and learning rate. Ours is `softlaunch-worker train` from its start to its end, the tables on
 disk. Where STEPS is below --full, the seconds of --full steps are the measured ones and the rest at the median step.
 PEFT's is trials x (start-up + --full x its median step), both measured: start-up in --starts processes of its own, from
@@ -83,10 +83,10 @@ def trial(i, steps):
                                                "model.optim.sched.warmup_steps": min(50, steps // 4)}}
 
 
-def run_json(model, data, steps, trials):
+def run_json(model, data, steps, precision, trials):
     from gpu_models import spec
     made = spec("trials", model, {"train": [data]}, "squad",
-                {"trainer": {"max_steps": steps, "val_check_interval": steps},
+                {"trainer": {"max_steps": steps, "val_check_interval": steps, "precision": precision},
                  "model": {"global_batch_size": ROWS, "micro_batch_size": ROWS,
                            "p_tuning": {"encoder_type": "mlp", "num_layers": 3, "encoder_hidden": WIDTH}}})
     return {**{k: made[k] for k in ("model", "datasets", "config")}, "trials": trials}
@@ -169,15 +169,16 @@ def main():
     from gpu_models import MODELS, save, text_rows
     results, keep = [], args.keep or tempfile.mkdtemp()
     for part in args.models.split(","):
-        name, steps = part.split(":")
+        name, steps, precision = (part + ":bf16").split(":")[:3]
         steps, model, work = int(steps), f"{keep}/{name}/model", tempfile.mkdtemp()
         if not os.path.exists(model + "/config.json"):
             os.makedirs(model, exist_ok=True)
             save(MODELS[name], model, args.device)
+            os.sync()  # else our tables wait behind the model's bytes on their way to the disk
         with open(work + "/train.jsonl", "w") as f:
             f.write(text_rows("squad", ROWS * args.full))
-        run = run_json(model, work + "/train.jsonl", steps, [trial(i, steps) for i in range(args.trials)])
-        r = {"model": name, "trials": args.trials, "full_steps": args.full}
+        run = run_json(model, work + "/train.jsonl", steps, precision, [trial(i, steps) for i in range(args.trials)])
+        r = {"model": name, "precision": precision, "trials": args.trials, "full_steps": args.full}
         r["ours"], _ = ours(args.worker, args.device, run, work + "/all")
         o = r["ours"]
         r["ours_s"] = o["end_s"] + max(0, args.full - steps) * (o["step_s"] or 0)
@@ -195,8 +196,8 @@ def main():
                 json.dump({"trials": results}, f, indent=1)
     for r in results:
         o, p, c = r["ours"], r.get("peft"), r.get("check")
-        print("%-9s %d trials x %d steps: ours %.1f s (%d steps run, start %.1f s, step %.1f ms)%s%s" % (
-            r["model"], r["trials"], r["full_steps"], r["ours_s"], o["steps"], o["start_s"], 1e3 * o["step_s"],
+        print("%-9s %s %d trials x %d steps: ours %.1f s (%d steps run, start %.1f s, step %.1f ms)%s%s" % (
+            r["model"], r["precision"], r["trials"], r["full_steps"], r["ours_s"], o["steps"], o["start_s"], 1e3 * o["step_s"],
             "; PEFT %.0f s (start %.1f s, step %.1f ms): %.1f times, %.1f without start-up" % (
                 r["peft_s"], p["start_s"], 1e3 * p["step_s"], r["ratio"], r["ratio_without_start"]) if p else "",
             "".join("; %d alone in %s: losses within %.1e (rounding %.1e)" % (x["trials"], x["precision"], x["difference"],

@@ -66,7 +66,7 @@ def gather(folders):
             out["first_step"].append({"model": r["model"], "seconds": round(r["seconds"], 2), "all": r["all"],
                                       "goal": FIRST_STEP.get(r["model"])})
         for r in read(folder, "trials.json", {}).get("trials", []):
-            out["trials"].append(dict(r, goal=TRIALS.get(r["model"])))
+            out["trials"].append(dict({"precision": "bf16"}, **r, goal=TRIALS.get(r["model"])))
         out["parity"] += read(folder, "parity.json", {}).get("parity", []) + read(folder, "precision.json", {}).get("precision", [])
         out["checks"] += read(folder, "checks.jsonl", [])
         out["generate"] = read(folder, "generate.json", {}).get("generate") or out["generate"]
@@ -74,7 +74,7 @@ def gather(folders):
         if demo and demo.get("device") == "cuda":
             out["demo"] = dict(demo, cpu_seconds=read(os.path.dirname(os.path.abspath(__file__)), "cpu.json", {}).get("demo_seconds"))
     for name, key in (("speed", ("model", "profile", "precision", "encoder")), ("memory", ("model", "profile", "precision", "encoder")),
-                      ("first_step", ("model",)), ("trials", ("model",)), ("parity", ("name",)), ("checks", ("name",))):
+                      ("first_step", ("model",)), ("trials", ("model", "precision")), ("parity", ("name",)), ("checks", ("name",))):
         out[name] = list({tuple(r[k] for k in key): r for r in out[name]}.values())
     return out
 
@@ -101,11 +101,11 @@ def show(out):
     for r in out["first_step"]:
         print("first step    %-13s %.2f s (goal %s)" % (r["model"], r["seconds"], number(r["goal"], "%g s")))
     for r in out["trials"]:
-        print("trials        %-13s %d trials x %d steps: ours %.1f s, PEFT %s s, ratio %s (goal %s); without start-up %s; alone and "
-              "together differ by %s" % (r["model"], r["trials"], r["full_steps"], r["ours_s"], number(r.get("peft_s"), "%.0f"),
+        print("trials        %-13s %-5s %d trials x %d steps: ours %.1f s, PEFT %s s, ratio %s (goal %s); without start-up %s; alone "
+              "and together differ by %s" % (r["model"], r.get("precision", "bf16"), r["trials"], r["full_steps"], r["ours_s"], number(r.get("peft_s"), "%.0f"),
                                          number(r.get("ratio"), "%.1f"), number(r["goal"], "%g"),
                                          number(r.get("ratio_without_start"), "%.1f"),
-                                         number(r.get("check", {}).get("largest_difference"), "%.1e")))
+                                         number(max((c["difference"] for c in r.get("check", [])), default=None), "%.1e")))
     for r in out["parity"]:
         print("parity        %-7s%-16s %s" % ("ok" if r["ok"] else "FAILED", r["name"],
                                                r.get("text") or "%s (limit %s)" % (number(r.get("value"), "%+.4f"), r.get("limit"))))

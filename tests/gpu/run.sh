@@ -183,7 +183,7 @@ for step in $steps; do
             --tokens "${GPU_TOKENS:-16384}" ${GPU_ROWS:+--rows "$GPU_ROWS"}
         ;;
     first_step)
-        check first_step 90 "$python" tests/bench/gpu_first_step.py --worker "$bin/softlaunch-worker" --keep "$models" \
+        check first_step 150 "$python" tests/bench/gpu_first_step.py --worker "$bin/softlaunch-worker" --keep "$models" \
             --models "${GPU_MODELS:-gpt-125m,gpt-1.3b,gpt-5b}" --json "$out/first_step.json"
         ;;
     trials)
