@@ -1,6 +1,6 @@
 // Agents: what runs where, on which devices, when they were heard last, and which are quarantined.
 import {get, post} from "/static/api.js";
-import {act, badge, bytes, button, duration, empty, fill, h, link, number, problem} from "/static/dom.js";
+import {act, badge, bytes, button, duration, empty, fill, h, link, number, problem, refill} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {offerText} from "/static/spec.js";
 
@@ -24,7 +24,7 @@ export async function show(root) {
     };
     const wanted = a.wanted || "active", quarantined = a.quarantined || a.quarantine;
     const devices = a.devices || a.gpus || [];
-    return h("section", {class: "card"}, h("div", {class: "card-head"}, h("h2", {}, a.agent, " ", badge(silent ? "silent" : quarantined ? "quarantined" : wanted !== "active" ? wanted : a.state || "idle")),
+    return h("section", {class: "card", "data-part": a.agent}, h("div", {class: "card-head"}, h("h2", {}, a.agent, " ", badge(silent ? "silent" : quarantined ? "quarantined" : wanted !== "active" ? wanted : a.state || "idle")),
       h("div", {class: "actions"}, wanted !== "active" && set("Resume", "active"), wanted !== "paused" && set("Pause", "paused"), wanted !== "draining" && set("Drain", "draining"))),
       quarantined && h("p", {class: "problem"}, "Quarantined: ", typeof quarantined === "string" ? quarantined : quarantined.reason || a.reason || "its health check failed"),
       silent && h("p", {class: "notice"}, `Not heard for ${duration(a.age_ms)}. Its runs go to another agent once their leases end.`),
@@ -44,9 +44,9 @@ export async function show(root) {
       const {agents} = await get("/agents");
       if (gone) return;
       const text = JSON.stringify(agents.map(a => ({...a, seen_ms: 0, age_ms: Math.round(a.age_ms / 5000)})));
-      if (text !== last && !body.contains(document.activeElement)) {
+      if (text !== last) {
         last = text;
-        fill(body, agents.length ? h("div", {class: "grid"}, agents.map(card))
+        refill(body, agents.length ? h("div", {class: "grid"}, agents.map(card))
           : empty("No agents", "Runs wait until one comes. On a machine that is to train, start: softlaunch agent --redis URL --server " + location.origin + " --work-dir work"));
       }
     } catch (e) {

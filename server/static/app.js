@@ -140,14 +140,15 @@ addEventListener("popstate", () => { // a place on the same page is no other pag
 
 const KEYS = [["/", "search"], ["g r", "runs"], ["g n", "new run"], ["g q", "queues"], ["g a", "agents"],
               ["g f", "artifacts"], ["g m", "registry"], ["?", "this list"]];
-let before = "";
+let before = "", forgetting;
 addEventListener("keydown", e => {
   const t = e.target;
   if (e.ctrlKey || e.metaKey || e.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(t.tagName) || t.isContentEditable ||
       document.querySelector("dialog[open]") || !store.get("keys", true) && e.key !== "?") return;
   const pair = before;
   before = e.key;
-  setTimeout(() => { before = ""; }, 1200);
+  clearTimeout(forgetting);
+  forgetting = setTimeout(() => { before = ""; }, 1200);
   if (e.key === "?") {
     const on = h("input", {type: "checkbox", checked: store.get("keys", true), onchange: () => store.set("keys", on.checked)});
     dialog("Keyboard", h("dl", {class: "keys"}, KEYS.map(([k, what]) =>

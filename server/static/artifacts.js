@@ -1,6 +1,6 @@
 // Artifacts: the store's names, and of one its versions, aliases, files, digests and lineage.
 import {get, put} from "/static/api.js";
-import {act, button, bytes, dialog, empty, facts, field, fill, h, link, problem, table, time, toast} from "/static/dom.js";
+import {act, button, bytes, dialog, empty, facts, field, fill, h, link, problem, refill, table, time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {graphOf, picture} from "/static/lineage.js";
 import {askPromote} from "/static/promote.js";
@@ -39,7 +39,7 @@ async function one(root, name, wanted) {
   async function load() {
     artifact = await get("/artifacts/" + encodeURIComponent(name));
     const versions = [...artifact.versions].sort((a, b) => b.number - a.number);
-    fill(body, table(`Versions of ${name}`, ["Version", "Aliases", "Size", "Created", "Made by", "Digest", ""], versions.map(v => h("tr", {}, h("td", {class: "c-name"}, button(v.version, () => open(v.version), {class: "plain link"})),
+    refill(body, table(`Versions of ${name}`, ["Version", "Aliases", "Size", "Created", "Made by", "Digest", ""], versions.map(v => h("tr", {}, h("td", {class: "c-name"}, button(v.version, () => open(v.version), {class: "plain link"})),
       h("td", {"data-label": "Aliases"}, aliasTags(v.aliases || [])), h("td", {"data-label": "Size"}, bytes(v.bytes)), h("td", {"data-label": "Created"}, time(v.created)),
       h("td", {"data-label": "Made by"}, v.made_by && v.made_by.run ? link("/runs/" + v.made_by.run, "run " + v.made_by.run.slice(0, 8)) : v.created_by || "upload"),
       h("td", {"data-label": "Digest", class: "mono"}, v.manifest.slice(0, 12)),

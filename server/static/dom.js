@@ -32,6 +32,36 @@ export function fill(el, ...children) {
   return el;
 }
 
+// Gives a part these children; those that it has stay where they are, with the focus and what is chosen in them.
+export function arrange(el, children) {
+  const wanted = new Set(children);
+  let at = el.firstChild;
+  const skip = () => {
+    while (at && !wanted.has(at)) {
+      const old = at;
+      at = at.nextSibling;
+      old.remove();
+    }
+  };
+  for (const c of children) {
+    skip();
+    if (c === at) at = at.nextSibling;
+    else el.insertBefore(c, at);
+  }
+  skip();
+}
+
+// Fills what is drawn again and again: the focus stays on what says the same as before, else in the same part (data-part).
+export function refill(root, ...children) {
+  const was = document.activeElement, name = e => e.getAttribute("aria-label") || e.textContent, part = e => e.closest("[data-part]")?.dataset.part;
+  const focused = was !== root && root.contains(was), said = focused && name(was), where = focused && part(was);
+  fill(root, ...children);
+  if (!focused) return;
+  const all = [...root.querySelectorAll("a[href], button, select, input, [tabindex]")];
+  const next = all.find(e => e.tagName === was.tagName && name(e) === said) || where && all.find(e => e.tagName === was.tagName && part(e) === where);
+  if (next) next.focus({preventScroll: true});
+}
+
 // A text node is replaced only when it says something new, so that screen readers and selections are left alone.
 export function say(el, text) {
   if (el.textContent !== text) el.textContent = text;
@@ -43,12 +73,14 @@ export const uid = stem => `${stem}-${++ids}`;
 
 // ---- numbers and times, in the reader's language and zone
 
+const whole = new Intl.NumberFormat(), digits4 = new Intl.NumberFormat(undefined, {maximumSignificantDigits: 4}),
+  digits6 = new Intl.NumberFormat(undefined, {maximumSignificantDigits: 6});
 export function number(x) {
   if (typeof x !== "number" || !isFinite(x)) return x === null || x === undefined ? "–" : String(x);
-  if (x === 0 || Number.isInteger(x) && Math.abs(x) < 1e7) return x.toLocaleString();
+  if (x === 0 || Number.isInteger(x) && Math.abs(x) < 1e7) return whole.format(x);
   const a = Math.abs(x);
   if (a >= 1e7 || a < 1e-3) return x.toExponential(2);
-  return x.toLocaleString(undefined, {maximumSignificantDigits: a >= 1000 ? 6 : 4});
+  return (a >= 1000 ? digits6 : digits4).format(x);
 }
 
 export function bytes(n) {
@@ -158,23 +190,34 @@ export function toast(text, kind) {
   setTimeout(() => el.remove(), kind === "bad" ? 15000 : 6000);
 }
 
-// Runs an action of a button: it is off meanwhile, and what goes wrong is said.
+// Runs an action of a button: it is off meanwhile but keeps the focus, and what goes wrong is said.
 export async function act(el, work) {
-  el.disabled = true;
+  if (el.hasAttribute("aria-disabled")) return;
+  el.setAttribute("aria-disabled", "true");
   try {
     return await work();
   } catch (e) {
     toast(e.message, "bad");
   } finally {
-    el.disabled = false;
+    el.removeAttribute("aria-disabled");
   }
 }
 
+// Enter in a field presses the primary button, and that one works only when every field holds what it may.
 export function dialog(title, ...children) {
   const label = uid("dialog");
-  const d = h("dialog", {"aria-labelledby": label},
-    h("form", {method: "dialog"}, h("div", {class: "dialog-head"}, h("h2", {id: label}, title),
-      h("button", {class: "plain", "aria-label": "Close"}, "×")), children));
+  const form = h("form", {method: "dialog"}, h("div", {class: "dialog-head"}, h("h2", {id: label}, title),
+    button("×", () => d.close(), {class: "plain", "aria-label": "Close"})), children);
+  const d = h("dialog", {"aria-labelledby": label}, form);
+  const primary = () => form.querySelector("button.primary");
+  form.addEventListener("keydown", e => {
+    if (e.key !== "Enter" || e.target.tagName !== "INPUT") return;
+    e.preventDefault();
+    if (primary()) primary().click();
+  });
+  form.addEventListener("click", e => {
+    if (primary() && primary().contains(e.target) && !form.reportValidity()) e.stopPropagation();
+  }, true);
   d.addEventListener("close", () => d.remove());
   document.body.append(d);
   d.showModal();

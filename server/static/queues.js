@@ -1,6 +1,6 @@
 // Queues: what waits, what runs, what is dead; drag to another priority, pause, drain, requeue.
 import {get, listRuns, post} from "/static/api.js";
-import {act, badge, button, duration, empty, fill, h, link, PRIORITIES, problem, say, select, time, toast} from "/static/dom.js";
+import {act, badge, button, duration, empty, fill, h, link, PRIORITIES, problem, refill, say, select, time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {progress} from "/static/runs.js";
 
@@ -27,7 +27,7 @@ export async function show(root, {query, go}) {
       const b = button(text, () => setQueue(q.queue, state, b), {"aria-label": `${text} ${q.queue}`});
       return b;
     };
-    return h("section", {class: "card queue" + (q.queue === chosen ? " chosen" : "")},
+    return h("section", {class: "card queue" + (q.queue === chosen ? " chosen" : ""), "data-part": "queue " + q.queue},
       h("div", {class: "card-head"}, h("h2", {}, h("a", {href: "/queues?queue=" + encodeURIComponent(q.queue), "aria-current": q.queue === chosen ? "true" : null}, q.queue), " ", badge(q.state)),
         h("div", {class: "actions"}, q.state !== "active" && set("Resume", "active"), q.state !== "paused" && set("Pause", "paused"), q.state !== "draining" && set("Drain", "draining"))),
       h("p", {}, `${count("ready")} ready, ${count("held")} held, ${q.running} running`, q.max_running ? ` of at most ${q.max_running}` : "", q.rate_per_minute ? `, ${q.rate_per_minute} a minute` : ""),
@@ -41,7 +41,7 @@ export async function show(root, {query, go}) {
     } catch (e) {
       toast(e.message, "bad");
     }
-    load();
+    load(true);
   }
   function runCard(r, canMove) {
     const el = h("li", {class: "run-card", draggable: canMove ? "true" : null, "data-run": r.run},
@@ -79,7 +79,7 @@ export async function show(root, {query, go}) {
     return el;
   }
 
-  async function load() {
+  async function load(moved = false) {
     clearTimeout(timer);
     try {
       const {queues} = await get("/queues");
@@ -88,14 +88,14 @@ export async function show(root, {query, go}) {
       const [queued, delayed, running, dead, failed] = await Promise.all(["queued", "delayed", "running", "dead", "failed"].map(of));
       if (gone) return;
       const text = JSON.stringify([queues, queued.runs, delayed.runs, running.runs, dead.runs, failed.runs, chosen]);
-      const busy = dragging || detail.contains(document.activeElement) && document.activeElement.tagName === "SELECT";
+      const busy = dragging || !moved && detail.contains(document.activeElement) && document.activeElement.tagName === "SELECT";
       if (text !== last && !busy) {
         last = text;
-        fill(list, queues.length ? queues.map(card) : empty("No queues yet", "A queue comes into being with its first run, or when it is given a limit.", link("/new", h("span", {class: "button primary"}, "New run"))));
+        refill(list, queues.length ? queues.map(card) : empty("No queues yet", "A queue comes into being with its first run, or when it is given a limit.", link("/new", h("span", {class: "button primary"}, "New run"))));
         const waiting = [...queued.runs, ...delayed.runs].reverse();
         const section = (name, page, show) => h("section", {class: "card"}, h("h2", {}, name, h("span", {class: "faint"}, page.runs.length ? ` ${page.runs.length}${page.next ? "+" : ""}` : "")),
           page.runs.length ? h("ul", {class: "plain"}, page.runs.map(show)) : h("p", {class: "faint"}, "none"));
-        fill(detail, !chosen ? null : [h("h2", {class: "lanes-head"}, `Waiting in ${chosen}`), h("p", {class: "faint"}, "Drag a run to another priority, or choose it in the run's list."),
+        refill(detail, !chosen ? null : [h("h2", {class: "lanes-head"}, `Waiting in ${chosen}`), h("p", {class: "faint"}, "Drag a run to another priority, or choose it in the run's list."),
           h("div", {class: "lane-row"}, PRIORITIES.map(p => lane(p, waiting.filter(r => r.priority === p)))),
           h("div", {class: "grid"}, section("Running", running, r => h("li", {class: "run-card"}, link("/runs/" + r.run, r.name), " ", progress(r),
             h("div", {class: "run-card-foot faint"}, r.agent || "", " ", r.started_ms ? duration(Date.now() - r.started_ms) : ""))),

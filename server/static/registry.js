@@ -1,6 +1,6 @@
 // Registered models: their versions, and which one is at which stage.
 import {get, getOr} from "/static/api.js";
-import {badge, button, empty, fill, h, link, table, time} from "/static/dom.js";
+import {badge, button, empty, h, link, refill, table, time} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {askPromote, STAGES} from "/static/promote.js";
 
@@ -18,7 +18,7 @@ async function all(root) {
   root.append(h("h1", {}, "Registry"), body);
   async function load() {
     const registry = await getOr("/registry"), models = registry ? registry.models || [] : await byAlias(), stages = columnsOf(models);
-    fill(body, models.length ? table("Registered models", ["Model", ...stages, "Versions", ""], models.map(m => h("tr", {}, h("td", {class: "c-name"}, registry ? link("/registry/" + m.model, m.model) : link("/artifacts/" + m.model, m.model)),
+    refill(body, models.length ? table("Registered models", ["Model", ...stages, "Versions", ""], models.map(m => h("tr", {}, h("td", {class: "c-name"}, registry ? link("/registry/" + m.model, m.model) : link("/artifacts/" + m.model, m.model)),
       stageCells(m.stages, stages), h("td", {"data-label": "Versions"}, String(m.versions)),
       h("td", {}, m.stages && m.stages.candidate ? button("Promote the candidate", () => askPromote(m.stages.candidate.artifact, m.stages.candidate.version, load), {"aria-label": `Promote the candidate of ${m.model}`}) : null))), {class: "cards"})
       : empty("No model is registered yet", "Promote a run's result on its page, in a comparison, or from an artifact's versions; or say outputs.register in a spec.", link("/artifacts", h("span", {class: "button"}, "Artifacts"))));
@@ -40,7 +40,7 @@ async function one(root, name) {
   root.append(h("p", {class: "crumbs"}, link("/registry", "Registry")), h("h1", {}, name), body);
   async function load() {
     const model = await get("/registry/" + encodeURIComponent(name)), at = v => Object.entries(model.stages || {}).filter(([, s]) => s.artifact === v.artifact && s.version === v.version).map(([k]) => k);
-    fill(body, table(`Versions of ${name}`, ["Version", "Stages", "Linked", "Run", "By", ""], [...model.versions].reverse().map(v => h("tr", {}, h("td", {class: "c-name"}, versionLink(v)),
+    refill(body, table(`Versions of ${name}`, ["Version", "Stages", "Linked", "Run", "By", ""], [...model.versions].reverse().map(v => h("tr", {}, h("td", {class: "c-name"}, versionLink(v)),
       h("td", {"data-label": "Stages"}, at(v).map(s => [badge(s), " "])), h("td", {"data-label": "Linked"}, time(v.linked)), h("td", {"data-label": "Run"}, v.run ? link("/runs/" + v.run, v.run.slice(0, 8)) : "–"),
       h("td", {"data-label": "By"}, v.by || "–"), h("td", {}, button("Promote", () => askPromote(v.artifact, v.version, load, name), {"aria-label": `Promote ${v.artifact}:${v.version}`})))), {class: "cards"}),
       model.history && model.history.length ? h("section", {class: "card history"}, h("h2", {}, "History"), h("ul", {class: "plain"}, [...model.history].reverse().slice(0, 50).map(x =>

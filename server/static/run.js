@@ -1,6 +1,6 @@
 // One run: what it does now, its charts, log, predictions, configuration and lineage.
 import {api, get, listRuns, post, put} from "/static/api.js";
-import {act, badge, button, dialog, duration, facts, field, fill, FINAL, h, link, number, PRIORITIES, say, select,
+import {act, badge, button, dialog, duration, facts, field, fill, FINAL, h, link, number, PRIORITIES, refill, say, select,
         time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {RunData} from "/static/rundata.js";
@@ -51,7 +51,8 @@ export async function show(root, {params: [id], go}) {
       h("h2", {}, bad ? "Why it failed" : "The last attempt"), h("p", {}, h("strong", {}, run.cause || ""), run.cause && run.msg ? ": " : "", run.msg || ""),
       bad && h("p", {class: "hint"}, run.exit_signal ? `The worker was ended by signal ${run.exit_signal}. ` : run.exit_code ? `The worker ended with status ${run.exit_code}. ` : "",
         `${run.attempt} attempt${run.attempt === 1 ? "" : "s"}. `, link("#log", "The last lines of its log"))) : null);
-    fill(actions, button("Clone and edit", () => go("/new?from=" + run.run), {class: "primary"}), run.state === "succeeded" && button("Make a job…", makeJob), runAction(run, next => next === run.run ? refresh() : go("/runs/" + next)),
+    // An open list of priorities is left alone, as long as it means anything.
+    if (document.activeElement.tagName !== "SELECT" || !actions.contains(document.activeElement) || FINAL.has(run.state)) refill(actions, button("Clone and edit", () => go("/new?from=" + run.run), {class: "primary"}), run.state === "succeeded" && button("Make a job…", makeJob), runAction(run, next => next === run.run ? refresh() : go("/runs/" + next)),
       !FINAL.has(run.state) && select(PRIORITIES, run.priority, async p => {
         try {
           await post(`/runs/${run.run}/move`, {priority: p});
@@ -102,7 +103,7 @@ export async function show(root, {params: [id], go}) {
       if (gone) return;
       const changed = JSON.stringify(fresh) !== JSON.stringify(run);
       run = fresh;
-      if (changed && !actions.contains(document.activeElement)) drawRun();
+      if (changed) drawRun();
       else drawLive();
     } catch (e) {
       if (e.status === 401) return;

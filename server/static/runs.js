@@ -1,7 +1,7 @@
 // All runs: a page of them at a time, filtered and sorted by the server, so that a hundred thousand are no more work
 // than fifty.
 import {getOr, listRuns, post} from "/static/api.js";
-import {act, badge, button, dialog, duration, empty, field, fill, FINAL, h, link, number, problem, say, select,
+import {act, arrange, badge, button, dialog, duration, empty, field, fill, FINAL, h, link, number, problem, say, select,
         STATES, store, table, time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 
@@ -187,7 +187,7 @@ export async function show(root, {query, go}) {
         list.push(tr);
       }
     }
-    tbody.replaceChildren(...list);
+    arrange(tbody, list);
   }
 
   async function load() {
