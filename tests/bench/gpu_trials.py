@@ -167,7 +167,7 @@ def main():
     if args.peft_child:
         return peft_child(args.peft_child, args.steps)
     from gpu_models import MODELS, save, text_rows
-    results, keep = [], args.keep or tempfile.mkdtemp()
+    results, peers, keep = [], {}, args.keep or tempfile.mkdtemp()
     for part in args.models.split(","):
         name, steps, precision = (part + ":bf16").split(":")[:3]
         steps, model, work = int(steps), f"{keep}/{name}/model", tempfile.mkdtemp()
@@ -185,7 +185,7 @@ def main():
         if args.check and not results:
             r["check"] = check(args.worker, args.device, run, work, args.check, args.check_steps)
         if not args.no_peft:
-            p = r["peft"] = peft(model, args.starts, UNTIMED + args.steps)
+            p = r["peft"] = peers[name] = peers.get(name) or peft(model, args.starts, UNTIMED + args.steps)
             r["peft_s"] = args.trials * (p["start_s"] + args.full * p["step_s"])
             r["ratio"] = r["peft_s"] / r["ours_s"]
             r["ratio_without_start"] = (args.trials * args.full * p["step_s"]) / (r["ours_s"] - o["first_step_s"] + o["step_s"])
