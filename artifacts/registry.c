@@ -4,6 +4,7 @@
 #include "base/json.h"
 #include <dirent.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -142,6 +143,93 @@ int sl_registry_link(struct sl_store *store, const char *model, const struct sl_
     json_decref(json);
     json_decref(record);
     return rc ? sl_err_wrap(err, rc, "registering %s:%s as %s", link->artifact, link->version, model) : 0;
+}
+
+static int bad_model(const char *what, struct sl_err *err)
+{
+    return sl_err_set(err, SL_SPEC, "a registered model of the import is not as it should be: %s", what);
+}
+
+/* Every version that it names is in the store. The mutex is held. */
+static int check_linked(struct sl_store *store, const json_t *entry, struct sl_err *err)
+{
+    const char *artifact = sl_json_str(entry, "artifact", "");
+    int number = sl_version_number(sl_json_str(entry, "version", ""));
+    json_t *record = NULL;
+    if (!sl_name_valid(artifact) || number < 0)
+        return bad_model("a version needs artifact and version", err);
+    int rc = sl_store_read_record(store, artifact, number, &record, err);
+    json_decref(record);
+    return rc;
+}
+
+static int merge_model(struct sl_store *store, json_t *mine, const json_t *given, bool *ret_changed, char **kept,
+                       struct sl_err *err)
+{
+    json_t *versions = json_object_get(mine, "versions"), *stages = json_object_get(mine, "stages"), *entry;
+    const char *stage;
+    size_t i;
+    int rc = 0;
+    json_array_foreach(json_object_get(given, "versions"), i, entry) {
+        if (find_version(mine, sl_json_str(entry, "artifact", ""), sl_json_str(entry, "version", "")))
+            continue;
+        rc = check_linked(store, entry, err);
+        if (rc == 0 && json_array_size(versions) >= SL_REGISTRY_VERSIONS_MAX)
+            rc = sl_err_set(err, SL_CONFLICT, "registered model %s has too many versions", sl_json_str(mine, "model", ""));
+        if (rc || json_array_append(versions, entry))
+            return rc ? rc : sl_store_nomem(err);
+        *ret_changed = true;
+    }
+    json_object_foreach(json_object_get(given, "stages"), stage, entry) {
+        const json_t *at = json_object_get(stages, stage);
+        if (at && !is_version(at, sl_json_str(entry, "artifact", ""), sl_json_str(entry, "version", "")) && !*kept &&
+            asprintf(kept, "%s stays at %s:%s in stage %s", sl_json_str(mine, "model", ""), sl_json_str(at, "artifact", ""),
+                     sl_json_str(at, "version", ""), stage) < 0)
+            return sl_store_nomem(err);
+        if (at)
+            continue;
+        if (!sl_alias_valid(stage) || !find_version(mine, sl_json_str(entry, "artifact", ""), sl_json_str(entry, "version", "")))
+            return bad_model("a stage needs a name and a version of the model", err);
+        if (json_object_size(stages) >= SL_REGISTRY_STAGES_MAX)
+            return sl_err_set(err, SL_CONFLICT, "registered model %s has too many stages", sl_json_str(mine, "model", ""));
+        if (json_object_set(stages, stage, entry))
+            return sl_store_nomem(err);
+        *ret_changed = true;
+    }
+    return 0;
+}
+
+int sl_registry_import(struct sl_store *store, const json_t *model, bool *ret_changed, char **kept, struct sl_err *err)
+{
+    const char *name = sl_json_str(model, "model", "");
+    const json_t *history = json_object_get(model, "history");
+    json_t *mine = NULL;
+    bool changed = false;
+    int rc = sl_store_check_name("model", name, err);
+    if (rc == 0 && (!json_is_string(json_object_get(model, "created")) || (history && !json_is_array(history)) ||
+                    json_array_size(history) > SL_REGISTRY_HISTORY_MAX))
+        rc = bad_model("created or history", err);
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&store->mutex);
+    rc = read_model(store, name, &mine, err);
+    if (rc == SL_NOTFOUND) {
+        sl_err_clear(err);
+        mine = json_pack("{s:s, s:O, s:[], s:{}, s:O*}", "model", name, "created", json_object_get(model, "created"), "versions",
+                         "stages", "history", history);
+        if (mine && !history)
+            json_object_set_new(mine, "history", json_array());
+        rc = mine ? 0 : sl_store_nomem(err);
+    }
+    if (rc == 0)
+        rc = merge_model(store, mine, model, &changed, kept, err);
+    if (rc == 0 && changed)
+        rc = write_model(store, name, mine, err);
+    pthread_mutex_unlock(&store->mutex);
+    json_decref(mine);
+    if (rc == 0)
+        *ret_changed = changed;
+    return rc;
 }
 
 int sl_registry_unstage(struct sl_store *store, const char *model, const char *stage, const char *by,

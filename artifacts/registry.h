@@ -24,6 +24,11 @@ struct sl_registry_link {
  * too many. ret_model (may be NULL) as in show. */
 int sl_registry_link(struct sl_store *store, const char *model, const struct sl_registry_link *link,
                      json_t **ret_model, struct sl_err *err);
+/* Takes in what a model has elsewhere (the file, as export gives it): adds versions and stages that are not here, and the history
+ * to a model that is new. *kept: text of a stage that stays, heap, or as it was. SL_SPEC, SL_NOTFOUND: a version of it is not in
+ * the store. */
+int sl_registry_import(struct sl_store *store, const json_t *model, bool *ret_changed, char **kept,
+                       struct sl_err *err);
 /* SL_NOTFOUND: it has no such stage. */
 int sl_registry_unstage(struct sl_store *store, const char *model, const char *stage, const char *by,
                         json_t **ret_model, struct sl_err *err);

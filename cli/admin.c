@@ -2,6 +2,7 @@
 #include "base/json.h"
 #include "cli/api.h"
 #include "cli/cli.h"
+#include "cli/project_port.h"
 #include "cli/runs_common.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,10 +95,13 @@ static const struct thing
                    "offers (what an autoscaler can bring: offers='[\"gpu1+mem80\"]').\n"
                    "READY can be claimed now; HELD waits for a limit, a pause, or an agent that can serve it.",
                    true, true, print_queues},
-    project_thing = {"project", (const char *const[]){"[--json]", "set PROJECT KEY=VALUE ...", NULL},
+    project_thing = {"project", (const char *const[]){"[--json]", "set PROJECT KEY=VALUE ...", "export PROJECT FILE.tar",
+                                           "import FILE.tar", NULL},
                      "KEY is max_running, gpu_hours, storage_gib (0: no limit), gpu_hours_used or storage_gib_used\n"
                      "(0 starts anew). With a quota used up no run of the project starts and none is taken; what runs\n"
-                     "goes on.",
+                     "goes on. export writes all of a project: versions and their files, aliases, registered models, jobs,\n"
+                     "archived runs, each with its sha256; import takes that in, changes nothing that is there, and may be\n"
+                     "repeated.",
                      true, false, print_projects},
     agent_thing = {"agent", (const char *const[]){"[--json]", "pause|resume|drain AGENT", NULL},
                    "pause: it finishes its runs and claims none. drain: it finishes its runs and ends.", false,
@@ -188,13 +192,15 @@ static int command(const struct thing *t, int argc, char **argv)
 
     if (at < 0)
         return cli_usage_status(at);
-    if (left >= 2)
+    bool port = t == &project_thing && project_port_knows(left, argv + at);
+    if (left >= 2 && !port)
         changes = changes_of(t, argv[at], left - 2, argv + at + 2);
-    if (left && !changes)
+    if (left && !changes && !port)
         return cli_wrong(&usage, NULL);
     rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
-        rc = changes ? change(api, t, argv[at + 1], changes, json, &err)
+        rc = port      ? project_port(api, left, argv + at, json, &err)
+             : changes ? change(api, t, argv[at + 1], changes, json, &err)
                      : show_all(api, t, json || (!table && !isatty(STDOUT_FILENO)), &err);
     json_decref(changes);
     sl_api_free(api);

@@ -19,7 +19,7 @@ static const struct {
     {"logs", cmd_logs, "a run's log, as it grows with -f: logs [-f] RUN"},
     {"cancel", cmd_cancel, "stop a run: cancel RUN"},
     {"queues", cmd_queues, "queues: limits, pause, resume, drain"},
-    {"projects", cmd_projects, "projects: limits and quotas"},
+    {"projects", cmd_projects, "projects: limits and quotas, export and import"},
     {"agents", cmd_agents, "agents: pause, resume, drain"},
     {"artifact", cmd_artifact, "models, data sets and results: artifact put|get|ls|alias|convert"},
     {"registry", cmd_registry, "registered models and their stages: registry [show|link|stage|unstage]"},

@@ -153,6 +153,39 @@ int sl_jobs_put(struct sl_jobs *jobs, const char *name, const json_t *content, j
     return rc;
 }
 
+int sl_jobs_import(struct sl_jobs *jobs, const json_t *job, bool *ret_changed, struct sl_err *err)
+{
+    const char *name = sl_json_str(job, "job", "");
+    int version = (int)sl_json_int(job, "version", -1), rc = check_name(name, err);
+    char path[SL_PATH_MAX], *text = sl_json_dump(job);
+    json_t *there = NULL;
+
+    if (!rc && (version < 0 || !json_is_object(json_object_get(job, "spec")) || !text || strlen(text) > SL_JOB_MAX_BYTES))
+        rc = sl_err_set(err, SL_SPEC, "job %s of the import is not as it should be", name);
+    free(text);
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&jobs->mutex);
+    if (!read_version(jobs, name, version, &there, NULL)) {
+        if (!json_equal(there, (json_t *)(uintptr_t)job))
+            rc = sl_err_set(err, SL_CONFLICT, "version %d of job %s is here with other content", version, name);
+    } else {
+        rc = sl_path(path, err, "%s/%s", jobs->dir, name);
+        if (!rc)
+            rc = sl_mkdirs(path, err);
+        if (!rc)
+            rc = sl_dir_sync(jobs->dir, err);
+        if (!rc)
+            rc = sl_path(path, err, "%s/%s/v%d.json", jobs->dir, name, version);
+        if (!rc)
+            rc = sl_json_write(path, job, err);
+        *ret_changed = !rc;
+    }
+    pthread_mutex_unlock(&jobs->mutex);
+    json_decref(there);
+    return rc;
+}
+
 int sl_jobs_show(struct sl_jobs *jobs, const char *name, int version, json_t **ret_job,
                  struct sl_err *err)
 {

@@ -10,6 +10,7 @@
 #define SL_SERVER_JOBS_H
 #include "base/err.h"
 #include <jansson.h>
+#include <stdbool.h>
 
 #define SL_JOB_MAX_BYTES (1u << 20)
 #define SL_JOB_PARAMETERS_MAX 64
@@ -25,6 +26,9 @@ void sl_jobs_close(struct sl_jobs *jobs); /* NULL-safe */
  * ret_job: as it is stored. */
 int sl_jobs_put(struct sl_jobs *jobs, const char *name, const json_t *content, json_t **ret_job,
                 struct sl_err *err);
+/* Takes in one version of a job as another server has stored it, unless it is here. SL_CONFLICT: that number is here with other
+ * content. SL_SPEC: not a job. */
+int sl_jobs_import(struct sl_jobs *jobs, const json_t *job, bool *ret_changed, struct sl_err *err);
 /* version -1: the newest. SL_NOTFOUND. */
 int sl_jobs_show(struct sl_jobs *jobs, const char *name, int version, json_t **ret_job,
                  struct sl_err *err);

@@ -5,6 +5,7 @@
 #include "server/audit.h"
 #include "server/keeper.h"
 #include "server/openapi.h"
+#include "server/portable.h"
 #include "server/runs.h"
 #include "server/sessions.h"
 #include "server/webhooks.h"
@@ -26,6 +27,7 @@ static const struct sl_server_part parts[] = {
     {"webhooks", false, sl_webhooks_part_start, sl_webhooks_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
     {"keeper", false, sl_keeper_start, sl_keeper_stop},
+    {"portable", false, sl_portable_part_start, NULL},
 };
 #define N_PARTS ((int)(sizeof parts / sizeof *parts))
 
