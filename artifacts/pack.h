@@ -3,9 +3,10 @@
  * What is packed is a function of the files' paths and bytes alone (sorted, no times, owners or
  * modes), so equal folders give equal digests. What is unpacked may come from anybody: regular
  * files and folders only, paths below dest only, modes 0644 and 0755, the limits below; anything
- * else is SL_DATA with the entry's name, and dest appears whole or not at all. Unpacking is done by a forked
- * child that may write below dest only (where the kernel has Landlock), gains no privileges, and has limits of
- * memory, time and file size: when a fault of a library kills it, that is SL_DATA too. Blocks. */
+ * else is SL_DATA with the entry's name, and dest appears whole or not at all. Unpacking is done by a
+ * child, this program once more, which has nothing of our memory and environment, may write below dest only and
+ * use no TCP (where the kernel has Landlock), gains no privileges, and has limits of memory, time and file size:
+ * when a fault of a library kills it, that is SL_DATA too. Blocks. */
 #ifndef SL_ARTIFACTS_PACK_H
 #define SL_ARTIFACTS_PACK_H
 #include "artifacts/watch.h"
@@ -39,7 +40,10 @@ int sl_pack(const char *dir, const char *path, const struct sl_watch *watch,
  * sl_packed. */
 int sl_unpack(const char *path, const char *dest, const struct sl_watch *watch,
               json_t **ret_entries, struct sl_err *err);
-/* The same in this process: for the fuzzer, which wants to see the faults. */
+/* To be called first in main by a program that calls sl_unpack: in the child that does the unpacking it does not
+ * return. */
+void sl_unpack_main(int argc, char **argv);
+/* As sl_unpack, in this process: for the fuzzer, which wants to see the faults. */
 int sl_unpack_here(const char *path, const char *dest, const struct sl_watch *watch,
                    json_t **ret_entries, struct sl_err *err);
 

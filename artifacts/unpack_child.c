@@ -1,9 +1,11 @@
-/* Unpacking in a child of its own. It says what it did on a pipe, a line each: {"progress": bytes}, and at its
- * end {"entries": [...]} or {"code", "msg"}. */
+/* Unpacking in a child of its own: this program again, since a fork of a process with threads may do next to
+ * nothing, and so that neither memory nor environment of ours is there. It says what it did on a pipe, a line each:
+ * {"progress": bytes}, and at its end {"entries": [...]} or {"code", "msg"}. */
 #include "artifacts/pack_priv.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/proc.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/landlock.h>
@@ -19,11 +21,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHILD_FD 3  /* the pipe */
+#define CHILD_FD 3 /* the pipe */
 #define ARCHIVE_FD 4
 #define CHILD_FDS 16
 #define REPLY_MAX_BYTES (64u << 20) /* of SL_UNPACK_MAX_ENTRIES entries */
 #define STOP_POLL_MS 50
+#define VERB "unpack-child"
+#define CHILD_ENV "SOFTLAUNCH_UNPACKING"
+/* what older headers do not have */
+#define FS_TRUNCATE (1ull << 14)  /* third version of Landlock */
+#define NET_BIND_CONNECT_TCP 3ull /* fourth */
 
 /* ---- the child ------------------------------------------------------------------------------- */
 
@@ -64,21 +71,27 @@ static int64_t memory_now(void)
 }
 #endif
 
-/* Files and folders can be made and written below root only. Kernels without Landlock leave that to the checks
- * of each entry. */
+/* Files and folders can be made and written below root only, nothing can be started, no TCP. Kernels without
+ * Landlock leave that to the checks of each entry. */
 static void confine(const char *root)
 {
-    const uint64_t writes =
-        LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR |
-        LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_CHAR | LANDLOCK_ACCESS_FS_MAKE_DIR |
-        LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO |
-        LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SYM;
-    const struct landlock_ruleset_attr all = {.handled_access_fs = writes};
+    int version = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
+    struct {
+        uint64_t fs, net;
+    } all = {.fs = LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR |
+                   LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_CHAR | LANDLOCK_ACCESS_FS_MAKE_DIR |
+                   LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO |
+                   LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SYM,
+             .net = NET_BIND_CONNECT_TCP};
     struct landlock_path_beneath_attr below = {
         .allowed_access = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_MAKE_DIR |
                           LANDLOCK_ACCESS_FS_MAKE_REG,
         .parent_fd = open(root, O_PATH | O_CLOEXEC)};
-    int rules = (int)syscall(SYS_landlock_create_ruleset, &all, sizeof all, 0);
+    if (version >= 3)
+        all.fs |= FS_TRUNCATE;
+    int rules = version < 1 ? -1
+                            : (int)syscall(SYS_landlock_create_ruleset, &all,
+                                           version < 4 ? sizeof all.fs : sizeof all, 0);
     if (rules >= 0 && below.parent_fd >= 0 &&
         syscall(SYS_landlock_add_rule, rules, LANDLOCK_RULE_PATH_BENEATH, &below, 0) == 0)
         syscall(SYS_landlock_restrict_self, rules, 0);
@@ -88,20 +101,17 @@ static void confine(const char *root)
         close(below.parent_fd);
 }
 
-static void child(int archive, int pipe_end, const char *root)
+void sl_unpack_main(int argc, char **argv)
 {
     struct sl_err err = SL_ERR_INIT;
     json_t *entries = NULL;
     const struct sl_watch watch = {.progress = say_progress};
+    if (argc != 3 || strcmp(argv[1], VERB) != 0 || !getenv(CHILD_ENV))
+        return;
+    const char *root = argv[2];
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    signal(SIGPIPE, SIG_DFL); /* who asked has gone */
     signal(SIGXFSZ, SIG_IGN);
-    /* Of what is open here only these two. */
-    int high[2] = {fcntl(pipe_end, F_DUPFD_CLOEXEC, 100), fcntl(archive, F_DUPFD_CLOEXEC, 100)};
-    if (high[0] < 0 || high[1] < 0 || dup2(high[0], CHILD_FD) < 0 || dup2(high[1], ARCHIVE_FD) < 0)
-        _exit(1);
-    syscall(SYS_close_range, ARCHIVE_FD + 1, ~0u, 0);
     limit(RLIMIT_NOFILE, CHILD_FDS);
     limit(RLIMIT_CORE, 0);
     limit(RLIMIT_CPU, SL_UNPACK_MAX_CPU_S);
@@ -199,24 +209,43 @@ static int judge(int status, json_t *last, json_t **ret_entries, struct sl_err *
                       WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }
 
+/* The child's environment: what the loader and sanitizers are told, no secrets. */
+static void child_env(const char *ret_env[8], char room[4][SL_PATH_MAX])
+{
+    static const char *const kept[] = {"LD_LIBRARY_PATH", "LD_PRELOAD", "ASAN_OPTIONS", "UBSAN_OPTIONS"};
+    int n = 0;
+    ret_env[n++] = CHILD_ENV "=1";
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+        if (getenv(kept[i]) && sl_path(room[i], NULL, "%s=%s", kept[i], getenv(kept[i])) == 0)
+            ret_env[n++] = room[i];
+    ret_env[n] = NULL;
+}
+
 static int unpack_by_child(int fd, const char *root, const struct sl_watch *watch,
                            json_t **ret_entries, struct sl_err *err)
 {
+    char room[4][SL_PATH_MAX];
+    const char *env[8], *const argv[] = {"/proc/self/exe", VERB, root, NULL};
     int ends[2], status = 0;
     json_t *last = NULL;
+    pid_t pid;
     if (sl_watch_stop(watch))
         return sl_err_set(err, SL_CANCELLED, "stopped");
+    if (getenv(CHILD_ENV)) /* else each child would start another one */
+        return sl_err_set(err, SL_SPEC, "this program's main does not call sl_unpack_main");
     if (pipe2(ends, O_CLOEXEC))
         return sl_err_errno(err, "making a pipe");
-    pid_t pid = fork();
-    if (pid == 0)
-        child(fd, ends[1], root);
+    child_env(env, room);
+    const struct sl_spawn child = {.argv = argv, .envp = env, .bare_env = true, .n_fds = ARCHIVE_FD + 1,
+                                   .fds = {-1, -1, fcntl(STDERR_FILENO, F_GETFD) < 0 ? -1 : STDERR_FILENO,
+                                           ends[1], fd}};
+    int rc = sl_spawn(&child, &pid, err);
     close(ends[1]);
-    if (pid < 0) {
+    if (rc) {
         close(ends[0]);
-        return sl_err_errno(err, "starting a child");
+        return rc;
     }
-    int rc = listen_to(ends[0], watch, &last, err);
+    rc = listen_to(ends[0], watch, &last, err);
     close(ends[0]);
     if (rc)
         kill(pid, SIGKILL);

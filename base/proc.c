@@ -15,11 +15,12 @@
 /* Runs in the child between fork and exec. Reports failure as errno on fd. */
 static void become(const struct sl_spawn *s, pid_t parent, int report_fd)
 {
+    static char *none[] = {NULL};
     int saved[SL_PROC_MAX_FDS], null_fd, e;
-    sigset_t none;
+    sigset_t unblocked;
 
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    sigemptyset(&unblocked);
+    sigprocmask(SIG_SETMASK, &unblocked, NULL);
     signal(SIGPIPE, SIG_DFL);
     setsid();
     prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -51,6 +52,8 @@ static void become(const struct sl_spawn *s, pid_t parent, int report_fd)
         if (setrlimit(RLIMIT_AS, &(struct rlimit){bytes, bytes}))
             goto failed;
     }
+    if (s->bare_env)
+        environ = none;
     for (int i = 0; s->envp && s->envp[i]; i++)
         if (putenv((char *)(uintptr_t)s->envp[i]))
             goto failed;

@@ -2,6 +2,7 @@
 #ifndef SL_BASE_PROC_H
 #define SL_BASE_PROC_H
 #include "base/err.h"
+#include <stdbool.h>
 #include <sys/types.h>
 
 #define SL_PROC_MAX_FDS 8
@@ -9,6 +10,7 @@
 struct sl_spawn {
     const char *const *argv; /* argv[0] is a path or found on PATH; NULL-terminated */
     const char *const *envp; /* "K=V" added to ours, "K" taken away; NULL-terminated; may be NULL */
+    bool bare_env;           /* the child's environment is envp alone */
     const char *cwd;         /* may be NULL */
     int fds[SL_PROC_MAX_FDS]; /* fds[i] becomes descriptor i in the child; -1: /dev/null for 0..2, else closed */
     int n_fds;               /* at least 3 */

@@ -1,4 +1,5 @@
 /* `softlaunch`: one command, subcommands like git's. What needs the engine is exec'd: softlaunch-worker. */
+#include "artifacts/pack.h"
 #include "cli/cli.h"
 #include "base/file.h"
 #include "base/proc.h"
@@ -70,6 +71,7 @@ static void usage(FILE *to)
 
 int main(int argc, char **argv)
 {
+    sl_unpack_main(argc, argv);
     if (argc < 2) {
         usage(stderr);
         return 2;

@@ -1,5 +1,6 @@
 /* The store over HTTP, by a real server in this process: tokens, bodies, ranges, plans of fetch and
  * push. Long because it is one suite over one server. */
+#include "artifacts/pack.h"
 #include "artifacts/api.h"
 #include "artifacts/plan.h"
 #include "artifacts/store.h"
@@ -760,8 +761,9 @@ static void publishing_says_what_the_server_says(void **state)
 
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
-int main(void)
+int main(int argc, char **argv)
 {
+    sl_unpack_main(argc, argv);
     const struct CMUnitTest tests[] = {
         T(only_health_answers_without_token),
         T(short_tokens_are_refused),
