@@ -5,20 +5,12 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <dirent.h>
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/landlock.h>
-#include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include <utime.h>
 // clang-format off
@@ -26,7 +18,6 @@
 // clang-format on
 
 static char dir[64];
-static const char *child_root; /* in a child that unpacks: where to */
 static struct sl_err err;
 
 static char *in_dir(const char *name)
@@ -442,82 +433,10 @@ static void stops_when_asked(void **state)
     assert_false(sl_file_exists(in_dir("dest")));
 }
 
-/* ---- the child ------------------------------------------------------------------------------- */
-
-/* Stands before libarchive's. In the child that test_pack starts it does what a library that was taken over might,
- * and leaves word in the folder where it may write. */
-int archive_read_support_format_tar(struct archive *a)
-{
-    int (*real)(struct archive *) = (int (*)(struct archive *))(uintptr_t)dlsym(RTLD_NEXT, "archive_read_support_format_tar");
-    const char *root = getenv("SOFTLAUNCH_UNPACKING") ? child_root : NULL;
-    if (root && access("probe", F_OK) == 0) {
-        char canary[SL_PATH_MAX], beside[SL_PATH_MAX], said[SL_PATH_MAX], text[256];
-        struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-        snprintf(canary, sizeof canary, "%s/../canary", root);
-        snprintf(beside, sizeof beside, "%s/../beside", root);
-        snprintf(said, sizeof said, "%s/said", root);
-        int s = socket(AF_INET, SOCK_STREAM, 0);
-        int written = open(canary, O_WRONLY) < 0 ? errno : 0;
-        int cut = truncate(canary, 0) ? errno : 0;
-        int made = open(beside, O_WRONLY | O_CREAT, 0644) < 0 ? errno : 0;
-        int folder = mkdir(beside, 0755) ? errno : 0;
-        int removed = unlink(canary) ? errno : 0;
-        int linked = symlink("/etc", beside) ? errno : 0;
-        int below = symlink("/etc", said) ? errno : 0;
-        int connected = connect(s, (struct sockaddr *)&to, sizeof to) ? errno : 0;
-        int started = execl("/bin/true", "true", (char *)NULL) ? errno : 0;
-        snprintf(text, sizeof text, "%d %d %d %d %d %d %d %d %d %d %d", written, cut, made, folder, removed, linked, below,
-                 connected, started, prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), getenv("SL_TEST_SECRET") != NULL);
-        int fd = open(said, O_WRONLY | O_CREAT | O_EXCL, 0644);
-        if (fd < 0 || write(fd, text, strlen(text)) < 0 || close(fd))
-            _exit(1);
-    }
-    return real(a);
-}
-
-static void the_child_may_write_below_its_folder_only(void **state)
-{
-    struct sl_packed packed;
-    struct sl_buf said;
-    char before[SL_PATH_MAX], want[256];
-    int version = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
-    (void)state;
-    put("src/a", "a");
-    put("canary", "untouched");
-    put("probe", "");
-    assert_int_equal(sl_pack(in_dir("src"), in_dir("x.tar"), NULL, &packed, &err), 0);
-    json_decref(packed.entries);
-    assert_non_null(getcwd(before, sizeof before));
-    assert_int_equal(chdir(dir), 0); /* where the child finds its file `probe` */
-    setenv("SL_TEST_SECRET", "x", 1);
-    int rc = sl_unpack("x.tar", "dest", NULL, NULL, &err);
-    unsetenv("SL_TEST_SECRET");
-    assert_int_equal(chdir(before), 0);
-    if (rc)
-        fail_msg("%s", err.msg);
-    sl_buf_init(&said, 4096);
-    if (sl_file_read(in_dir("dest/said"), &said, &err))
-        fail_msg("%s", err.msg);
-    if (version < 1) {
-        print_message("not run: this kernel has no Landlock; the child did as it liked: %s\n", said.p);
-        sl_buf_release(&said);
-        skip();
-    }
-    snprintf(want, sizeof want, "%d %d %d %d %d %d %d %d %d 1 0", EACCES, version < 3 ? 0 : EACCES, EACCES, EACCES, EACCES, EACCES,
-             EACCES, version < 4 ? ECONNREFUSED : EACCES, EACCES);
-    assert_string_equal(said.p, want);
-    sl_buf_release(&said);
-    if (version >= 3)
-        assert_content("canary", "untouched");
-    assert_false(sl_file_exists(in_dir("beside")));
-    assert_content("dest/a", "a");
-}
-
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(int argc, char **argv)
 {
-    child_root = argc == 3 ? argv[2] : NULL;
     sl_unpack_main(argc, argv);
     const struct CMUnitTest tests[] = {
         T(tar_round_trip),
@@ -530,7 +449,6 @@ int main(int argc, char **argv)
         T(bombs_and_cuts),
         T(unpack_replaces_nothing),
         T(stops_when_asked),
-        T(the_child_may_write_below_its_folder_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
