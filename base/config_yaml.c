@@ -232,7 +232,8 @@ static void move(struct reading *r, json_t *object, const char *key, json_t *spe
 /* What a spec has beside name, model and config. */
 static const char *const SPEC_KEYS[] = {"api",    "project",   "queue",    "priority", "retry",
                                         "outputs", "datasets", "resources", "dedupe",  "schedule",
-                                        "secrets", "env",      "time_limit_s", "trials"};
+                                        "secrets", "env",      "time_limit_s", "trials",
+                                        "tracking"};
 #define N_SPEC_KEYS (sizeof SPEC_KEYS / sizeof *SPEC_KEYS)
 
 static json_t *build_spec(struct reading *r)

@@ -119,6 +119,11 @@ static int add_event(struct sl_buf *b, int64_t time_ms, int64_t step, int field,
     return rc;
 }
 
+const char *sl_tfevents_name(const char *metric)
+{
+    return strcmp(metric, "loss") ? metric : "reduced_train_loss";
+}
+
 /* One Summary.Value of a Summary. */
 static int add_value(struct sl_buf *summary, const char *tag, double number)
 {
@@ -147,7 +152,7 @@ static int add_summary(struct file *f, int64_t time_ms, const json_t *data)
     sl_buf_init(&summary, EVENT_MAX);
     json_object_foreach((json_t *)(uintptr_t)data, name, value)
         if (!rc && json_is_number(value) && strcmp(name, "step") != 0)
-            rc = add_value(&summary, !strcmp(name, "loss") ? "reduced_train_loss" : name, json_number_value(value));
+            rc = add_value(&summary, sl_tfevents_name(name), json_number_value(value));
     if (!rc && summary.len) {
         rc = add_event(&f->bytes, time_ms, sl_json_int(data, "step", 0), 5, summary.p, summary.len);
         f->metrics = true;

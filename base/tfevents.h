@@ -18,6 +18,8 @@
 
 struct sl_tfevents;
 
+const char *sl_tfevents_name(const char *metric); /* what a metric of ours is called there; borrowed */
+
 int sl_tfevents_new(const char *run, struct sl_tfevents **ret_t, struct sl_err *err);
 /* One of the run's events {"type", "time_ms", "data"}, oldest first; borrowed. Others than metric and start are
  * left out. SL_NOMEM: over a limit. */

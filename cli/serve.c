@@ -4,6 +4,7 @@
 #include "cli/options.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 int cmd_serve(int argc, char **argv)
@@ -36,7 +37,10 @@ int cmd_serve(int argc, char **argv)
         {"collect-grace", 0, CLI_INT, &collect_grace_s, "S",
          "what came in the last S seconds is not collected (21600)", 0, INT_MAX},
         {"webhook-allow", 0, CLI_LIST, &allow, "NETWORK",
-         "webhooks may go to private addresses of this network, as 10.1.0.0/16; several times", 0, 0},
+         "webhooks and MLflow may go to private addresses of this network, as 10.1.0.0/16; several times", 0, 0},
+        {"mlflow", 0, CLI_TEXT, &config.mlflow_uri, "URL",
+         "mirrors runs to this MLflow server, unless tracking.mlflow.uri of a spec names another one;\n"
+         "with the credentials in MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", 0, 0},
         CLI_OPTIONS_END,
     };
     const struct cli_usage usage = {
@@ -62,6 +66,8 @@ int cmd_serve(int argc, char **argv)
         return cli_wrong(&usage, "--webhook-allow: at most 16 networks");
     for (int i = 0; i < allow.n; i++)
         config.webhook_allow[config.n_webhook_allow++] = allow.items[i];
+    if (config.mlflow_uri && strncmp(config.mlflow_uri, "http://", 7) != 0 && strncmp(config.mlflow_uri, "https://", 8) != 0)
+        return cli_wrong(&usage, "--mlflow: expected the address of an MLflow server, as http://127.0.0.1:5000");
     config.keep_finished_s = keep_finished_s;
     config.keep_runs_days = keep_runs_days;
     config.collect_every_s = collect_every_s;

@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "server/mlflow.h"
 #include "server/runs.h"
 #include "server/webhooks.h"
 #include <string.h>
@@ -44,6 +45,8 @@ static int take_run(struct sl_runs *runs, const char *run, struct sl_err *err)
     rc = sl_archive_tensorboard(runs->archive, run, err);
     if (!rc)
         rc = sl_webhooks_run_ended(runs->server->webhooks, record, err);
+    if (!rc)
+        rc = sl_mlflow_run_ended(runs->server->mlflow, record, err);
     if (!rc)
         rc = sl_archive_put(runs->archive, record, err);
     json_decref(record);

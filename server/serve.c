@@ -4,6 +4,7 @@
 #include "server/accounts.h"
 #include "server/audit.h"
 #include "server/keeper.h"
+#include "server/mlflow.h"
 #include "server/openapi.h"
 #include "server/portable.h"
 #include "server/runs.h"
@@ -25,7 +26,9 @@ static const struct sl_server_part parts[] = {
     {"pages", false, sl_pages_part_start, sl_pages_part_stop},
     {"metrics", false, sl_metrics_part_start, sl_metrics_part_stop},
     {"webhooks", false, sl_webhooks_part_start, sl_webhooks_part_stop},
+    {"mlflow", true, sl_mlflow_part_start, sl_mlflow_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
+    {"mlflow's thread", true, sl_mlflow_send_start, sl_mlflow_send_stop},
     {"keeper", false, sl_keeper_start, sl_keeper_stop},
     {"portable", false, sl_portable_part_start, NULL},
 };

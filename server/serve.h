@@ -24,11 +24,13 @@ struct sl_serve_config {
     int64_t keep_runs_days;  /* how long it stays in the archive; 0: for ever */
     int64_t collect_every_s; /* between collections of the store; 0: none by the clock */
     int64_t collect_grace_s; /* see sl_collect */
-    const char *webhook_allow[SL_WEBHOOK_ALLOW_MAX]; /* private networks that webhooks may go to */
+    const char *webhook_allow[SL_WEBHOOK_ALLOW_MAX]; /* private networks that webhooks and mirrors may go to */
     int n_webhook_allow;
+    const char *mlflow_uri; /* where runs are mirrored to that name no other place (server/mlflow.h); NULL: nowhere */
 };
 
 struct sl_webhooks;
+struct sl_mlflow;
 
 struct sl_server {
     const struct sl_serve_config *config;
@@ -39,6 +41,7 @@ struct sl_server {
     struct sl_sessions *sessions;
     struct sl_audit *audit;
     struct sl_webhooks *webhooks; /* NULL: none (server/webhooks.h) */
+    struct sl_mlflow *mlflow;     /* NULL: without Redis */
 };
 
 struct sl_server_part {

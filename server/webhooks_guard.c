@@ -1,5 +1,6 @@
 /* Where a webhook may not go: the operator's own network, which its writer may not be able to reach otherwise. */
-#include "server/webhooks_priv.h"
+#include "server/webhooks.h"
+#include "server/webhooks_guard.h"
 #include <arpa/inet.h>
 #include <curl/curl.h>
 #include <netinet/in.h>

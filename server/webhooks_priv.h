@@ -4,10 +4,10 @@
 #include "queue/queue.h"
 #include "server/ticker.h"
 #include "server/webhooks.h"
+#include "server/webhooks_guard.h"
 #include <pthread.h>
 #include <sqlite3.h>
 #include <stdatomic.h>
-#include <sys/socket.h>
 
 struct sl_webhooks {
     struct sl_server *server;
@@ -65,13 +65,5 @@ void sl_webhooks_wake(struct sl_webhooks *w);      /* something is due */
 /* "whsec_" and base64 of 24 random bytes; and whether a text is such a secret of 16 to 64 bytes. */
 int sl_webhook_secret(char ret_secret[128], struct sl_err *err);
 bool sl_webhook_secret_valid(const char *secret);
-
-/* ---- webhooks_guard.c ---- */
-/* SL_SPEC: not of the form "10.0.0.0/8", "fd00::/8", or an address. */
-int sl_webhook_allow_check(const char *const *allow, int n, struct sl_err *err);
-/* Whether a delivery may go to this address. */
-bool sl_webhook_may_go(const struct sockaddr *to, const char *const *allow, int n);
-/* SL_SPEC: no http or https URL, or one whose address is a number that may not be gone to. */
-int sl_webhook_url_check(const char *url, const char *const *allow, int n, struct sl_err *err);
 
 #endif

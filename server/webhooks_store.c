@@ -1,56 +1,16 @@
 /* DATA/webhooks.db: the webhooks, what waits to be delivered, and which conditions last. The truth of these. */
-#include "base/file.h"
 #include "base/json.h"
+#include "server/sql.h"
 #include "server/webhooks_priv.h"
-#include <fcntl.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-static int failed(struct sl_webhooks *w, struct sl_err *err)
-{
-    return sl_err_set(err, SL_IO, "webhooks.db: %s", w->db ? sqlite3_errmsg(w->db) : "out of memory");
-}
-
-/* Prepares and binds: per letter of types an argument, "t" a text or NULL, "i" an int64_t. */
-static int prepare(struct sl_webhooks *w, sqlite3_stmt **ret_s, struct sl_err *err, const char *sql,
-                   const char *types, ...)
-{
-    va_list ap;
-
-    if (sqlite3_prepare_v2(w->db, sql, -1, ret_s, NULL) != SQLITE_OK)
-        return failed(w, err);
-    va_start(ap, types);
-    for (int i = 0; types[i]; i++)
-        if (types[i] == 't')
-            sqlite3_bind_text(*ret_s, i + 1, va_arg(ap, const char *), -1, SQLITE_TRANSIENT);
-        else
-            sqlite3_bind_int64(*ret_s, i + 1, va_arg(ap, int64_t));
-    va_end(ap);
-    return 0;
-}
-
-/* Steps once and ends; ret_changes may be NULL. */
-static int finish(struct sl_webhooks *w, sqlite3_stmt *s, int *ret_changes, struct sl_err *err)
-{
-    int step = sqlite3_step(s), rc = 0;
-
-    if (step != SQLITE_DONE && step != SQLITE_ROW)
-        rc = failed(w, err);
-    sqlite3_finalize(s);
-    if (!rc && ret_changes)
-        *ret_changes = sqlite3_changes(w->db);
-    return rc;
-}
 
 static int64_t number(struct sl_webhooks *w, const char *sql, const char *text)
 {
     sqlite3_stmt *s;
     int64_t found = 0;
 
-    if (prepare(w, &s, NULL, sql, text ? "t" : "", text))
+    if (sl_sql_prepare(w->db, &s, NULL, sql, text ? "t" : "", text))
         return 0;
     if (sqlite3_step(s) == SQLITE_ROW)
         found = sqlite3_column_int64(s, 0);
@@ -70,32 +30,14 @@ int sl_webhooks_open(struct sl_webhooks *w, struct sl_err *err)
         "CREATE INDEX IF NOT EXISTS delivery_due ON delivery (state, due_ms);"
         "CREATE INDEX IF NOT EXISTS delivery_created ON delivery (hook, created_ms);"
         "CREATE TABLE IF NOT EXISTS condition (event TEXT, subject TEXT, PRIMARY KEY (event, subject));";
-    char path[SL_PATH_MAX];
-    int rc = sl_path(path, err, "%s/webhooks.db", w->server->config->data_dir), fd;
 
-    if (rc)
-        return rc;
-    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* it holds secrets */
-    if (fd < 0)
-        return sl_err_errno(err, "opening %s", path);
-    close(fd);
-    if (sqlite3_open(path, &w->db) != SQLITE_OK ||
-        sqlite3_exec(w->db, set_up, NULL, NULL, NULL) != SQLITE_OK)
-        return failed(w, err);
-    return 0;
+    return sl_sql_open(w->server->config->data_dir, "webhooks.db", set_up, &w->db, err);
 }
 
 void sl_webhooks_close(struct sl_webhooks *w)
 {
     sqlite3_close(w->db);
     w->db = NULL;
-}
-
-static const char *text_of(sqlite3_stmt *s, int column)
-{
-    const char *text = (const char *)sqlite3_column_text(s, column);
-
-    return text ? text : "";
 }
 
 int sl_webhooks_all(struct sl_webhooks *w, json_t **ret_hooks, struct sl_err *err)
@@ -105,15 +47,15 @@ int sl_webhooks_all(struct sl_webhooks *w, json_t **ret_hooks, struct sl_err *er
     int rc, step = SQLITE_DONE;
 
     pthread_mutex_lock(&w->db_mutex);
-    rc = prepare(w, &s, err, "SELECT name, json FROM hook ORDER BY name", "");
+    rc = sl_sql_prepare(w->db, &s, err, "SELECT name, json FROM hook ORDER BY name", "");
     while (!rc && (step = sqlite3_step(s)) == SQLITE_ROW) {
-        const char *json = text_of(s, 1);
+        const char *json = sl_sql_text(s, 1);
         rc = sl_json_parse(json, strlen(json), "webhooks.db", &one, err);
         if (!rc)
-            json_object_set_new(hooks, text_of(s, 0), one);
+            json_object_set_new(hooks, sl_sql_text(s, 0), one);
     }
     if (!rc && step != SQLITE_DONE)
-        rc = failed(w, err);
+        rc = sl_sql_failed(w->db, err);
     sqlite3_finalize(s);
     pthread_mutex_unlock(&w->db_mutex);
     if (rc)
@@ -126,14 +68,14 @@ int sl_webhooks_all(struct sl_webhooks *w, json_t **ret_hooks, struct sl_err *er
 static int remove_hook(struct sl_webhooks *w, const char *name, struct sl_err *err)
 {
     sqlite3_stmt *s;
-    int changes = 0, rc = prepare(w, &s, err, "DELETE FROM hook WHERE name = ?", "t", name);
+    int changes = 0, rc = sl_sql_prepare(w->db, &s, err, "DELETE FROM hook WHERE name = ?", "t", name);
 
     if (!rc)
-        rc = finish(w, s, &changes, err);
+        rc = sl_sql_finish(w->db, s, &changes, err);
     if (!rc)
-        rc = prepare(w, &s, err, "DELETE FROM delivery WHERE hook = ?", "t", name);
+        rc = sl_sql_prepare(w->db, &s, err, "DELETE FROM delivery WHERE hook = ?", "t", name);
     if (!rc)
-        rc = finish(w, s, NULL, err);
+        rc = sl_sql_finish(w->db, s, NULL, err);
     return rc || changes ? rc : sl_err_set(err, SL_NOTFOUND, "there is no webhook %s", name);
 }
 
@@ -153,9 +95,9 @@ int sl_webhooks_put(struct sl_webhooks *w, const char *name, const json_t *hook,
         rc = sl_err_set(err, SL_CONFLICT, "there are %d webhooks, which is the limit: remove one first",
                         SL_WEBHOOKS_MAX);
     } else {
-        rc = prepare(w, &s, err, "INSERT OR REPLACE INTO hook (name, json) VALUES (?, ?)", "tt", name, json);
+        rc = sl_sql_prepare(w->db, &s, err, "INSERT OR REPLACE INTO hook (name, json) VALUES (?, ?)", "tt", name, json);
         if (!rc)
-            rc = finish(w, s, NULL, err);
+            rc = sl_sql_finish(w->db, s, NULL, err);
     }
     pthread_mutex_unlock(&w->db_mutex);
     free(json);
@@ -174,13 +116,13 @@ static int add(struct sl_webhooks *w, const char *hook, const char *event, const
     int rc;
 
     sl_random_id(id);
-    rc = prepare(w, &s, err,
+    rc = sl_sql_prepare(w->db, &s, err,
                  "INSERT OR IGNORE INTO delivery (id, hook, event, subject, body, created_ms, due_ms, state, error)"
                  " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                  "tttttiitt", id, hook, event, subject, body, now_ms, now_ms, full ? "given_up" : "waiting",
                  full ? "too many deliveries wait for this webhook" : NULL);
     if (!rc)
-        rc = finish(w, s, NULL, err);
+        rc = sl_sql_finish(w->db, s, NULL, err);
     if (!rc && ret_id)
         memcpy(ret_id, id, sizeof id);
     return rc;
@@ -206,14 +148,14 @@ int sl_webhooks_add_all(struct sl_webhooks *w, const json_t *deliveries, struct 
     if (!json_array_size(deliveries))
         return 0;
     pthread_mutex_lock(&w->db_mutex);
-    rc = sqlite3_exec(w->db, "BEGIN IMMEDIATE", NULL, NULL, NULL) == SQLITE_OK ? 0 : failed(w, err);
+    rc = sqlite3_exec(w->db, "BEGIN IMMEDIATE", NULL, NULL, NULL) == SQLITE_OK ? 0 : sl_sql_failed(w->db, err);
     if (!rc) {
         json_array_foreach(deliveries, i, d)
             if (!rc)
                 rc = add(w, sl_json_str(d, "hook", ""), sl_json_str(d, "event", ""), sl_json_str(d, "subject", ""),
                          sl_json_str(d, "body", ""), NULL, err);
         if (!rc && sqlite3_exec(w->db, "COMMIT", NULL, NULL, NULL) != SQLITE_OK)
-            rc = failed(w, err);
+            rc = sl_sql_failed(w->db, err);
         if (rc)
             sqlite3_exec(w->db, "ROLLBACK", NULL, NULL, NULL);
     }
@@ -228,12 +170,12 @@ int sl_webhooks_condition(struct sl_webhooks *w, const char *event, const char *
     int changes = 0, rc;
 
     pthread_mutex_lock(&w->db_mutex);
-    rc = prepare(w, &s, err,
+    rc = sl_sql_prepare(w->db, &s, err,
                  on ? "INSERT OR IGNORE INTO condition (event, subject) VALUES (?, ?)"
                     : "DELETE FROM condition WHERE event = ? AND subject = ?",
                  "tt", event, subject);
     if (!rc)
-        rc = finish(w, s, &changes, err);
+        rc = sl_sql_finish(w->db, s, &changes, err);
     pthread_mutex_unlock(&w->db_mutex);
     if (!rc && ret_new)
         *ret_new = on && changes > 0;
@@ -248,9 +190,9 @@ int sl_webhooks_conditions(struct sl_webhooks *w, const char *event, json_t **re
     int rc;
 
     pthread_mutex_lock(&w->db_mutex);
-    rc = prepare(w, &s, err, "SELECT subject FROM condition WHERE event = ?", "t", event);
+    rc = sl_sql_prepare(w->db, &s, err, "SELECT subject FROM condition WHERE event = ?", "t", event);
     while (!rc && sqlite3_step(s) == SQLITE_ROW)
-        json_array_append_new(subjects, json_string(text_of(s, 0)));
+        json_array_append_new(subjects, json_string(sl_sql_text(s, 0)));
     sqlite3_finalize(s);
     pthread_mutex_unlock(&w->db_mutex);
     if (rc)
@@ -268,13 +210,13 @@ int sl_webhooks_due(struct sl_webhooks *w, int64_t now_ms, int most, json_t **re
     int rc;
 
     pthread_mutex_lock(&w->db_mutex);
-    rc = prepare(w, &s, err,
+    rc = sl_sql_prepare(w->db, &s, err,
                  "SELECT id, hook, body, tries, created_ms FROM delivery WHERE state = 'waiting' AND due_ms <= ?"
                  " ORDER BY due_ms LIMIT ?",
                  "ii", now_ms, (int64_t)most);
     while (!rc && sqlite3_step(s) == SQLITE_ROW)
-        json_array_append_new(due, json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", text_of(s, 0), "hook",
-                                             text_of(s, 1), "body", text_of(s, 2), "tries",
+        json_array_append_new(due, json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", sl_sql_text(s, 0), "hook",
+                                             sl_sql_text(s, 1), "body", sl_sql_text(s, 2), "tries",
                                              (json_int_t)sqlite3_column_int64(s, 3), "created_ms",
                                              (json_int_t)sqlite3_column_int64(s, 4)));
     sqlite3_finalize(s);
@@ -294,11 +236,11 @@ int sl_webhooks_tried(struct sl_webhooks *w, const char *id, const char *state, 
     int rc;
 
     pthread_mutex_lock(&w->db_mutex);
-    rc = prepare(w, &s, err,
+    rc = sl_sql_prepare(w->db, &s, err,
                  "UPDATE delivery SET state = ?, due_ms = ?, tries = tries + 1, status = ?, error = ? WHERE id = ?",
                  "tiitt", state, due_ms, (int64_t)status, error, id);
     if (!rc)
-        rc = finish(w, s, NULL, err);
+        rc = sl_sql_finish(w->db, s, NULL, err);
     pthread_mutex_unlock(&w->db_mutex);
     return rc;
 }
@@ -311,17 +253,17 @@ int sl_webhooks_deliveries(struct sl_webhooks *w, const char *hook, json_t **ret
     int rc;
 
     pthread_mutex_lock(&w->db_mutex);
-    rc = prepare(w, &s, err,
+    rc = sl_sql_prepare(w->db, &s, err,
                  "SELECT id, event, subject, created_ms, state, tries, status, error, due_ms FROM delivery"
                  " WHERE hook = ? ORDER BY created_ms DESC, rowid DESC LIMIT ?",
                  "ti", hook, (int64_t)SL_WEBHOOK_SHOWN_MAX);
     while (!rc && sqlite3_step(s) == SQLITE_ROW) {
-        json_t *one = json_pack("{s:s, s:s, s:s, s:I, s:s, s:i, s:i, s:s}", "id", text_of(s, 0), "event",
-                                text_of(s, 1), "subject", text_of(s, 2), "created_ms",
-                                (json_int_t)sqlite3_column_int64(s, 3), "state", text_of(s, 4), "tries",
+        json_t *one = json_pack("{s:s, s:s, s:s, s:I, s:s, s:i, s:i, s:s}", "id", sl_sql_text(s, 0), "event",
+                                sl_sql_text(s, 1), "subject", sl_sql_text(s, 2), "created_ms",
+                                (json_int_t)sqlite3_column_int64(s, 3), "state", sl_sql_text(s, 4), "tries",
                                 sqlite3_column_int(s, 5), "status", sqlite3_column_int(s, 6), "error",
-                                text_of(s, 7));
-        if (one && !strcmp(text_of(s, 4), "waiting"))
+                                sl_sql_text(s, 7));
+        if (one && !strcmp(sl_sql_text(s, 4), "waiting"))
             json_object_set_new(one, "due_ms", json_integer((json_int_t)sqlite3_column_int64(s, 8)));
         json_array_append_new(list, one);
     }
@@ -340,9 +282,9 @@ int sl_webhooks_forget(struct sl_webhooks *w, int64_t before_ms, struct sl_err *
     int rc;
 
     pthread_mutex_lock(&w->db_mutex);
-    rc = prepare(w, &s, err, "DELETE FROM delivery WHERE state != 'waiting' AND created_ms < ?", "i", before_ms);
+    rc = sl_sql_prepare(w->db, &s, err, "DELETE FROM delivery WHERE state != 'waiting' AND created_ms < ?", "i", before_ms);
     if (!rc)
-        rc = finish(w, s, NULL, err);
+        rc = sl_sql_finish(w->db, s, NULL, err);
     pthread_mutex_unlock(&w->db_mutex);
     return rc;
 }
