@@ -160,7 +160,7 @@ json_t *sl_queue_parsed(const char *text)
 /* ---- runs as JSON
  * ------------------------------------------------------------------------------------------ */
 
-enum kind { TEXT, INTEGER, FLAG, JSON, RANK };
+enum kind { TEXT, INTEGER, COUNT, FLAG, JSON, RANK };
 
 static const struct field {
     const char *redis, *json;
@@ -187,11 +187,11 @@ static const struct field {
     {"due_ms", "due_ms", INTEGER},
     {"attempt", "attempt", INTEGER},
     {"max_attempts", "max_attempts", INTEGER},
-    {"failures", "failures", INTEGER},
-    {"ooms", "out_of_memory", INTEGER},
-    {"timeouts", "timeouts", INTEGER},
-    {"lost", "lost", INTEGER},
-    {"preemptions", "preemptions", INTEGER},
+    {"failures", "failures", COUNT},
+    {"ooms", "out_of_memory", COUNT},
+    {"timeouts", "timeouts", COUNT},
+    {"lost", "lost", COUNT},
+    {"preemptions", "preemptions", COUNT},
     {"run_ms", "run_ms", INTEGER},
     {"exit_code", "exit_code", INTEGER},
     {"exit_signal", "exit_signal", INTEGER},
@@ -209,16 +209,21 @@ static const struct field {
 #define WAITING_A_CALL 50
 #define LIST_CALLS 20 /* of the script for one page: some 2,000 runs are looked at */
 
-/* An absent value is null. */
+/* An absent value is null, but a count of 0 and a flag that is not set are not kept in Redis at all. */
 static json_t *field_json(const struct field *f, const redisReply *r)
 {
+    if (f->kind == COUNT || f->kind == FLAG) {
+        long long n = sl_queue_is_text(r) ? atoll(r->str) : 0;
+        return f->kind == FLAG ? json_boolean(n == 1) : json_integer(n);
+    }
     if (!sl_queue_is_text(r) || r->len == 0)
         return json_null();
     switch (f->kind) {
     case INTEGER:
         return json_integer(atoll(r->str));
+    case COUNT:
     case FLAG:
-        return json_boolean(!strcmp(r->str, "1"));
+        break;
     case JSON:
         return sl_queue_parsed(r->str);
     case RANK:

@@ -1,3 +1,4 @@
+#!lua
 -- Gives the agent the first run of the first of its queues that has one which its offer serves. Within a queue:
 -- priority, then the class that was served longest ago, then the place in line.
 -- ARGV: lease id, agent, lease ms, offer, queue...
@@ -6,6 +7,8 @@
 -- Checks: a lease id that has claimed before gives the same run again, or LEASE when it lost it meanwhile.
 local lease, agent, ttl, offer = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local TRIES = 20 -- runs looked at whose project has just come to its limit
+
+local now = int(NOW)
 
 local function run_of(id)
   local v = redis.call('HMGET', run_key(id), 'state', 'lease', 'attempt', 'name', 'spec', 'ckpt_manifest', 'ckpt_step',
@@ -19,7 +22,7 @@ local function reply(id, h)
   return {id, h.attempt, h.name, h.spec, h.manifest, h.step, left, h.gpus}
 end
 
-local had = redis.call('MGET', P .. ':lease:' .. lease, P .. ':wanted:' .. agent)
+local had = redis.call('HMGET', BOARD, 'lease ' .. lease, 'agent ' .. agent)
 if had[1] then
   local h = run_of(had[1])
   if h.lease ~= lease then return err(LOST) end
@@ -27,52 +30,54 @@ if had[1] then
 end
 if had[2] and had[2] ~= 'resumed' then return false end -- paused or draining
 
--- The first run of a queue that the offer serves.
-local function first_of(q)
+-- Takes the first run of a queue that the offer serves out of ready: id, class, score (text).
+local function take_first(q)
+  if not q.classes:find(' ', 1, true) then
+    if q.classes == '' or not serves(offer, q.classes) then return end
+    local first = redis.call('ZPOPMIN', P .. ':ready:' .. q.name .. ':' .. q.classes)
+    return first[1], q.classes, first[2]
+  end
   local best, best_class, best_score, best_at
   for class in q.classes:gmatch('%S+') do
     local first = serves(offer, class) and
                   redis.call('ZRANGE', P .. ':ready:' .. q.name .. ':' .. class, '0', '0', 'WITHSCORES')
     if first and first[1] then
       local rank, at = math.floor(tonumber(first[2]) / RANK), nil
-      local best_rank = best and math.floor(best_score / RANK)
+      local best_rank = best and math.floor(tonumber(best_score) / RANK)
       local better = not best or rank < best_rank
       if best and rank == best_rank then
-        at = number(redis.call('HGET', P .. ':fair:' .. q.name .. ':' .. class, 'at'))
-        best_at = best_at or number(redis.call('HGET', P .. ':fair:' .. q.name .. ':' .. best_class, 'at'))
+        at = number(redis.call('HGET', BOARD, 'at:' .. q.name .. ':' .. class))
+        best_at = best_at or number(redis.call('HGET', BOARD, 'at:' .. q.name .. ':' .. best_class))
         better = at < best_at
       end
-      if better then best, best_class, best_score, best_at = first[1], class, tonumber(first[2]), at end
+      if better then best, best_class, best_score, best_at = first[1], class, first[2], at end
     end
   end
+  if best then redis.call('ZREM', P .. ':ready:' .. q.name .. ':' .. best_class, best) end
   return best, best_class, best_score
 end
 
-local function start(id, h, q, class, score, gated)
-  local attempt, ready = int(number(h.attempt) + 1), P .. ':ready:' .. q.name .. ':' .. class
-  local fair, rank = P .. ':fair:' .. q.name .. ':' .. class, int(math.floor(score / RANK))
-  local place, mine = math.floor(score % RANK / PLACE), rank .. '/' .. h.project
-  local v = redis.call('HMGET', fair, rank, mine)
-  if place > number(v[1]) then redis.call('HSET', fair, rank, place) end
-  if v[2] and tonumber(v[2]) <= place then redis.call('HDEL', fair, mine) end -- none of the project is behind it
-  if q.classes ~= class then redis.call('HSET', fair, 'at', clock[1] .. ('%06d'):format(clock[2])) end
-  redis.call('ZREM', ready, id)
-  local list = {'state', 'running', 'lease', lease, 'agent', agent, 'attempt', attempt, 'phase', 'claimed',
-                'score', score, 'since_ms', NOW}
-  if not h.started_ms then set(list, 'started_ms', NOW) end
+-- counts: BOARD's gate of the project, runs of queue and project, virtual time, the project's last place.
+local function start(id, h, q, class, score, counts, gated)
+  local attempt, time, list = int(number(h.attempt) + 1), time_of(q, class, h.rank), {'lease ' .. lease, id}
+  local place = math.floor(tonumber(score) % RANK / PLACE)
+  if not gated then set(list, 'q:' .. q.name, number(counts[2]) + 1, 'p:' .. h.project, number(counts[3]) + 1) end
+  if place > number(counts[4]) then set(list, time, place) end
+  if q.classes ~= class then set(list, 'at:' .. q.name .. ':' .. class, clock[1] .. ('%06d'):format(clock[2])) end
+  redis.call('HSET', BOARD, unpack(list))
+  if counts[5] and tonumber(counts[5]) <= place then redis.call('HDEL', BOARD, time .. '/' .. h.project) end -- none behind it
+  list = {'state', 'running', 'lease', lease, 'agent', agent, 'attempt', attempt, 'phase', 'claimed', 'score', score,
+          'since_ms', now}
+  if not h.started_ms then set(list, 'started_ms', now) end
   if h.attempt ~= '0' or h.cause then set(list, 'last_lease', '', 'batch', '0', 'cause', '', 'msg', '') end
   save(id, list)
-  redis.call('ZADD', P .. ':leases', NOW + ttl, id)
-  redis.call('SET', P .. ':lease:' .. lease, id, 'PX', math.max(LEASE_KEY_MS, 2 * ttl))
+  redis.call('ZADD', P .. ':leases', int(NOW + ttl), id)
   state_event(id, attempt, 'running', '', '', agent)
   if gated then
     redis.call('ZREM', P .. ':let:' .. h.project .. ':' .. q.name .. ':' .. class, id)
     count({queue = q.name, project = h.project}, 1)
-  else
-    redis.call('HINCRBY', q.key, 'running', '1')
-    redis.call('HINCRBY', P .. ':project:' .. h.project, 'running', '1')
   end
-  ring_class(q, class, ready)
+  ring_class(q, class, P .. ':ready:' .. q.name .. ':' .. class)
   h.attempt = attempt
   return reply(id, h)
 end
@@ -91,18 +96,21 @@ for i = 5, #ARGV do
   local q = queue_of(ARGV[i])
   if not has(q.offers, offer) then note_offer(q, offer) end
   if q.rate > 0 then gates().settle_queue(q) end
-  local id, class, score = first_of(q)
-  while id and tries < TRIES do
+  while tries < TRIES do
+    local id, class, score = take_first(q)
+    if not id then break end
     local h = run_of(id)
-    local own_gate = h.state and redis.call('SISMEMBER', P .. ':gated', 'p:' .. h.project) == 1
-    local open = not own_gate or gates().project_room(gates().project_of(h.project)) ~= 0
-    if h.state == 'queued' and open then return start(id, h, q, class, score, own_gate or has_gate(q)) end
-    tries = tries + 1
-    redis.call('ZREM', P .. ':ready:' .. q.name .. ':' .. class, id)
-    if h.state == 'queued' then put_back(id, h, q, class) end
+    if h.state == 'queued' then
+      local time, project = time_of(q, class, h.rank), 'p:' .. h.project
+      local counts = redis.call('HMGET', BOARD, 'gate ' .. project, 'q:' .. q.name, project, time, time .. '/' .. h.project)
+      if not counts[1] or gates().project_room(gates().project_of(h.project)) ~= 0 then
+        return start(id, h, q, class, score, counts, counts[1] or has_gate(q))
+      end
+      put_back(id, h, q, class)
+    end
     if has_gate(q) then gates().settle_class(q, class) end
-    id, class, score = first_of(q)
+    tries = tries + 1
+    if tries == TRIES then ring_class(q, class, P .. ':ready:' .. q.name .. ':' .. class) end
   end
-  if id then ring_class(q, class) end
 end
 return false

@@ -11,7 +11,6 @@
 --                      that no agent serves
 --   P:line:PROJECT:Q:C sorted set: what waits for its project: at its limit, out of its quota
 --   P:let:PROJECT:Q:C  sorted set: those of a project with a limit that lie in ready or held
---   P:fair:Q:C         hash: virtual time by rank, and by rank/PROJECT the last place given out
 -- Not in line:
 --   P:delayed          sorted set: runs waiting for their backoff or their start time, by that time (ms)
 --   P:leases           sorted set: leased runs, by when the lease ends (ms)
@@ -22,20 +21,22 @@
 --   P:changed, P:changing  sets: runs of which something changed that lists show; those of them that the server's
 --                      read model is taking over (changes.lua)
 --   P:run:ID           hash: the run's state (fields below)
---   P:lease:LEASE      string: the run that was claimed under this lease id (so that a claim can be repeated)
 --   P:refund:ID        that a deleted version's bytes were given back to its project, for a week
 --   P:client:TOKEN     hash run, digest: what an enqueue with this idempotency token gave
 --   P:dedupe:PROJECT:KEY  string: the run with this dedupe key that has not ended
 -- Queues, projects, agents:
 --   P:queues, P:projects  sorted sets: names by when reap.lua looked at them last (ms)
---   P:queue:Q          hash: state max_running rate tokens tokens_ms running classes (in line, words) closed
+--   P:queue:Q          hash: state max_running rate tokens tokens_ms classes (in line, words) closed
 --                      (classes that no agent serves) offers (known ones, words) expected (by an autoscaler)
---   P:project:NAME     hash: max_running running gpu_ms_max gpu_ms bytes_max bytes lanes ("Q:C" words with runs in
+--   P:project:NAME     hash: max_running gpu_ms_max gpu_ms bytes_max bytes lanes ("Q:C" words with runs in
 --                      line: or let:)
 --   P:offers:Q         sorted set: offers by when an agent had them last (ms)
---   P:gated            set: "q:Q" and "p:PROJECT" of those with limits, or with runs still in a line
---   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms); P:wanted:AGENT: string, paused,
---                      draining, or resumed until it has heard that
+--   P:board            hash, one for all of these, so that a claim reads and writes them at once: "q:Q" and "p:PROJECT",
+--                      runs that run; "gate q:Q" and "gate p:PROJECT", those with limits, or with runs still in a line;
+--                      "v:Q:C:RANK", virtual time, and "v:Q:C:RANK/PROJECT", the last place given out; "at:Q:C", when it
+--                      was served last; "lease LEASE", the run that is held under it (so that a claim can be repeated);
+--                      "agent AGENT", paused, draining, or resumed until it has heard that
+--   P:agents           hash agent -> JSON; P:agents_seen: sorted set by time (ms)
 -- Streams and bells:
 --   P:events:ID        stream: type t, JSON d, attempt a
 --   P:bell:Q:OFFER, P:ring:AGENT  lists of at most one entry: what waiting agents block on
@@ -52,9 +53,9 @@
 -- made by the agent; the clock is Redis's. A script checks everything before its first write.
 -- Error replies begin with LEASE, NOTFOUND, CONFLICT or CANCELLED: see sl_redis_error.
 local P = KEYS[1]
-local EVENTS_MAX = 20000      -- of one run; about that many are kept
+local BOARD = P .. ':board'
+local EVENTS_MAX = '20000'    -- of one run; about that many are kept
 local EVENTS_LONG = 5000      -- from here on the archive takes the oldest
-local LEASE_KEY_MS = 3600000  -- how long a claim can be repeated
 local RING_MS = 60000         -- how long a ring waits for an agent that is not there
 local CLIENT_MS = 7 * 86400000
 
@@ -84,13 +85,14 @@ end
 -- A list shows something else of the run from now on.
 local function changed(id) redis.call('SADD', P .. ':changed', id) end
 
+-- Without the limit, which the next event keeps: a run changes its state a few hundred times at most.
 local function state_event(id, attempt, state, cause, msg, agent)
   local json = '{"state":"' .. state .. '"'
   if agent and agent ~= '' then json = json .. ',"agent":' .. cjson.encode(agent) end
   if cause and cause ~= '' then json = json .. ',"cause":' .. cjson.encode(cause) end
   if msg and msg ~= '' then json = json .. ',"msg":' .. cjson.encode(msg) end
   changed(id)
-  return event(id, 'state', json .. '}', attempt)
+  redis.call('XADD', P .. ':events:' .. id, '*', 't', 'state', 'd', json .. '}', 'a', attempt)
 end
 
 local function ring_agent(agent)
@@ -110,9 +112,10 @@ local function save(id, list) redis.call('HSET', run_key(id), unpack(list)) end
 
 -- A terminal state. h needs project, dedupe, attempt, agent. A claim has cleared cause and msg.
 local function end_run(id, h, list, state, cause, msg)
-  set(list, 'state', state, 'phase', '', 'finished_ms', NOW)
+  local now = int(NOW)
+  set(list, 'state', state, 'phase', '', 'finished_ms', now)
   if cause ~= '' then set(list, 'cause', cause, 'msg', msg) end
-  redis.call('ZADD', P .. ':ended', NOW, id)
+  redis.call('ZADD', P .. ':ended', now, id)
   if h.dedupe ~= '' then
     local key = P .. ':dedupe:' .. h.project .. ':' .. h.dedupe
     if redis.call('GET', key) == id then redis.call('DEL', key) end

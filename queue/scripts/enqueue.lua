@@ -45,8 +45,9 @@ local seq = int(redis.call('INCR', P .. ':seq'))
 local due = tonumber(ARGV[9]) or (tonumber(ARGV[10]) and NOW + tonumber(ARGV[10])) or 0
 local h = {queue = queue, class = class, rank = rank, project = project, seq = seq, score = ''}
 local list = {'schema', '1', 'queue', queue, 'class', class, 'project', project, 'rank', rank, 'seq', seq,
-              'digest', digest, 'client', client, 'dedupe', dedupe, 'created_ms', int(NOW), 'attempt', '0',
-              'failures', '0', 'preemptions', '0', 'lost', '0', 'lease', '', 'cancel', '0'}
+              'digest', digest, 'created_ms', int(NOW), 'attempt', '0'}
+if client ~= '' then set(list, 'client', client) end
+if dedupe ~= '' then set(list, 'dedupe', dedupe) end
 for i = 13, #ARGV do list[#list + 1] = ARGV[i] end
 redis.call('ZADD', P .. ':runs', seq, id)
 redis.call('ZADD', P .. ':queues', 'NX', '0', queue)

@@ -4,7 +4,7 @@
 local agent, json, offer = ARGV[1], ARGV[2], ARGV[3]
 if json == '' then
   redis.call('HDEL', P .. ':agents', agent)
-  redis.call('DEL', P .. ':wanted:' .. agent)
+  redis.call('HDEL', BOARD, 'agent ' .. agent)
   redis.call('ZREM', P .. ':agents_seen', agent)
   redis.call('DEL', P .. ':ring:' .. agent)
   return 'active'
@@ -12,6 +12,6 @@ end
 redis.call('HSET', P .. ':agents', agent, json)
 redis.call('ZADD', P .. ':agents_seen', int(NOW), agent)
 for i = 4, #ARGV do note_offer(queue_of(ARGV[i]), offer) end
-local wanted = redis.call('GET', P .. ':wanted:' .. agent)
-if wanted == 'resumed' then redis.call('DEL', P .. ':wanted:' .. agent) end
+local wanted = redis.call('HGET', BOARD, 'agent ' .. agent)
+if wanted == 'resumed' then redis.call('HDEL', BOARD, 'agent ' .. agent) end
 return wanted or 'active'

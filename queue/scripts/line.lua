@@ -42,14 +42,16 @@ end
 
 -- ---- queues
 
+local function time_of(q, class, rank) return 'v:' .. q.name .. ':' .. class .. ':' .. rank end
 local known_queues = {}
 local function queue_of(name)
   local q = known_queues[name]
   if q then return q end
   local v = redis.call('HMGET', P .. ':queue:' .. name, 'state', 'max_running', 'rate', 'tokens', 'tokens_ms',
-                       'running', 'classes', 'closed', 'offers', 'expected')
+                       'classes', 'closed', 'offers', 'expected')
   q = {name = name, key = P .. ':queue:' .. name, state = v[1] or 'active', max = number(v[2]), rate = number(v[3]),
-       running = number(v[6]), classes = v[7] or '', closed = v[8] or '', offers = v[9] or '', expected = v[10] or ''}
+       classes = v[6] or '', closed = v[7] or '', offers = v[8] or '', expected = v[9] or ''}
+  if q.max > 0 then q.running = number(redis.call('HGET', BOARD, 'q:' .. name)) end
   if q.rate > 0 then -- a second's worth at once, at least one
     local grown = number(v[4]) + (NOW - number(v[5])) * q.rate / 60000
     q.tokens = math.min(math.max(1, q.rate / 60), grown)
@@ -126,19 +128,24 @@ local function gates()
     for class in q.classes:gmatch('%S+') do settle_class(q, class) end
   end
 
+  -- Redis keeps a hash of short values in a list, and looks through that for every field. With this it is a table.
+  local ABOUT = 'what runs, which limits there are, who is next, and what agents are to do: see common.lua'
+
   -- A new place at the end of its project's runs.
   local function new_score(q, class, h, seq)
-    local fair, mine = P .. ':fair:' .. q.name .. ':' .. class, h.rank .. '/' .. h.project
-    local v = redis.call('HMGET', fair, h.rank, mine)
+    local time = time_of(q, class, h.rank)
+    local mine = time .. '/' .. h.project
+    local v = redis.call('HMGET', BOARD, time, mine)
     local place = math.max(number(v[1]), number(v[2])) + 1
-    redis.call('HSET', fair, mine, int(place))
+    redis.call('HSET', BOARD, mine, int(place))
+    if not v[1] then redis.call('HSET', BOARD, 'about', ABOUT) end
     return int(tonumber(h.rank) * RANK + place * PLACE + seq % PLACE)
   end
   -- The place that it had, in front.
   local function old_score(q, class, h, seq)
     local score = number(h.score)
     if score == 0 or math.floor(score / RANK) ~= tonumber(h.rank) then return new_score(q, class, h, seq) end
-    local now = number(redis.call('HGET', P .. ':fair:' .. q.name .. ':' .. class, h.rank))
+    local now = number(redis.call('HGET', BOARD, time_of(q, class, h.rank)))
     local place = math.min(math.floor(score % RANK / PLACE), now)
     return int(tonumber(h.rank) * RANK + place * PLACE + seq % PLACE)
   end
@@ -172,9 +179,8 @@ local function gates()
       local score = redis.call('ZSCORE', key, id)
       if score then
         redis.call('ZREM', key, id)
-        local fair, mine = P .. ':fair:' .. q.name .. ':' .. class, h.rank .. '/' .. h.project
-        local place = math.floor(tonumber(score) % RANK / PLACE)
-        if number(redis.call('HGET', fair, mine)) == place then redis.call('HSET', fair, mine, int(place - 1)) end
+        local mine, place = time_of(q, class, h.rank) .. '/' .. h.project, math.floor(tonumber(score) % RANK / PLACE)
+        if number(redis.call('HGET', BOARD, mine)) == place then redis.call('HSET', BOARD, mine, int(place - 1)) end
         if kind == ':ready:' and room(q, class) then settle_class(q, class) end
         return true
       end
@@ -188,11 +194,11 @@ local function gates()
   local function project_of(name)
     local p = known_projects[name]
     if p then return p end
-    local v = redis.call('HMGET', P .. ':project:' .. name, 'max_running', 'running', 'gpu_ms_max', 'gpu_ms',
-                         'bytes_max', 'bytes', 'lanes')
-    p = {name = name, key = P .. ':project:' .. name, max = number(v[1]), running = number(v[2]),
-         gpu_ms_max = number(v[3]), gpu_ms = number(v[4]), bytes_max = number(v[5]), bytes = number(v[6]),
-         lanes = v[7] or ''}
+    local v = redis.call('HMGET', P .. ':project:' .. name, 'max_running', 'gpu_ms_max', 'gpu_ms', 'bytes_max',
+                         'bytes', 'lanes')
+    p = {name = name, key = P .. ':project:' .. name, max = number(v[1]), gpu_ms_max = number(v[2]),
+         gpu_ms = number(v[3]), bytes_max = number(v[4]), bytes = number(v[5]), lanes = v[6] or ''}
+    if p.max > 0 then p.running = number(redis.call('HGET', BOARD, 'p:' .. name)) end
     known_projects[name] = p
     return p
   end
@@ -214,9 +220,9 @@ local function gates()
   local function line_score(h) return int(tonumber(h.rank) * RANK + tonumber(h.seq)) end
   local function note_gate(p)
     if p.max > 0 or p.gpu_ms_max > 0 or p.bytes_max > 0 or p.lanes ~= '' then
-      redis.call('SADD', P .. ':gated', 'p:' .. p.name)
+      redis.call('HSET', BOARD, 'gate p:' .. p.name, '1')
     else
-      redis.call('SREM', P .. ':gated', 'p:' .. p.name)
+      redis.call('HDEL', BOARD, 'gate p:' .. p.name)
     end
   end
   local function set_lanes(p, lanes)
@@ -327,10 +333,11 @@ end
 
 -- A run of these has started (n 1) or stopped (n -1). h needs project, queue.
 local function count(h, n)
-  local in_queue = redis.call('HINCRBY', P .. ':queue:' .. h.queue, 'running', n)
-  local in_project = redis.call('HINCRBY', P .. ':project:' .. h.project, 'running', n)
-  local gated = redis.call('SMISMEMBER', P .. ':gated', 'q:' .. h.queue, 'p:' .. h.project)
-  if gated[1] + gated[2] > 0 then gates().counted(h, n, in_queue, in_project) end
+  local q, p = 'q:' .. h.queue, 'p:' .. h.project
+  local v = redis.call('HMGET', BOARD, q, p, 'gate ' .. q, 'gate ' .. p)
+  local in_queue, in_project = math.max(0, number(v[1]) + n), math.max(0, number(v[2]) + n)
+  redis.call('HSET', BOARD, q, in_queue, p, in_project)
+  if v[3] or v[4] then gates().counted(h, n, in_queue, in_project) end
 end
 
 -- Brings the time run and the project's GPU time up to date; the caller sets since_ms. h needs since_ms, run_ms, gpus,
@@ -355,7 +362,7 @@ local function drop_lease(id, h, list, expired)
   set(list, 'lease', '')
   if expired then set(list, 'last_lease', h.lease) end
   redis.call('ZREM', P .. ':leases', id)
-  redis.call('DEL', P .. ':lease:' .. h.lease)
+  redis.call('HDEL', BOARD, 'lease ' .. h.lease)
   count(h, -1)
 end
 

@@ -76,7 +76,7 @@ local gone = redis.call('ZRANGEBYSCORE', P .. ':agents_seen', '-inf', int(NOW - 
 for _, agent in ipairs(gone) do
   redis.call('ZREM', P .. ':agents_seen', agent)
   redis.call('HDEL', P .. ':agents', agent)
-  redis.call('DEL', P .. ':wanted:' .. agent)
+  redis.call('HDEL', BOARD, 'agent ' .. agent)
 end
 local more = #ended == most or #due == most or #queues == LOOKS or #projects == LOOKS
 return {#ended, #due, more and 1 or 0, redis.call('HLEN', P .. ':outbox')}

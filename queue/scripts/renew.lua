@@ -19,7 +19,7 @@ if revived == '1' then
   gates().take(id, h)
   set(list, 'state', 'running', 'lease', lease, 'last_lease', '', 'due_ms', '', 'agent', h.last_agent,
       'lost', int(math.max(0, number(h.lost) - 1)), 'cause', '', 'msg', '', 'since_ms', int(NOW))
-  redis.call('SET', P .. ':lease:' .. lease, id, 'PX', int(math.max(LEASE_KEY_MS, 2 * ttl)))
+  redis.call('HSET', BOARD, 'lease ' .. lease, id)
   state_event(id, h.attempt, 'running', 'lease_revived', '', h.last_agent)
   count(h, 1)
 else

@@ -12,9 +12,9 @@ redis.call('HSET', P .. ':' .. kind .. ':' .. name, unpack(ARGV, 4))
 if kind == 'queue' then
   local q = queue_of(name)
   if has_gate(q) then
-    redis.call('SADD', P .. ':gated', 'q:' .. name)
+    redis.call('HSET', BOARD, 'gate q:' .. name, '1')
   else
-    redis.call('SREM', P .. ':gated', 'q:' .. name)
+    redis.call('HDEL', BOARD, 'gate q:' .. name)
   end
   gates().settle_queue(q)
 else

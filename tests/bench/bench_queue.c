@@ -26,8 +26,8 @@ static const char bare_claim[] =
     "redis.call('ZREM', P .. ':ready', id) local run = P .. ':run:' .. id "
     "redis.call('HSET', run, 'state', 'running', 'lease', lease, 'agent', ARGV[2], 'until', now + ARGV[3]) "
     "redis.call('HINCRBY', run, 'attempt', 1) redis.call('ZADD', P .. ':leases', now + ARGV[3], id) "
-    "redis.call('SET', P .. ':lease:' .. lease, id, 'PX', 3600000) redis.call('HSET', P .. ':fair', '2', now) "
-    "redis.call('HINCRBY', P .. ':queue', 'running', 1) redis.call('HINCRBY', P .. ':project', 'running', 1) "
+    "redis.call('HSET', P .. ':board', lease, id) redis.call('HSET', P .. ':board', 'v', now) "
+    "redis.call('HINCRBY', P .. ':board', 'q', 1) redis.call('HINCRBY', P .. ':board', 'p', 1) "
     "redis.call('XADD', P .. ':events:' .. id, '*', 't', 'state', 'd', '{\"state\":\"running\"}') "
     "local h = redis.call('HMGET', run, 'attempt', 'name', 'spec') return {id, h[1], h[2], h[3]}";
 static const char bare_finish[] =
@@ -35,8 +35,8 @@ static const char bare_finish[] =
     "if redis.call('HGET', run, 'lease') ~= lease then return redis.error_reply('LEASE') end "
     "local t = redis.call('TIME') local now = t[1] * 1000 "
     "redis.call('HSET', run, 'state', 'succeeded', 'lease', '', 'outputs', ARGV[3], 'finished', now) "
-    "redis.call('ZREM', P .. ':leases', id) redis.call('DEL', P .. ':lease:' .. lease) "
-    "redis.call('HINCRBY', P .. ':queue', 'running', -1) redis.call('HINCRBY', P .. ':project', 'running', -1) "
+    "redis.call('ZREM', P .. ':leases', id) redis.call('HDEL', P .. ':board', lease) "
+    "redis.call('HINCRBY', P .. ':board', 'q', -1) redis.call('HINCRBY', P .. ':board', 'p', -1) "
     "redis.call('ZADD', P .. ':ended', now, id) redis.call('HSET', P .. ':outbox', id, ARGV[3]) "
     "redis.call('XADD', P .. ':events:' .. id, '*', 't', 'state', 'd', '{\"state\":\"succeeded\"}') return {ARGV[3], 'new'}";
 

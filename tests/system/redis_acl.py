@@ -30,12 +30,13 @@ def used(names):
         text = open(f"{ROOT}/queue/scripts/{head}.lua").read()
         for m in re.finditer(r"^local function (\w+)\([^\n]*?\) (.*?end)$|^local function (\w+)\(.*?^end$", text, re.S | re.M):
             functions[m.group(1) or m.group(3)] = m.group(0)
+        functions.update(re.findall(r"^local ([A-Z]+) = (P \.\. '.*')$", text, re.M))    # a key's name
     text, seen, todo = "", set(), ["\n".join(open(f"{ROOT}/queue/scripts/{n}.lua").read() for n in names)]
     while todo:
         piece = "\n".join(line for line in todo.pop().splitlines() if not line.lstrip().startswith("--"))
         text += piece
         for name in functions:
-            if name not in seen and re.search(rf"\b{name}\(", piece):
+            if name not in seen and re.search(rf"\b{name}\b" if name.isupper() else rf"\b{name}\(", piece):
                 seen.add(name)
                 todo.append(functions[name])
     commands = {c.lower() for c in re.findall(r"redis\.call\('(\w+)'", text)} | {c.lower() for c in re.findall(r"'(ZPOP\w+)'", text)}
