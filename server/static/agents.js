@@ -1,6 +1,6 @@
 // Agents: what runs where, on which devices, when they were heard last, and which are quarantined.
 import {get, post} from "/static/api.js";
-import {act, badge, bytes, button, duration, empty, fill, h, link, number, problem, refill} from "/static/dom.js";
+import {act, badge, bytes, button, command, duration, empty, fill, h, link, number, problem, refill} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {offerText} from "/static/spec.js";
 
@@ -47,7 +47,8 @@ export async function show(root) {
       if (text !== last) {
         last = text;
         refill(body, agents.length ? h("div", {class: "grid"}, agents.map(card))
-          : empty("No agents", "Runs wait until one comes. On a machine that is to train, start: softlaunch agent --redis URL --server " + location.origin + " --work-dir work"));
+          : empty("No agents", "Runs wait until one comes. On a machine that is to train, start one; --redis is the address of the server's Redis.",
+            command(`softlaunch agent --redis redis://HOST:6379 --server ${location.origin} --work-dir work`)));
       }
     } catch (e) {
       if (!gone && e.status !== 401 && !last) fill(body, problem(e, load));

@@ -1,6 +1,6 @@
 // Artifacts: the store's names, and of one its versions, aliases, files, digests and lineage.
 import {get, put} from "/static/api.js";
-import {act, button, bytes, dialog, empty, facts, field, fill, h, link, problem, refill, table, time, toast} from "/static/dom.js";
+import {act, button, bytes, command, dialog, empty, facts, field, fill, h, link, problem, refill, table, time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {graphOf, picture} from "/static/lineage.js";
 import {askPromote} from "/static/promote.js";
@@ -16,7 +16,7 @@ async function all(root) {
   root.append(h("h1", {}, "Artifacts"), h("div", {class: "filters"}, search), body);
   function draw() {
     const some = artifacts.filter(a => a.name.includes(search.value.trim().toLowerCase()));
-    fill(body, !artifacts.length ? empty("Nothing is stored yet", "Models and data come in with: softlaunch artifact put NAME FILE…. Runs store their prompt tables here.")
+    fill(body, !artifacts.length ? empty("Nothing is stored yet", "Models and data come in by the command line. Runs store their prompt tables here.", command("softlaunch artifact put smollm2-135m model.gguf"))
       : some.length ? table("Artifacts", ["Name", "Versions", "Latest", "Aliases"], some.slice(0, 1000).map(a => h("tr", {}, h("td", {class: "c-name"}, link("/artifacts/" + a.name, a.name)),
         h("td", {"data-label": "Versions"}, String(typeof a.versions === "number" ? a.versions : (a.versions || []).length)), h("td", {"data-label": "Latest"}, a.latest), h("td", {"data-label": "Aliases"}, aliasTags(Object.entries(a.aliases || {}).map(([k, v]) => `${k}: ${v}`))))), {class: "cards"})
       : empty("No artifact is called that", "Try a part of the name.", button("Clear", () => {

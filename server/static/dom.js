@@ -73,14 +73,13 @@ export const uid = stem => `${stem}-${++ids}`;
 
 // ---- numbers and times, in the reader's language and zone
 
-const whole = new Intl.NumberFormat(), digits4 = new Intl.NumberFormat(undefined, {maximumSignificantDigits: 4}),
-  digits6 = new Intl.NumberFormat(undefined, {maximumSignificantDigits: 6});
+const whole = new Intl.NumberFormat(), digits4 = new Intl.NumberFormat(undefined, {maximumSignificantDigits: 4});
 export function number(x) {
   if (typeof x !== "number" || !isFinite(x)) return x === null || x === undefined ? "–" : String(x);
-  if (x === 0 || Number.isInteger(x) && Math.abs(x) < 1e7) return whole.format(x);
+  if (x === 0 || Number.isInteger(x) && Math.abs(x) < 1e13) return whole.format(x);
   const a = Math.abs(x);
   if (a >= 1e7 || a < 1e-3) return x.toExponential(2);
-  return (a >= 1000 ? digits6 : digits4).format(x);
+  return a >= 1000 ? whole.format(Math.round(x)) : digits4.format(x);
 }
 
 export function bytes(n) {
@@ -175,6 +174,15 @@ export function facts(pairs) {
 
 export function empty(title, text, ...actions) {
   return h("div", {class: "empty"}, h("h2", {}, title), h("p", {}, text), h("div", {class: "actions"}, actions));
+}
+
+// A command line to copy.
+export function command(text) {
+  const copy = navigator.clipboard && button("Copy", () => act(copy, async () => {
+    await navigator.clipboard.writeText(text);
+    toast("Copied");
+  }), {class: "quiet small", "aria-label": "Copy the command"});
+  return h("div", {class: "command"}, h("code", {}, text), copy);
 }
 
 export function problem(e, again) {

@@ -140,21 +140,22 @@ export class Plot {
     if (this.numbers.childElementCount) this.fillNumbers(lines);
     this.stale = !this.seen;
     if (this.stale) return;
-    const c = this.colours ||= colours();
-    const datasets = lines.map((s, i) => ({
+    const c = this.colours ||= colours(), datasets = lines.map((s, i) => ({
       label: s.label, data: pointsOf(s, this.how), parsing: false, normalized: this.how.x === "step", borderWidth: 2,
       borderColor: c.lines[(s.colour ?? i) % c.lines.length], backgroundColor: c.lines[(s.colour ?? i) % c.lines.length],
       borderDash: DASHES[(s.dash ?? 0) % DASHES.length], pointRadius: s.y.length < 3 ? 3 : 0, pointHitRadius: 6, tension: 0, spanGaps: true,
     }));
     if (!this.chart) this.chart = this.make(c, datasets);
-    else {
-      const old = this.chart.data.datasets;
-      // Hidden lines stay hidden.
-      if (old.length === datasets.length && old.every((d, i) => d.label === datasets[i].label)) datasets.forEach((d, i) => { old[i].data = d.data; });
-      else this.chart.data.datasets = datasets;
-      this.chart.options.plugins.legend.display = datasets.length > 1;
-      this.chart.update("none");
-    }
+    const {x, y} = this.chart.options.scales, points = datasets.flatMap(d => d.data.length ? [d.data[0].x, d.data[d.data.length - 1].x] : []);
+    // An axis begins at nought where nought is near.
+    x.min = this.how.x !== "clock" && Math.min(...points) < 0.05 * Math.max(...points) ? 0 : undefined;
+    y.min = !this.how.log && lines.every(s => least(s.y) >= 0) && lines.some(s => least(s.y) < 0.1 * most(s.y)) ? 0 : undefined;
+    const old = this.chart.data.datasets;
+    // Hidden lines stay hidden.
+    if (old.length === datasets.length && old.every((d, i) => d.label === datasets[i].label)) datasets.forEach((d, i) => { old[i].data = d.data; });
+    else this.chart.data.datasets = datasets;
+    this.chart.options.plugins.legend.display = datasets.length > 1;
+    this.chart.update("none");
     this.canvas.dataset.points = datasets.reduce((n, d) => n + d.data.length, 0);
   }
 
@@ -195,6 +196,7 @@ export class Plot {
   }
 }
 
+const most = y => -least(y.map(v => -v));
 function least(y) {
   let m = Infinity;
   for (const v of y) if (v < m) m = v;

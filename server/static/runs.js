@@ -1,7 +1,7 @@
 // All runs: a page of them at a time, filtered and sorted by the server, so that a hundred thousand are no more work
 // than fifty.
 import {getOr, listRuns, post} from "/static/api.js";
-import {act, arrange, badge, button, dialog, duration, empty, field, fill, FINAL, h, link, number, problem, say, select,
+import {act, arrange, badge, button, command, dialog, duration, empty, field, fill, FINAL, h, link, number, problem, say, select,
         STATES, store, table, time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 
@@ -158,8 +158,8 @@ export async function show(root, {query, go}) {
       drawn = "";
       fill(body, FILTERS.some(k => state[k])
         ? empty("No run is like that", "Nothing matches these filters.", button("Clear the filters", () => go("/")))
-        : empty("No runs yet", "A run teaches a frozen model a task. Fill in a form, or enqueue a spec from the command line: softlaunch enqueue spec.json",
-          link("/new", h("span", {class: "button primary"}, "New run"))));
+        : empty("No runs yet", "A run teaches a frozen model a task. Fill in a form, or enqueue a spec from the command line.",
+          command("softlaunch enqueue examples/wordnet.json --follow"), link("/new", h("span", {class: "button primary"}, "New run"))));
       return;
     }
     if (drawn !== shape || !tbody || !tbody.isConnected) {
@@ -208,6 +208,7 @@ export async function show(root, {query, go}) {
       say(count, page.total !== null ? `${page.total.toLocaleString()} run${page.total === 1 ? "" : "s"}` : "");
       previous.disabled = !back.length && !state.cursor;
       next.disabled = !page.next;
+      previous.hidden = next.hidden = previous.disabled && next.disabled;
     } catch (e) {
       if (gone || e.name === "AbortError" || e.status === 401) return;
       if (!page) fill(body, problem(e, load));
