@@ -18,6 +18,7 @@ int cmd_logs(int argc, char **argv);
 int cmd_projects(int argc, char **argv);
 int cmd_queues(int argc, char **argv);
 int cmd_registry(int argc, char **argv);
+int cmd_reindex(int argc, char **argv);
 int cmd_runs(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_token(int argc, char **argv);

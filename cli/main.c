@@ -29,6 +29,7 @@ static const struct {
     {"webhook", cmd_webhook, "tell other systems what happens: webhook [ls|add|rm|test NAME]"},
     {"token", cmd_token, "secrets to come with: token [ls|add|revoke ID]"},
     {"audit", cmd_audit, "who did what"},
+    {"reindex", cmd_reindex, "make the server's lists of runs anew and compare"},
     {"serve", cmd_serve, "the server: API, artifact store, web UI"},
     {"agent", cmd_agent, "claim and run what is queued on this machine"},
     {"train", exec_worker, "train by hand, without a queue: train --run-dir DIR"},

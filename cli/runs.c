@@ -3,50 +3,11 @@
 #include "cli/cli.h"
 #include "cli/registry.h"
 #include "cli/runs_common.h"
+#include "cli/runs_list.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-static void print_age(int64_t ms)
-{
-    int64_t s = ms > 0 ? sl_now_us() / 1000000 - ms / 1000 : 0;
-
-    if (ms <= 0)
-        printf(" %6s", "-");
-    else if (s < 120)
-        printf(" %5llds", (long long)(s > 0 ? s : 0));
-    else if (s < 7200)
-        printf(" %5lldm", (long long)s / 60);
-    else if (s < 172800)
-        printf(" %5lldh", (long long)s / 3600);
-    else
-        printf(" %5lldd", (long long)s / 86400);
-}
-
-static void print_list(const json_t *page)
-{
-    json_t *r;
-    size_t i;
-
-    printf("%-12s %-24s %-10s %-9s %-10s %7s %13s %9s %6s\n", "RUN", "NAME", "QUEUE", "PRIORITY",
-           "STATE", "ATTEMPT", "STEP", "VAL_LOSS", "AGE");
-    json_array_foreach(json_object_get(page, "runs"), i, r) {
-        const char *phase = sl_json_str(r, "phase", "");
-        char step[32] = "-", loss[24] = "-";
-        if (sl_json_int(r, "step", -1) >= 0)
-            snprintf(step, sizeof step, "%lld/%lld", (long long)sl_json_int(r, "step", 0),
-                     (long long)sl_json_int(r, "steps", 0));
-        if (json_is_number(sl_json_get(r, "metrics.val_loss")))
-            snprintf(loss, sizeof loss, "%.4f", sl_json_num(r, "metrics.val_loss", 0));
-        printf("%-12.12s %-24.24s %-10.10s %-9s %-10s %7lld %13s %9s", sl_json_str(r, "run", ""),
-               sl_json_str(r, "name", ""), sl_json_str(r, "queue", ""),
-               sl_json_str(r, "priority", ""), *phase ? phase : sl_json_str(r, "state", ""),
-               (long long)sl_json_int(r, "attempt", 0), step, loss);
-        print_age(sl_json_int(r, "created_ms", 0));
-        putchar('\n');
-    }
-}
 
 static void print_time(const char *what, int64_t ms)
 {
@@ -95,40 +56,6 @@ static void print_run(const json_t *r)
                sl_json_str(value, "artifact", "?"), sl_json_str(value, "version", "?"));
     json_array_foreach(json_object_get(r, "log_tail"), i, value)
         printf("%s%s\n", i ? "" : "last lines of its log:\n", json_string_value(value));
-}
-
-static int list(struct sl_api *api, int limit, const char *state, const char *queue,
-                const char *project, bool json, struct sl_err *err)
-{
-    char path[1024], below[64] = "", *s = sl_api_escape(state), *q = sl_api_escape(queue);
-    char *p = sl_api_escape(project);
-    json_t *all = json_pack("{s:[], s:n}", "runs", "next"), *page;
-    json_t *runs = json_object_get(all, "runs");
-    int rc, left = limit;
-
-    /* A page looks at a bounded number of runs: it may be short, even empty, and yet have a next one. */
-    do {
-        snprintf(path, sizeof path, "/api/v1/runs?limit=%d&state=%.300s&queue=%.300s&project=%.300s%s",
-                 left, s ? s : "", q ? q : "", p ? p : "", below);
-        rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
-        if (rc)
-            break;
-        const char *next = sl_json_str(page, "next", "");
-        snprintf(below, sizeof below, "%s%.20s", *next ? "&below=" : "", next);
-        json_array_extend(runs, json_object_get(page, "runs"));
-        json_object_set(all, "next", json_object_get(page, "next"));
-        json_decref(page);
-        left = limit - (int)json_array_size(runs);
-    } while (*below && left > 0);
-    free(s);
-    free(q);
-    free(p);
-    if (!rc && json)
-        cli_print_json(all);
-    else if (!rc)
-        print_list(all);
-    json_decref(all);
-    return rc;
 }
 
 static int show(struct sl_api *api, const char *text, bool json, struct sl_err *err)
@@ -198,15 +125,20 @@ static int requeue(struct sl_api *api, const char *text, const char *key, bool j
 int cmd_runs(int argc, char **argv)
 {
     struct cli_server server = {NULL, NULL};
-    const char *state = "", *queue = "", *project = "", *priority = "", *key = NULL, *board = NULL, *verb;
+    const char *priority = "", *key = NULL, *board = NULL, *note = NULL, *verb;
     bool json_asked = false, table = false, wait = false, csv = false, jsonl = false;
-    int limit = 50;
+    struct cli_list tags = {.n = 0};
+    struct cli_runs_query query = {.state = "", .queue = "", .project = "", .sort = "", .q = "", .tags = &tags, .limit = 50};
     const struct cli_option options[] = {
-        {"state", 0, CLI_TEXT, &state, "STATE",
+        {"state", 0, CLI_TEXT, &query.state, "STATE",
          "of this state only: queued, delayed, running, succeeded, failed, dead, cancelled", 0, 0},
-        {"queue", 0, CLI_TEXT, &queue, "QUEUE", "of this queue only; for move: the new queue", 0, 0},
-        {"project", 0, CLI_TEXT, &project, "PROJECT", "of this project only", 0, 0},
-        {"limit", 0, CLI_INT, &limit, "N", "so many of the newest (50)", 1, 1000000},
+        {"queue", 0, CLI_TEXT, &query.queue, "QUEUE", "of this queue only; for move: the new queue", 0, 0},
+        {"project", 0, CLI_TEXT, &query.project, "PROJECT", "of this project only", 0, 0},
+        {"tag", 0, CLI_LIST, &tags, "TAG", "with this tag, and each further one; for note: these are its tags, --tag '' for none", 0, 0},
+        {"search", 'q', CLI_TEXT, &query.q, "WORDS", "with each of these words in name, id, project, queue, user, job, tags or notes", 0, 0},
+        {"sort", 0, CLI_TEXT, &query.sort, "[-]KEY", "created, finished, name, state, queue, project, priority, user, duration, loss or val_loss; -KEY turns it round (-created)", 0, 0},
+        {"limit", 0, CLI_INT, &query.limit, "N", "so many at most (50)", 1, 1000000},
+        {"note", 0, CLI_TEXT, &note, "TEXT", "for note: what to write about it", 0, 0},
         {"priority", 0, CLI_TEXT, &priority, "PRIORITY", "for move: critical, high, medium or low", 0, 0},
         {"key", 0, CLI_TEXT, &key, "KEY", "for requeue and rerun: with the same key it is one run", 0, 0},
         {"wait", 0, CLI_FLAG, &wait, NULL, "for rerun: to its end, and says whether the prompt tables are the same", 0, 0},
@@ -220,11 +152,13 @@ int cmd_runs(int argc, char **argv)
     };
     const struct cli_usage usage = {
         .name = "runs",
-        .forms = (const char *const[]){"[--state STATE] [--queue QUEUE] [--project PROJECT] [--limit N] [--json]",
+        .forms = (const char *const[]){"ls [--state STATE] [--queue QUEUE] [--project PROJECT] [--tag TAG]... [-q WORDS]",
+                                       "ls [--sort [-]KEY] [--limit N] [--json]",
                                        "show RUN [--json]",
                                        "move RUN [--priority PRIORITY] [--queue QUEUE]",
                                        "requeue RUN [--key KEY]", "rerun RUN [--wait] [--key KEY]",
-                                       "compare RUN OTHER", "metrics RUN [--csv | --jsonl | --tensorboard DIR]", NULL},
+                                       "compare RUN OTHER",
+                                       "note RUN [--note TEXT] [--tag TAG]...", "metrics RUN [--csv | --jsonl | --tensorboard DIR]", NULL},
         .options = options,
         .more = CLI_RUN_HELP "\n"
                 "rerun does one that succeeded again, with the versions and digests of inputs that it used: the same\n"
@@ -244,7 +178,9 @@ int cmd_runs(int argc, char **argv)
         return cli_usage_status(at);
     verb = left >= 2 ? argv[at] : "";
     const char *const two[] = {"show", "requeue", "rerun", "metrics"};
-    bool known = !left || (left == 2 && !strcmp(verb, "move") && (*priority || *queue)) ||
+    bool known = !left || (left == 1 && !strcmp(argv[at], "ls")) ||
+                 (left == 2 && !strcmp(verb, "note") && (note || tags.n)) ||
+                 (left == 2 && !strcmp(verb, "move") && (*priority || *query.queue)) ||
                  (left == 3 && !strcmp(verb, "compare"));
     for (size_t i = 0; i < sizeof two / sizeof *two; i++)
         known |= left == 2 && !strcmp(verb, two[i]);
@@ -252,14 +188,15 @@ int cmd_runs(int argc, char **argv)
         return cli_wrong(&usage, NULL);
     rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
-        rc = !left                      ? list(api, limit, state, queue, project, json, &err)
+        rc = left < 2                   ? cli_list_runs(api, &query, json, &err)
+             : !strcmp(verb, "note")    ? cli_note_run(api, argv[at + 1], note, &tags, json_asked, &err)
              : !strcmp(verb, "show")    ? show(api, argv[at + 1], json, &err)
              : !strcmp(verb, "requeue") ? requeue(api, argv[at + 1], key, json_asked, &err)
              : !strcmp(verb, "rerun")   ? cli_rerun(api, argv[at + 1], key, wait, json_asked, &err)
              : !strcmp(verb, "compare") ? cli_compare_runs(api, argv[at + 1], argv[at + 2], json_asked, &err)
              : !strcmp(verb, "metrics") && board ? cli_run_tensorboard(api, argv[at + 1], board, &err)
              : !strcmp(verb, "metrics") ? cli_run_metrics(api, argv[at + 1], !jsonl, &err)
-                                        : move(api, argv[at + 1], priority, queue, json_asked, &err);
+                                        : move(api, argv[at + 1], priority, query.queue, json_asked, &err);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;
 }

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define FIND_PAGE 200 /* runs looked through for a name or the beginning of an id */
+#define FIND_PAGE 200 /* runs looked through that have what was given somewhere */
+#define FIND_MAX 128  /* bytes of a name */
 #define BAR_CELLS 24
 #define METRIC_PERIOD_US INT64_C(5000000) /* between lines of numbers when there is no terminal */
 
@@ -31,14 +32,18 @@ int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 
     size_t len = strlen(text), i;
     const char *found = NULL;
     json_t *page, *r;
-    char path[64];
+    char path[512], *escaped;
     int rc;
 
     if (len == SL_ID_HEX && strspn(text, "0123456789abcdef") == len) {
         memcpy(ret_run, text, SL_ID_HEX + 1);
         return 0;
     }
-    snprintf(path, sizeof path, "/api/v1/runs?limit=%d", FIND_PAGE);
+    escaped = len <= FIND_MAX ? sl_api_escape(text) : NULL;
+    if (!escaped)
+        return sl_err_set(err, SL_NOTFOUND, "no run has the id or name %.80s", text);
+    snprintf(path, sizeof path, "/api/v1/runs?limit=%d&q=%s", FIND_PAGE, escaped);
+    free(escaped);
     rc = sl_api_call(api, "GET", path, NULL, NULL, &page, err);
     if (rc)
         return rc;
@@ -54,8 +59,7 @@ int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 
         }
     }
     if (!rc && !found)
-        rc = sl_err_set(err, SL_NOTFOUND, "no run has the id or name %s among the newest %d", text,
-                        FIND_PAGE);
+        rc = sl_err_set(err, SL_NOTFOUND, "no run has the id or name %s", text);
     if (!rc)
         snprintf(ret_run, SL_ID_HEX + 1, "%s", found);
     json_decref(page);

@@ -8,8 +8,8 @@
 #define CLI_RUN_HELP "RUN is its id, the beginning of it, or the name of its newest run."
 #define CLI_FOLLOW_AWAY_S 120 /* how long following waits for a server that does not answer, or for outputs */
 
-/* The full id for an id, the beginning of one, or a run's name (its newest); looks through the
- * newest runs. SL_NOTFOUND, SL_CONFLICT: the beginning fits several. */
+/* The full id for an id, the beginning of one, or a run's name (its newest).
+ * SL_NOTFOUND, SL_CONFLICT: the beginning fits several. */
 int cli_find_run(struct sl_api *api, const char *text, char ret_run[SL_ID_HEX + 1],
                  struct sl_err *err);
 

@@ -18,7 +18,7 @@
 #include <jansson.h>
 
 #define SL_QUEUE_NAMESPACE "softlaunch"
-#define SL_QUEUE_CONNECTIONS 43 /* one for every thread of the server that calls: see server/runs.c */
+#define SL_QUEUE_CONNECTIONS 44 /* one for every thread of the server that calls: see server/runs.c */
 #define SL_QUEUE_NAMES_MAX 16    /* queues that one agent serves */
 #define SL_QUEUE_NAME_MAX 128    /* bytes of the name of a queue or project */
 #define SL_QUEUE_CLASS_MAX 200   /* bytes of a class */

@@ -2,7 +2,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/tfevents.h"
-#include "server/archive_priv.h"
+#include "server/archive.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +13,10 @@
 #include <zstd.h>
 
 #define LEVEL 3
+
+struct sl_archive {
+    char *dir;
+};
 
 static int run_path(const struct sl_archive *a, const char *run, const char *file,
                     char ret_path[SL_PATH_MAX], struct sl_err *err)
@@ -295,7 +299,7 @@ int sl_archive_put(struct sl_archive *a, const json_t *run, struct sl_err *err)
         rc = sl_mkdirs(dir, err);
     if (!rc && !sl_file_exists(path))
         rc = sl_json_write(path, run, err);
-    return rc ? rc : sl_archive_index_put(a, run, err);
+    return rc;
 }
 
 int sl_archive_show(struct sl_archive *a, const char *run, json_t **ret_run, struct sl_err *err)
@@ -308,86 +312,128 @@ int sl_archive_show(struct sl_archive *a, const char *run, json_t **ret_run, str
     return rc ? rc : sl_json_read(path, SL_ARCHIVE_RECORD_MAX, ret_run, err);
 }
 
-int sl_archive_expire(struct sl_archive *a, int64_t before_ms, int most, int *ret_removed,
-                      struct sl_err *err)
+int sl_archive_remove(struct sl_archive *a, const char *run, struct sl_err *err)
 {
-    json_t *runs, *run;
-    size_t i;
-    int rc = sl_archive_index_old(a, before_ms, most, &runs, err), n = 0;
+    char path[SL_PATH_MAX];
+    int rc = run_path(a, run, "record.json", path, err);
+
+    /* The record goes first and with it the run. */
+    if (!rc && unlink(path) && errno != ENOENT)
+        rc = sl_err_errno(err, "%s", path);
+    if (!rc)
+        rc = run_path(a, run, "", path, err);
+    return rc ? rc : sl_rmtree(path, err);
+}
+
+static int by_text(const void *x, const void *y)
+{
+    return strcmp(*(const char *const *)x, *(const char *const *)y);
+}
+
+int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, struct sl_err *err)
+{
+    char path[SL_PATH_MAX], **ids = NULL;
+    size_t n = 0, room = 0;
+    struct dirent *e;
+    DIR *d;
+    int rc = sl_path(path, err, "%s/%s", a->dir, prefix);
 
     if (rc)
         return rc;
-    /* The record goes first and with it the run; a crash leaves a line in the index that leads to
-     * nothing and is removed with the next pass. */
-    json_array_foreach(runs, i, run) {
-        char path[SL_PATH_MAX];
-        const char *id = json_string_value(run);
-        if (!rc)
-            rc = run_path(a, id, "record.json", path, err);
-        if (!rc && unlink(path) && errno != ENOENT)
-            rc = sl_err_errno(err, "%s", path);
-        if (!rc)
-            rc = run_path(a, id, "", path, err);
-        if (!rc)
-            rc = sl_rmtree(path, err);
-        if (!rc)
-            rc = sl_archive_index_remove(a, id, err);
-        n += !rc;
+    d = opendir(path);
+    if (!d && errno != ENOENT)
+        return sl_err_errno(err, "%s", path);
+    while (d && !rc && (e = readdir(d))) {
+        if (strlen(e->d_name) != 32 || strspn(e->d_name, "0123456789abcdef") != 32)
+            continue;
+        if (n == room) {
+            room = 2 * room + 64;
+            char **more = realloc(ids, room * sizeof *ids);
+            ids = more ? more : ids;
+            rc = more ? 0 : SL_NOMEM;
+        }
+        if (!rc && !(ids[n++] = strdup(e->d_name)))
+            rc = SL_NOMEM;
     }
-    json_decref(runs);
-    if (!rc)
-        rc = sl_archive_commit(a, err);
-    if (!rc)
-        *ret_removed = n;
+    if (d)
+        closedir(d);
+    if (rc)
+        sl_err_set(err, SL_NOMEM, "out of memory");
+    else if (n)
+        qsort(ids, n, sizeof *ids, by_text);
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++) {
+        json_array_append_new(list, json_string(ids[i]));
+        free(ids[i]);
+    }
+    free(ids);
+    if (rc)
+        json_decref(list);
+    else
+        *ret_ids = list;
     return rc;
 }
 
-/* ---- opening
- * ----------------------------------------------------------------------------------------------- */
-
-/* Every record into an empty index. */
-static int index_all(struct sl_archive *a, struct sl_err *err)
+bool sl_archive_has(struct sl_archive *a, const char *run)
 {
     char path[SL_PATH_MAX];
-    int rc = 0;
 
-    for (int i = 0; !rc && i < 256; i++) {
-        struct dirent *e;
-        DIR *d;
-        rc = sl_path(path, err, "%s/%02x", a->dir, (unsigned)i);
-        d = rc ? NULL : opendir(path);
-        while (d && !rc && (e = readdir(d))) {
-            struct sl_err missing = SL_ERR_INIT;
-            json_t *run;
-            if (*e->d_name == '.' || sl_archive_show(a, e->d_name, &run, &missing))
-                continue; /* still running, or not ours */
-            rc = sl_archive_index_put(a, run, err);
-            json_decref(run);
-        }
-        if (d)
-            closedir(d);
-    }
-    return rc ? rc : sl_archive_commit(a, err);
+    return !run_path(a, run, "record.json", path, NULL) && sl_file_exists(path);
 }
+
+/* ---- notes ----------------------------------------------------------------------------------- */
+
+int sl_archive_note(struct sl_archive *a, const char *run, json_t **ret_note, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    json_t *note = NULL;
+    int rc = run_path(a, run, "notes.json", path, err);
+
+    if (!rc && sl_file_exists(path))
+        rc = sl_json_read(path, SL_ARCHIVE_NOTE_MAX, &note, err);
+    if (rc)
+        return rc;
+    *ret_note = json_pack("{s:s, s:O?}", "notes", sl_json_str(note, "notes", ""), "tags",
+                          json_object_get(note, "tags"));
+    json_decref(note);
+    if (*ret_note && !json_is_array(json_object_get(*ret_note, "tags")))
+        json_object_set_new(*ret_note, "tags", json_array());
+    return *ret_note ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+}
+
+int sl_archive_set_note(struct sl_archive *a, const char *run, const json_t *note, struct sl_err *err)
+{
+    char path[SL_PATH_MAX], dir[SL_PATH_MAX], parent[SL_PATH_MAX];
+    int rc = run_path(a, run, "notes.json", path, err);
+
+    if (!rc)
+        rc = run_path(a, run, "", dir, err);
+    if (!rc)
+        rc = sl_path(parent, err, "%s/%.2s", a->dir, run);
+    if (!rc)
+        rc = sl_mkdirs(dir, err);
+    if (!rc)
+        rc = sl_json_write(path, note, err);
+    if (!rc)
+        rc = sl_dir_sync(parent, err);
+    return rc;
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
 
 int sl_archive_open(const char *data_dir, struct sl_archive **ret_archive, struct sl_err *err)
 {
     struct sl_archive *a = calloc(1, sizeof *a);
     char path[SL_PATH_MAX];
-    bool fresh;
     int rc = a ? sl_path(path, err, "%s/runs", data_dir)
                : sl_err_set(err, SL_NOMEM, "out of memory");
 
-    if (rc)
-        goto out;
-    pthread_mutex_init(&a->mutex, NULL);
-    a->dir = strdup(path);
-    rc = a->dir ? sl_mkdirs(path, err) : sl_err_set(err, SL_NOMEM, "out of memory");
     if (!rc)
-        rc = sl_archive_index_open(a, &fresh, err);
-    if (!rc && fresh)
-        rc = index_all(a, err);
-out:
+        rc = sl_mkdirs(path, err);
+    if (!rc) {
+        a->dir = strdup(path);
+        rc = a->dir ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    }
     if (rc) {
         sl_archive_close(a);
         return sl_err_wrap(err, rc, "opening the archive of runs");
@@ -400,8 +446,6 @@ void sl_archive_close(struct sl_archive *a)
 {
     if (!a)
         return;
-    sl_archive_index_close(a);
-    pthread_mutex_destroy(&a->mutex);
     free(a->dir);
     free(a);
 }

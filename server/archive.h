@@ -3,7 +3,9 @@
  *   runs/<ab>/<run>/events.ndjson.zst  its events, oldest first: zstd frames, one behind the other
  *   runs/<ab>/<run>/record.json        the run as the API shows it; written last, never changed
  *   runs/<ab>/<run>/tensorboard/...      its metrics as TensorBoard reads them (base/tfevents.h), from when it has ended
- *   runs/index.db                      SQLite over the records, for lists; made anew when it is missing
+ *   runs/<ab>/<run>/notes.json         {"notes", "tags"}: what people wrote about it, also while it is live
+ *
+ * Lists come from the read model (server/history.h), which is made of these.
  *
  * Events of a long run come here while it runs, before Redis drops them. Durable: what a function
  * has written survives a power cut. Safe to repeat: appending takes up behind the last whole frame.
@@ -17,6 +19,7 @@
 
 #define SL_ARCHIVE_EVENTS_MAX (256u << 20) /* bytes of one run's events, unpacked */
 #define SL_ARCHIVE_RECORD_MAX (8u << 20)
+#define SL_ARCHIVE_NOTE_MAX (1u << 20)
 
 struct sl_archive;
 
@@ -30,9 +33,11 @@ int sl_archive_last_event(struct sl_archive *a, const char *run, char ret_last[6
 /* events: list as sl_queue_events gives it, behind the last one. */
 int sl_archive_append(struct sl_archive *a, const char *run, const json_t *events,
                       struct sl_err *err);
-/* The record, unless it is there already. Then the index, which is durable at sl_archive_commit. */
+/* The record, unless it is there already. */
 int sl_archive_put(struct sl_archive *a, const json_t *run, struct sl_err *err);
-int sl_archive_commit(struct sl_archive *a, struct sl_err *err);
+/* {"notes": text, "tags": [texts]}; of a run without any, the same and empty. */
+int sl_archive_note(struct sl_archive *a, const char *run, json_t **ret_note, struct sl_err *err);
+int sl_archive_set_note(struct sl_archive *a, const char *run, const json_t *note, struct sl_err *err);
 
 /* SL_NOTFOUND. */
 int sl_archive_show(struct sl_archive *a, const char *run, json_t **ret_run, struct sl_err *err);
@@ -44,12 +49,9 @@ typedef int sl_archive_event_fn(void *arg, const json_t *event, struct sl_err *e
 int sl_archive_each(struct sl_archive *a, const char *run, sl_archive_event_fn *fn, void *arg, struct sl_err *err);
 /* The files for TensorBoard, when all events are there. */
 int sl_archive_tensorboard(struct sl_archive *a, const char *run, struct sl_err *err);
-/* Newest first, as sl_queue_list gives them; below, state, queue, project may be NULL. */
-int sl_archive_list(struct sl_archive *a, const char *below, int most, const char *state,
-                    const char *queue, const char *project, json_t **ret_runs, struct sl_err *err);
-int sl_archive_newest(struct sl_archive *a, int64_t *ret_seq, struct sl_err *err); /* 0: none */
-/* Removes up to `most` runs that ended before a time. */
-int sl_archive_expire(struct sl_archive *a, int64_t before_ms, int most, int *ret_removed,
-                      struct sl_err *err);
+/* Ids of runs with a folder, which may be live ones, of those that begin with two hex digits, in order. */
+int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, struct sl_err *err);
+bool sl_archive_has(struct sl_archive *a, const char *run); /* its record */
+int sl_archive_remove(struct sl_archive *a, const char *run, struct sl_err *err);
 
 #endif

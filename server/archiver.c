@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "server/history.h"
 #include "server/mlflow.h"
 #include "server/runs.h"
 #include "server/webhooks.h"
@@ -48,7 +49,7 @@ static int take_run(struct sl_runs *runs, const char *run, struct sl_err *err)
     if (!rc)
         rc = sl_mlflow_run_ended(runs->server->mlflow, record, err);
     if (!rc)
-        rc = sl_archive_put(runs->archive, record, err);
+        rc = sl_history_archive(runs->history, record, err);
     json_decref(record);
     return rc;
 }
@@ -72,8 +73,8 @@ static int take_ended(struct sl_runs *runs, int *ret_taken, struct sl_err *err)
         if (!rc)
             json_array_append(taken, id);
     }
-    /* What is in the archive durably may leave Redis. */
-    rc = sl_archive_commit(runs->archive, err);
+    /* What is in the archive durably, and in lists, may leave Redis. */
+    rc = 0;
     json_array_foreach(taken, i, id) {
         if (!rc)
             rc = sl_queue_forget(runs->queue, json_string_value(id), err);
@@ -111,7 +112,7 @@ void sl_archive_runs(void *arg)
     int taken = 0, removed = 0, rc = 0;
 
     if (!runs->numbered)
-        rc = sl_archive_newest(runs->archive, &seq, &err);
+        rc = sl_history_newest(runs->history, &seq, &err);
     if (!rc && seq)
         rc = sl_queue_number_above(runs->queue, seq, &err);
     runs->numbered |= !rc;
@@ -122,7 +123,7 @@ void sl_archive_runs(void *arg)
             rc = take_ended(runs, &taken, &err);
     } while (!rc && taken == RUNS_A_PASS);
     if (!rc && keep_days)
-        rc = sl_archive_expire(runs->archive, (sl_now_us() / 1000) - keep_days * 86400000,
+        rc = sl_history_expire(runs->history, (sl_now_us() / 1000) - keep_days * 86400000,
                                EXPIRE_A_PASS, &removed, &err);
     if (rc && rc != runs->archive_trouble)
         sl_log(rc == SL_RETRY ? SL_WARN : SL_ERROR, NULL, "archiving runs: %s", err.msg);

@@ -48,17 +48,15 @@ int sl_runs_live_manifests(void *arg, json_t *manifests, struct sl_err *err)
     }
     for (size_t i = 0; rc == 0 && i < sizeof ended / sizeof *ended; i++) {
         below[0] = 0;
+        struct sl_runs_query query = {.state = ended[i], .limit = PAGE};
         for (more = true; rc == 0 && more;) {
-            json_t *list = NULL;
-            rc = sl_archive_list(runs->archive, below, PAGE, ended[i], NULL, NULL, &list, err);
+            json_t *page = NULL;
+            rc = sl_history_list(runs->history, &query, &page, err);
             if (rc == 0)
-                rc = add_checkpoints(list, manifests, err);
-            size_t n = json_array_size(list);
-            more = n == PAGE;
-            if (more)
-                snprintf(below, sizeof below, "%lld",
-                         (long long)sl_json_int(json_array_get(list, n - 1), "seq", 0));
-            json_decref(list);
+                rc = add_checkpoints(json_object_get(page, "runs"), manifests, err);
+            more = rc == 0 && next_page(page, below);
+            query.below = more ? atoll(below) : 0;
+            json_decref(page);
         }
     }
     return rc;

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Handlers, long polls, the reaper, the archiver and the live events: none waits for a connection that another one blocks on. */
-_Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 3,
+/* Handlers, long polls, the reaper, the archiver, the read model and the live events: none waits for a connection that another one blocks on. */
+_Static_assert(SL_QUEUE_CONNECTIONS >= SL_HTTP_HANDLERS + SL_HTTP_WAITERS + 4,
                "fewer Redis connections than threads that use them");
 
 /* False: it has answered that the key is none. */
@@ -77,42 +77,6 @@ static void enqueue(struct sl_http_req *req, void *arg)
     sl_runs_enqueue(arg, req, sl_http_json(req));
 }
 
-/* {"runs", "next", "live": false when Redis is away and these are archived ones only}. The archive's part of a page of runs: both are newest first by seq, and a run that is just leaving may
- * be in both. What the other's next page may still hold waits for that page. */
-static json_t *merged(const json_t *live, const json_t *archived, int most)
-{
-    const json_t *a = json_object_get(live, "runs");
-    int64_t down_to = atoll(sl_json_str(live, "next", "0"));
-    json_t *runs = json_array(), *next = json_null();
-    size_t i = 0, k = 0;
-
-    while (i < json_array_size(a) || k < json_array_size(archived)) {
-        json_t *x = json_array_get(a, i), *y = json_array_get(archived, k), *one;
-        int64_t x_seq = x ? sl_json_int(x, "seq", 0) : -1;
-        int64_t y_seq = y ? sl_json_int(y, "seq", 0) : -1;
-        if (!x && y_seq < down_to)
-            break;
-        one = x_seq >= y_seq ? x : y;
-        if (json_array_size(runs) == (size_t)most)
-            break;
-        i += one == x;
-        k += one == y || !strcmp(sl_json_str(x, "run", "x"), sl_json_str(y, "run", "y"));
-        json_array_append(runs, one);
-    }
-    if (json_array_size(runs) == (size_t)most || down_to) {
-        char text[24];
-        const json_t *last = json_array_get(runs, json_array_size(runs) - 1);
-        bool left = i < json_array_size(a) || k < json_array_size(archived) || down_to ||
-                    json_array_size(archived) == (size_t)most;
-        int64_t seq = json_array_size(runs) == (size_t)most ? sl_json_int(last, "seq", 0) : down_to;
-        snprintf(text, sizeof text, "%lld", (long long)seq);
-        if (left)
-            next = json_string(text);
-    }
-    return json_pack("{s:o, s:o, s:b}", "runs", runs, "next", next, "live",
-                     sl_json_bool(live, "live", true));
-}
-
 static void sync_run(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
@@ -126,39 +90,6 @@ static void sync_run(struct sl_http_req *req, void *arg)
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_json(req, 200, json_pack("{s:i}", "replicas", replicas));
-}
-
-static void list(struct sl_http_req *req, void *arg)
-{
-    struct sl_runs *runs = arg;
-    const char *below = sl_http_query(req, "below"), *state = sl_http_query(req, "state");
-    const char *queue = sl_http_query(req, "queue"), *project = sl_http_query(req, "project");
-    int most = (int)sl_http_query_int(req, "limit", 50, 1, SL_QUEUE_PAGE_MAX);
-    struct sl_err err = SL_ERR_INIT;
-    json_t *live, *archived;
-    int rc;
-
-    if (!sl_scope_project(req, &project))
-        return;
-    rc = sl_queue_list(runs->queue, below, most, state, queue, project, &live, &err);
-
-    if (rc == SL_RETRY) { /* Redis is away: history still opens */
-        sl_err_clear(&err);
-        live = json_pack("{s:[], s:n, s:b}", "runs", "next", "live", 0);
-        rc = 0;
-    }
-    if (!rc) {
-        rc = sl_archive_list(runs->archive, below, most, state, queue, project, &archived, &err);
-        if (rc)
-            json_decref(live);
-    }
-    if (rc) {
-        sl_http_reply_err(req, &err, NULL);
-        return;
-    }
-    sl_http_reply_json(req, 200, merged(live, archived, most));
-    json_decref(live);
-    json_decref(archived);
 }
 
 int sl_runs_find(struct sl_runs *runs, const char *run, json_t **ret_run, struct sl_err *err)
@@ -189,10 +120,21 @@ int sl_runs_project_of(void *runs, const char *run, char ret_project[SL_HTTP_PRO
 
 static void show(struct sl_http_req *req, void *arg)
 {
+    struct sl_runs *runs = arg;
     struct sl_err err = SL_ERR_INIT;
-    json_t *run;
+    json_t *run, *note;
+    int rc = sl_runs_find(runs, sl_http_param(req, "run"), &run, &err);
 
-    if (sl_runs_find(arg, sl_http_param(req, "run"), &run, &err))
+    if (!rc) {
+        rc = sl_archive_note(runs->archive, sl_http_param(req, "run"), &note, &err);
+        if (!rc) {
+            json_object_update(run, note);
+            json_decref(note);
+        } else {
+            json_decref(run);
+        }
+    }
+    if (rc)
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_json(req, 200, run);
@@ -305,7 +247,6 @@ static const struct sl_route routes[] = {
      .body = SL_BODY_JSON,
      .scope = SL_SCOPE_HANDLER,
      .handle = enqueue},
-    {.method = "GET", .pattern = "/api/v1/runs", .scope = SL_SCOPE_HANDLER, .handle = list},
     {.method = "GET", .pattern = "/api/v1/runs/{run}", .handle = show},
     {.method = "GET", .pattern = "/api/v1/runs/{run}/events", .waits = true, .handle = events},
     {.method = "POST", .pattern = "/api/v1/runs/{run}/sync", .waits = true, .handle = sync_run},
@@ -332,6 +273,8 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
     rc = sl_queue_new(server->config->redis_url, &runs->queue, err);
     if (!rc)
         rc = sl_archive_open(server->config->data_dir, &runs->archive, err);
+    if (!rc)
+        rc = sl_history_open(server->config->data_dir, runs->archive, runs->queue, &runs->history, err);
     /* Before the port answers, so that no new version takes a number that a cut-off publishing
      * holds. When Redis is away the reaper's thread does it later, and the store finds another
      * number if it must. */
@@ -344,6 +287,8 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
     if (!rc)
         rc = sl_admin_routes(runs, err);
     if (!rc)
+        rc = sl_history_routes(runs, err);
+    if (!rc)
         rc = sl_jobs_open(server->config->data_dir, &runs->jobs, err);
     if (!rc)
         rc = sl_jobs_routes(runs, err);
@@ -353,6 +298,8 @@ int sl_runs_part_start(struct sl_server *server, void **ret_state, struct sl_err
         rc = sl_ticker_start(sl_reap, runs, SL_REAPER_PERIOD_US, &runs->reaping, err);
     if (!rc)
         rc = sl_ticker_start(sl_archive_runs, runs, SL_REAPER_PERIOD_US, &runs->archiving, err);
+    if (!rc)
+        rc = sl_ticker_start(sl_history_runs, runs, SL_REAPER_PERIOD_US, &runs->following, err);
     if (rc) {
         sl_runs_part_stop(runs);
         return rc;
@@ -367,8 +314,10 @@ void sl_runs_part_stop(void *state)
     struct sl_runs *runs = state;
 
     sl_live_stop(runs->live);
+    sl_ticker_stop(runs->following);
     sl_ticker_stop(runs->archiving);
     sl_ticker_stop(runs->reaping);
+    sl_history_close(runs->history);
     sl_archive_close(runs->archive);
     sl_queue_free(runs->queue);
     sl_jobs_close(runs->jobs);

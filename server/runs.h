@@ -2,7 +2,7 @@
  * clock's work.
  *
  *   POST /api/v1/runs                 a job spec; Idempotency-Key; 201 {"run", "state"}, 200 when it is there
- *   GET  /api/v1/runs?limit=&below=&state=&queue=&project=     newest first, archived ones too
+ *   GET  /api/v1/runs?limit=&cursor=&sort=&...    any order and search, PATCH /api/v1/runs/{run}: see routes_history.c
  *   GET  /api/v1/runs/{run}
  *   GET  /api/v1/runs/{run}/events?after=&limit=&wait_ms=      or as they happen, as /events: see live.h
  *   POST /api/v1/runs/{run}/cancel    202 while its agent has still to stop it
@@ -16,6 +16,7 @@
 #define SL_SERVER_RUNS_H
 #include "queue/queue.h"
 #include "server/archive.h"
+#include "server/history.h"
 #include "server/jobs.h"
 #include "server/serve.h"
 #include "server/ticker.h"
@@ -43,11 +44,12 @@ struct sl_runs {
     struct sl_server *server;
     struct sl_queue *queue;
     struct sl_archive *archive;
+    struct sl_history *history;
     struct sl_jobs *jobs;
     struct sl_reaper reaper;
     bool numbered;       /* Redis numbers new runs above the archived ones */
     int archive_trouble; /* the last pass's error */
-    struct sl_ticker *reaping, *archiving;
+    struct sl_ticker *reaping, *archiving, *following;
     struct sl_live *live;
 };
 void sl_publish_handler(struct sl_http_req *req, void *runs);
@@ -56,6 +58,7 @@ void sl_publish_handler(struct sl_http_req *req, void *runs);
 int sl_publish_replay(struct sl_runs *runs, int *ret_replayed, struct sl_err *err);
 void sl_reap(void *runs);         /* reaps, promotes, replays: once in SL_REAPER_PERIOD_US */
 void sl_archive_runs(void *runs); /* as often, on a thread of its own: it waits for the disk */
+void sl_history_runs(void *runs); /* as often, the read model */
 /* Judges a spec, enqueues it under the request's Idempotency-Key, and answers. */
 void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t *spec);
 /* A run, live or archived. SL_NOTFOUND. */
@@ -65,6 +68,8 @@ int sl_jobs_routes(struct sl_runs *runs, struct sl_err *err);
 /* For sl_http_set_scope. */
 int sl_runs_project_of(void *runs, const char *run, char ret_project[SL_HTTP_PROJECT_MAX + 1],
                        struct sl_err *err);
+/* Routes of lists, searches and notes. */
+int sl_history_routes(struct sl_runs *runs, struct sl_err *err);
 /* Routes of queues, projects and agents. */
 int sl_admin_routes(struct sl_runs *runs, struct sl_err *err);
 

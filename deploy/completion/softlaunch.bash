@@ -14,7 +14,7 @@ _softlaunch() {
             [ "$COMP_CWORD" = 2 ] &&
                 words=$(printf '%s\n' "$help" | sed -nE "s/^(usage:|      ) softlaunch $command \[?([a-z|]+)\]?( .*|\$)/\2/p" | tr '|' '\n')
             case $command:$before in
-            logs:* | cancel:* | runs:show | runs:move | runs:requeue)
+            logs:* | cancel:* | runs:show | runs:move | runs:requeue | runs:note)
                 words="$words $("$program" runs --json --limit 50 2>/dev/null |
                     sed -nE 's/^ *"(run|name)": "([^"]*)".*/\2/p')" ;;
             esac ;;

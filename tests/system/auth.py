@@ -29,7 +29,7 @@ OPEN_PAGES = {"GET /", "GET /softlaunch.py", "GET /favicon.ico", "GET /api/v1/op
 VIEWER_WRITES = {"POST /api/v1/logout", "POST /api/v1/tokens", "DELETE /api/v1/tokens/{id}"}
 ADMIN = {"POST /api/v1/queues/{queue}", "POST /api/v1/projects/{project}", "POST /api/v1/agents/{agent}",
          "GET /api/v1/users", "POST /api/v1/users", "PATCH /api/v1/users/{user}", "DELETE /api/v1/users/{user}",
-         "GET /api/v1/audit", "POST /api/v1/store/collections", "POST /api/v1/store/verifications",
+         "GET /api/v1/audit", "GET /api/v1/reindex", "POST /api/v1/reindex", "POST /api/v1/store/collections", "POST /api/v1/store/verifications",
          "GET /api/v1/store/tasks/{task}",
          "GET /api/v1/webhooks", "PUT /api/v1/webhooks/{webhook}",
          "DELETE /api/v1/webhooks/{webhook}", "POST /api/v1/webhooks/{webhook}/test",

@@ -177,7 +177,7 @@ def the_index_is_made_anew_and_numbers_go_on():
     highest = w.api("GET", "/api/v1/runs?limit=1")[1]["runs"][0]["seq"]
     w.end(w.server)
     w.end(w.redis)
-    open(w.dir + "/store/runs/index.db", "wb").write(b"no database at all, " * 500)
+    open(w.dir + "/store/read.db", "wb").write(b"no database at all, " * 500)
     for name in os.listdir(w.dir):
         if name.startswith("appendonly"):
             subprocess.run(["rm", "-rf", w.dir + "/" + name], check=True)

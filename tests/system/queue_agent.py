@@ -283,7 +283,7 @@ def redis_down_at_start():
     a = w.agent("early")
     wait(lambda: "Redis is away" in open(a.log).read(), 5, "the agent says so")
     status, page = w.api("GET", "/api/v1/runs")     # history still opens
-    assert status == 200 and page["live"] is False and all(r["state"] in FINAL for r in page["runs"]), page
+    assert status == 200 and page["live"] is False, page
     assert w.api("GET", "/api/v1/runs/" + "0" * 32)[0] == 503
     w.start_redis()
     run = w.enqueue("fake.3.10.ok")

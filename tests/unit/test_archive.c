@@ -1,4 +1,4 @@
-/* The archive of finished runs: nothing twice, nothing lost behind a torn write, lists from records alone. */
+/* The archive of finished runs: nothing twice, nothing lost behind a torn write. */
 #include "base/file.h"
 #include "base/json.h"
 #include "server/archive.h"
@@ -130,57 +130,6 @@ static void put(const char *run, int seq, const char *state, int64_t finished_ms
     json_decref(r);
 }
 
-static void many(int n)
-{
-    char run[33];
-
-    for (int i = 1; i <= n; i++) {
-        snprintf(run, sizeof run, "%032x", i * 2654435761u);
-        put(run, i, i % 3 ? "succeeded" : "dead", 1000 * i);
-    }
-    assert_int_equal(sl_archive_commit(a, NULL), 0);
-}
-
-static void check_list(const char *below, const char *state, int n, int first_seq)
-{
-    json_t *list;
-
-    assert_int_equal(sl_archive_list(a, below, 10, state, NULL, "p", &list, NULL), 0);
-    assert_int_equal(json_array_size(list), n);
-    if (n) {
-        assert_int_equal(sl_json_int(json_array_get(list, 0), "seq", 0), first_seq);
-        assert_null(json_object_get(json_array_get(list, 0), "spec"));
-    }
-    json_decref(list);
-}
-
-static void lists_are_newest_first_and_made_anew_from_records(void **state)
-{
-    char path[256];
-    int64_t seq;
-
-    (void)state;
-    many(50);
-    for (int turn = 0; turn < 3; turn++) {
-        check_list(NULL, NULL, 10, 50);
-        check_list("45", NULL, 10, 44);
-        check_list("4", NULL, 3, 3);
-        check_list(NULL, "dead", 10, 48);
-        check_list(NULL, "cancelled", 0, 0);
-        assert_int_equal(sl_archive_newest(a, &seq, NULL), 0);
-        assert_int_equal(seq, 50);
-        snprintf(path, sizeof path, "%s/runs/index.db", dir);
-        if (turn == 0) {
-            assert_int_equal(unlink(path), 0);
-            snprintf(path, sizeof path, "%s/runs/index.db-wal", dir);
-            unlink(path);
-        } else {
-            assert_int_equal(sl_file_write(path, "not a database", 14, NULL), 0);
-        }
-        reopen();
-    }
-}
-
 static void a_record_is_never_changed(void **state)
 {
     json_t *r;
@@ -195,21 +144,32 @@ static void a_record_is_never_changed(void **state)
     assert_int_equal(sl_archive_show(a, "../../../../etc/passwd", &r, NULL), SL_NOTFOUND);
 }
 
-static void old_runs_expire(void **state)
+static void notes_are_apart_and_go_with_the_run(void **state)
 {
-    int removed;
+    json_t *note, *given = json_pack("{s:s, s:[s]}", "notes", "good", "tags", "best"), *ids;
 
     (void)state;
-    many(20);
-    append(0, 3); /* of a run that has not ended: stays */
-    assert_int_equal(sl_archive_expire(a, 6000, 100, &removed, NULL), 0);
-    assert_int_equal(removed, 5);
-    check_list("10", NULL, 4, 9);
-    check_events("0", 10, 0, 3);
+    assert_int_equal(sl_archive_note(a, RUN, &note, NULL), 0);
+    assert_string_equal(sl_json_str(note, "notes", "?"), "");
+    assert_int_equal(json_array_size(json_object_get(note, "tags")), 0);
+    json_decref(note);
+    assert_int_equal(sl_archive_set_note(a, RUN, given, NULL), 0); /* while it is live */
+    assert_false(sl_archive_has(a, RUN));
+    put(RUN, 7, "dead", 1000);
+    assert_true(sl_archive_has(a, RUN));
     reopen();
-    check_list("10", NULL, 4, 9);
-    assert_int_equal(sl_archive_expire(a, 100000, 3, &removed, NULL), 0);
-    assert_int_equal(removed, 3);
+    assert_int_equal(sl_archive_note(a, RUN, &note, NULL), 0);
+    assert_true(json_equal(note, given));
+    json_decref(note);
+    json_decref(given);
+    assert_int_equal(sl_archive_ids(a, "00", &ids, NULL), 0);
+    assert_int_equal(json_array_size(ids), 1);
+    json_decref(ids);
+    assert_int_equal(sl_archive_remove(a, RUN, NULL), 0);
+    assert_false(sl_archive_has(a, RUN));
+    assert_int_equal(sl_archive_ids(a, "00", &ids, NULL), 0);
+    assert_int_equal(json_array_size(ids), 0);
+    json_decref(ids);
 }
 
 int main(void)
@@ -218,9 +178,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(events_come_once_and_in_order),
         TEST(a_torn_end_is_cut_off),
-        TEST(lists_are_newest_first_and_made_anew_from_records),
         TEST(a_record_is_never_changed),
-        TEST(old_runs_expire),
+        TEST(notes_are_apart_and_go_with_the_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
