@@ -13,6 +13,7 @@
 #include <zstd.h>
 
 #define LEVEL 3
+#define NOTES ".notes.json"
 
 struct sl_archive {
     char *dir;
@@ -24,6 +25,15 @@ static int run_path(const struct sl_archive *a, const char *run, const char *fil
     if (strlen(run) != 32 || strspn(run, "0123456789abcdef") != 32)
         return sl_err_set(err, SL_NOTFOUND, "no run %.64s", run);
     return sl_path(ret_path, err, "%s/%.2s/%s%s%s", a->dir, run, run, *file ? "/" : "", file);
+}
+
+static int note_path(const struct sl_archive *a, const char *run, char ret_path[SL_PATH_MAX],
+                     struct sl_err *err)
+{
+    char dir[SL_PATH_MAX];
+    int rc = run_path(a, run, "", dir, err);
+
+    return rc ? rc : sl_path(ret_path, err, "%s" NOTES, dir);
 }
 
 /* ---- events
@@ -321,6 +331,10 @@ int sl_archive_remove(struct sl_archive *a, const char *run, struct sl_err *err)
     if (!rc && unlink(path) && errno != ENOENT)
         rc = sl_err_errno(err, "%s", path);
     if (!rc)
+        rc = note_path(a, run, path, err);
+    if (!rc && unlink(path) && errno != ENOENT)
+        rc = sl_err_errno(err, "%s", path);
+    if (!rc)
         rc = run_path(a, run, "", path, err);
     return rc ? rc : sl_rmtree(path, err);
 }
@@ -330,7 +344,9 @@ static int by_text(const void *x, const void *y)
     return strcmp(*(const char *const *)x, *(const char *const *)y);
 }
 
-int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, struct sl_err *err)
+/* Names of an id and this end. */
+static int list_ids(struct sl_archive *a, const char *prefix, const char *end, json_t **ret_ids,
+                    struct sl_err *err)
 {
     char path[SL_PATH_MAX], **ids = NULL;
     size_t n = 0, room = 0;
@@ -344,7 +360,7 @@ int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, s
     if (!d && errno != ENOENT)
         return sl_err_errno(err, "%s", path);
     while (d && !rc && (e = readdir(d))) {
-        if (strlen(e->d_name) != 32 || strspn(e->d_name, "0123456789abcdef") != 32)
+        if (strspn(e->d_name, "0123456789abcdef") != 32 || strcmp(e->d_name + 32, end) != 0)
             continue;
         if (n == room) {
             room = 2 * room + 64;
@@ -352,7 +368,7 @@ int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, s
             ids = more ? more : ids;
             rc = more ? 0 : SL_NOMEM;
         }
-        if (!rc && !(ids[n++] = strdup(e->d_name)))
+        if (!rc && !(ids[n++] = strndup(e->d_name, 32)))
             rc = SL_NOMEM;
     }
     if (d)
@@ -374,6 +390,16 @@ int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, s
     return rc;
 }
 
+int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, struct sl_err *err)
+{
+    return list_ids(a, prefix, "", ret_ids, err);
+}
+
+int sl_archive_noted(struct sl_archive *a, const char *prefix, json_t **ret_ids, struct sl_err *err)
+{
+    return list_ids(a, prefix, NOTES, ret_ids, err);
+}
+
 bool sl_archive_has(struct sl_archive *a, const char *run)
 {
     char path[SL_PATH_MAX];
@@ -387,7 +413,7 @@ int sl_archive_note(struct sl_archive *a, const char *run, json_t **ret_note, st
 {
     char path[SL_PATH_MAX];
     json_t *note = NULL;
-    int rc = run_path(a, run, "notes.json", path, err);
+    int rc = note_path(a, run, path, err);
 
     if (!rc && sl_file_exists(path))
         rc = sl_json_read(path, SL_ARCHIVE_NOTE_MAX, &note, err);
@@ -403,20 +429,16 @@ int sl_archive_note(struct sl_archive *a, const char *run, json_t **ret_note, st
 
 int sl_archive_set_note(struct sl_archive *a, const char *run, const json_t *note, struct sl_err *err)
 {
-    char path[SL_PATH_MAX], dir[SL_PATH_MAX], parent[SL_PATH_MAX];
-    int rc = run_path(a, run, "notes.json", path, err);
+    char path[SL_PATH_MAX], dir[SL_PATH_MAX];
+    int rc = note_path(a, run, path, err);
 
     if (!rc)
-        rc = run_path(a, run, "", dir, err);
-    if (!rc)
-        rc = sl_path(parent, err, "%s/%.2s", a->dir, run);
+        rc = sl_path(dir, err, "%s/%.2s", a->dir, run);
     if (!rc)
         rc = sl_mkdirs(dir, err);
     if (!rc)
         rc = sl_json_write(path, note, err);
-    if (!rc)
-        rc = sl_dir_sync(parent, err);
-    return rc;
+    return rc ? rc : sl_dir_sync(a->dir, err);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */

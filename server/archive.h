@@ -3,7 +3,8 @@
  *   runs/<ab>/<run>/events.ndjson.zst  its events, oldest first: zstd frames, one behind the other
  *   runs/<ab>/<run>/record.json        the run as the API shows it; written last, never changed
  *   runs/<ab>/<run>/tensorboard/...      its metrics as TensorBoard reads them (base/tfevents.h), from when it has ended
- *   runs/<ab>/<run>/notes.json         {"notes", "tags"}: what people wrote about it, also while it is live
+ *   runs/<ab>/<run>.notes.json         {"notes", "tags"}: what people wrote about it, also while it is live; beside the
+ *                                      folder, so that listing one folder finds all that have any
  *
  * Lists come from the read model (server/history.h), which is made of these.
  *
@@ -49,8 +50,9 @@ typedef int sl_archive_event_fn(void *arg, const json_t *event, struct sl_err *e
 int sl_archive_each(struct sl_archive *a, const char *run, sl_archive_event_fn *fn, void *arg, struct sl_err *err);
 /* The files for TensorBoard, when all events are there. */
 int sl_archive_tensorboard(struct sl_archive *a, const char *run, struct sl_err *err);
-/* Ids of runs with a folder, which may be live ones, of those that begin with two hex digits, in order. */
+/* Ids of runs that begin with two hex digits, in order: with a folder, which may be live ones, or with notes. */
 int sl_archive_ids(struct sl_archive *a, const char *prefix, json_t **ret_ids, struct sl_err *err);
+int sl_archive_noted(struct sl_archive *a, const char *prefix, json_t **ret_ids, struct sl_err *err);
 bool sl_archive_has(struct sl_archive *a, const char *run); /* its record */
 int sl_archive_remove(struct sl_archive *a, const char *run, struct sl_err *err);
 

@@ -83,10 +83,12 @@ static json_t *missing(const json_t *of, const json_t *in)
 /* The records of one folder into x, holding feed; and rows without a record out of it. */
 static int take_folder(struct sl_history *h, struct sl_runs_index *x, const char *prefix, struct sl_err *err)
 {
-    json_t *folders = NULL, *rows = NULL, *add, *gone, *records = json_array(), *id, *record;
+    json_t *folders = NULL, *noted = NULL, *rows = NULL, *add, *gone, *records = json_array(), *id, *record;
     size_t i;
     int rc = sl_archive_ids(h->archive, prefix, &folders, err);
 
+    if (!rc)
+        rc = sl_archive_noted(h->archive, prefix, &noted, err);
     if (!rc)
         rc = sl_runs_index_archived(x, prefix, &rows, err);
     add = missing(folders, rows);
@@ -104,6 +106,15 @@ static int take_folder(struct sl_history *h, struct sl_runs_index *x, const char
         rc = sl_runs_index_put(x, records, true, err);
     if (!rc && json_array_size(gone))
         rc = sl_runs_index_remove(x, gone, err);
+    json_array_foreach(noted, i, id) { /* a kill may have come between the file and the row */
+        json_t *note = NULL;
+        if (!rc)
+            rc = sl_archive_note(h->archive, json_string_value(id), &note, err);
+        if (!rc)
+            rc = sl_runs_index_note(x, json_string_value(id), note, err);
+        json_decref(note);
+    }
+    json_decref(noted);
     json_decref(records);
     json_decref(folders);
     json_decref(rows);

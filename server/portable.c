@@ -107,28 +107,25 @@ static int write_run(struct writing *w, const char *id, struct sl_err *err)
 
 static int write_runs(struct writing *w, struct sl_err *err)
 {
-    char below[32] = "";
+    struct sl_runs *runs = w->server->runs;
+    struct sl_runs_query query = {.project = w->project, .limit = PAGE};
+    json_t *page = NULL, *line;
     bool more = true;
+    size_t i;
     int rc = 0;
 
     while (!rc && more) {
-        json_t *page = NULL, *line;
-        size_t i;
-        rc = sl_archive_list(w->server->runs->archive, *below ? below : NULL, PAGE, NULL, NULL, w->project, &page, err);
-        more = json_array_size(page) == PAGE;
-        /* Runs that came by an import may have a number twice: those of a page's last one wait for the next page. */
-        int64_t last = sl_json_int(json_array_get(page, PAGE - 1), "seq", 0),
-                first = sl_json_int(json_array_get(page, 0), "seq", 0);
-        json_array_foreach(page, i, line) {
-            if (more && first != last && sl_json_int(line, "seq", 0) == last)
-                continue;
-            rc = write_run(w, sl_json_str(line, "run", ""), err);
-            if (rc)
-                break;
-        }
-        snprintf(below, sizeof below, "%lld", (long long)(first != last ? last + 1 : last));
+        json_t *next = NULL;
+        query.cursor = sl_json_str(page, "next_cursor", NULL);
+        rc = sl_history_list(runs->history, &query, &next, err);
         json_decref(page);
+        page = next;
+        json_array_foreach(json_object_get(page, "runs"), i, line)
+            if (!rc && sl_archive_has(runs->archive, sl_json_str(line, "run", "")))
+                rc = write_run(w, sl_json_str(line, "run", ""), err);
+        more = !rc && *sl_json_str(page, "next_cursor", "");
     }
+    json_decref(page);
     return rc;
 }
 
@@ -306,11 +303,9 @@ static int import_run(struct sl_runs *runs, const char *project, const json_t *r
         json_decref(there);
         return 0;
     }
-    rc = sl_archive_put(runs->archive, run, err);
-    if (!rc)
-        rc = sl_archive_commit(runs->archive, err);
+    rc = sl_history_archive(runs->history, run, err);
     if (!rc) /* new runs are numbered above it */
-        rc = sl_archive_newest(runs->archive, &seq, err);
+        rc = sl_history_newest(runs->history, &seq, err);
     if (!rc)
         rc = sl_queue_number_above(runs->queue, seq, err);
     *changed = !rc;

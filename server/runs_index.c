@@ -301,7 +301,7 @@ int sl_runs_index_note(struct sl_runs_index *x, const char *run, const json_t *n
     rc = find(c, run, &n, &archived, err);
     if (!rc && n)
         rc = row_of(c, n, &old, &old_note, err);
-    if (!rc && n) {
+    if (!rc && n && !json_equal(old_note, note)) {
         char *json = sl_json_dump(old);
         rc = json ? put_texts(c, n, old, json, note, err) : sl_err_set(err, SL_NOMEM, "out of memory");
         free(json);

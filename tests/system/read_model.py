@@ -41,7 +41,7 @@ def make_archive():
         json.dump(x, open(folder(x["run"]) + "/record.json", "w"))
         x["tags"], x["notes"] = r.choice([[], [], ["best"], ["old", "best"], ["old"]]), r.choice(["", "", "QA says\nseven% better"])
         if x["tags"] or x["notes"]:
-            json.dump({"tags": x["tags"], "notes": x["notes"]}, open(folder(x["run"]) + "/notes.json", "w"))
+            json.dump({"tags": x["tags"], "notes": x["notes"]}, open(folder(x["run"]) + ".notes.json", "w"))
     w.start_server()
 
 
@@ -179,7 +179,7 @@ def what_is_missing_in_it_is_told_and_mended():
     before = w.dir + "/before.db"
     db = sqlite3.connect(w.dir + "/store/read.db")
     db.execute("vacuum into ?", (before,))
-    db.execute("update runs_row set note = '{}' where n = 3")
+    db.execute("update runs set queue = 'elsewhere' where n = 3")
     db.execute("update runs set name = 'other' where n = 5")
     n = db.execute("select n from runs where archived order by n desc").fetchone()[0]
     db.execute("update runs set archived = 0, state = 'running' where n = ?", (n,))
@@ -188,15 +188,15 @@ def what_is_missing_in_it_is_told_and_mended():
     w.start_server()
     p = w.command("reindex", timeout=240)
     assert p.returncode == 1 and "2 differences" in p.stdout and p.stdout.count(" differs in ") == 2, p.stdout
-    assert reindexed() > N
+    assert reindexed() >= N
     assert not glob.glob(w.dir + "/store/read.db.second*")
     w.end(w.server)
     with open(w.dir + "/store/read.db", "r+b") as f:    # a page of it is gone
         f.seek(8192)
         f.write(os.urandom(4096))
     w.start_server()
-    assert len(pages(200)) > N
-    assert reindexed() > N
+    assert len(pages(200)) >= N
+    assert reindexed() >= N
 
 
 def with_redis_away_history_opens():
