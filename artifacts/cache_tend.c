@@ -2,7 +2,6 @@
 #include "artifacts/cache.h"
 #include "base/clock.h"
 #include "base/json.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -19,27 +18,12 @@ static int64_t time_us(const struct timespec *t)
     return t->tv_sec * INT64_C(1000000) + t->tv_nsec / 1000;
 }
 
-/* Calls fn for each name in a folder of the cache that does not begin with a dot. */
-static int each(const struct sl_cache *cache, const char *folder,
-                int (*fn)(void *arg, const char *path, const char *name, struct sl_err *err),
-                void *arg, struct sl_err *err)
+static int each(const struct sl_cache *cache, const char *folder, sl_dir_fn *fn, void *arg,
+                struct sl_err *err)
 {
-    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    char dir[SL_PATH_MAX];
     int rc = sl_path(dir, err, "%s/%s", cache->dir, folder);
-    if (rc)
-        return rc;
-    DIR *d = opendir(dir);
-    if (!d)
-        return sl_err_errno(err, "reading %s", dir);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        if (e->d_name[0] == '.')
-            continue;
-        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
-        if (rc == 0)
-            rc = fn(arg, path, e->d_name, err);
-    }
-    closedir(d);
-    return rc;
+    return rc ? rc : sl_dir_each(dir, fn, arg, err);
 }
 
 /* ---- uses ------------------------------------------------------------------------------------ */

@@ -4,7 +4,6 @@
 #include "artifacts/store_priv.h"
 #include "base/clock.h"
 #include "base/json.h"
-#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,43 +110,45 @@ static int64_t age_us(const struct stat *st)
     return sl_now_us() - (st->st_mtim.tv_sec * INT64_C(1000000) + st->st_mtim.tv_nsec / 1000);
 }
 
-/* The pins of one manifest; those that are too old go. */
-static int mark_pin(struct sl_store *store, struct marks *m, const char *sha256, int64_t max_us,
-                    struct sl_err *err)
+struct pins {
+    struct sl_store *store;
+    struct marks *marks;
+    int64_t max_us; /* 0: however old */
+    const char *sha256;
+    int n;
+};
+
+static int mark_pin(void *arg, const char *path, const char *run, struct sl_err *err)
 {
-    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    struct pins *p = arg;
     struct stat st;
-    int n = 0, rc = sl_path(dir, err, "%s/pins/%s", store->dir, sha256);
-    DIR *d = rc ? NULL : opendir(dir);
-    if (!d)
-        return rc ? rc : errno == ENOENT ? 0 : sl_err_errno(err, "reading %s", dir);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        if (e->d_name[0] == '.')
-            continue;
-        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
-        if (rc == 0 && max_us && stat(path, &st) == 0 && age_us(&st) > max_us)
-            rc = sl_store_unpin(store, sha256, e->d_name, err);
-        else
-            n++;
-    }
-    closedir(d);
-    return rc == 0 && n ? mark_manifest(store, m, sha256, true, err) : rc;
+    if (p->max_us && stat(path, &st) == 0 && age_us(&st) > p->max_us)
+        return sl_store_unpin(p->store, p->sha256, run, err);
+    p->n++;
+    return 0;
+}
+
+/* The pins of one manifest; those that are too old go. */
+static int mark_pinned(void *arg, const char *path, const char *sha256, struct sl_err *err)
+{
+    struct pins *p = arg;
+    struct sl_err gone = SL_ERR_INIT;
+    if (!sl_sha256_valid(sha256))
+        return 0;
+    p->sha256 = sha256;
+    p->n = 0;
+    int rc = sl_dir_each(path, mark_pin, p, &gone);
+    if (rc && rc != SL_NOTFOUND) /* the last pin went, and its folder with it */
+        return sl_err_set(err, rc, "%s", gone.msg);
+    return p->n ? mark_manifest(p->store, p->marks, sha256, true, err) : 0;
 }
 
 static int mark_pins(struct sl_store *store, struct marks *m, int64_t max_us, struct sl_err *err)
 {
+    struct pins p = {.store = store, .marks = m, .max_us = max_us};
     char dir[SL_PATH_MAX];
     int rc = sl_path(dir, err, "%s/pins", store->dir);
-    if (rc)
-        return rc;
-    DIR *d = opendir(dir);
-    if (!d)
-        return sl_err_errno(err, "reading %s", dir);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));)
-        if (sl_sha256_valid(e->d_name))
-            rc = mark_pin(store, m, e->d_name, max_us, err);
-    closedir(d);
-    return rc;
+    return rc ? rc : sl_dir_each(dir, mark_pinned, &p, err);
 }
 
 /* ---- sweeping -------------------------------------------------------------------------------- */
@@ -160,11 +161,13 @@ struct sweep {
     int64_t blobs, bytes, removed_blobs, removed_bytes, candidates;
 };
 
-static void sweep_blob(struct sweep *s, const char *sha256, const char *path)
+static int sweep_blob(void *arg, const char *path, const char *sha256, struct sl_err *err)
 {
+    struct sweep *s = arg;
     struct stat st;
-    if (stat(path, &st))
-        return;
+    (void)err;
+    if (!sl_sha256_valid(sha256) || stat(path, &st))
+        return 0;
     bool go = !marked(s->marks, sha256) && age_us(&st) >= s->grace_us;
     s->candidates += go;
     if (go && s->remove) {
@@ -179,27 +182,18 @@ static void sweep_blob(struct sweep *s, const char *sha256, const char *path)
     }
     s->blobs += !go;
     s->bytes += go ? 0 : st.st_size;
+    return 0;
 }
 
 static int sweep_all(struct sweep *s, struct sl_err *err)
 {
-    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    char dir[SL_PATH_MAX];
     int rc = 0;
     s->blobs = s->bytes = 0;
     for (int i = 0; rc == 0 && i < 256; i++) {
         rc = sl_path(dir, err, "%s/blobs/sha256/%02x", s->store->dir, i);
-        DIR *d = rc ? NULL : opendir(dir);
-        if (rc == 0 && !d)
-            rc = sl_err_errno(err, "reading %s", dir);
-        for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-            if (!sl_sha256_valid(e->d_name))
-                continue;
-            rc = sl_path(path, err, "%s/%s", dir, e->d_name);
-            if (rc == 0)
-                sweep_blob(s, e->d_name, path);
-        }
-        if (d)
-            closedir(d);
+        if (rc == 0)
+            rc = sl_dir_each(dir, sweep_blob, s, err);
     }
     return rc;
 }

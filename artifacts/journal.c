@@ -2,7 +2,6 @@
 #include "artifacts/store_priv.h"
 #include "base/clock.h"
 #include "base/json.h"
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -198,26 +197,22 @@ static int apply_file(struct sl_store *store, const char *path, struct sl_err *e
     return rc;
 }
 
+static int replay_file(void *store, const char *path, const char *name, struct sl_err *err)
+{
+    size_t len = strlen(name);
+    if (len > 5 && strcmp(name + len - 5, ".json") == 0)
+        return sl_err_wrap(err, apply_file(store, path, err), "finishing an earlier commit");
+    unlink(path); /* a temporary file of sl_file_write */
+    return 0;
+}
+
 int sl_store_replay(struct sl_store *store, struct sl_err *err)
 {
-    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    char dir[SL_PATH_MAX];
     int rc = sl_path(dir, err, "%s/journal", store->dir);
     if (rc)
         return rc;
-    DIR *d = opendir(dir);
-    if (!d)
-        return sl_err_errno(err, "reading %s", dir);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        if (e->d_name[0] == '.')
-            continue;
-        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
-        size_t len = strlen(e->d_name);
-        if (rc == 0 && len > 5 && strcmp(e->d_name + len - 5, ".json") == 0)
-            rc = sl_err_wrap(err, apply_file(store, path, err), "finishing an earlier commit");
-        else if (rc == 0)
-            unlink(path); /* a temporary file of sl_file_write */
-    }
-    closedir(d);
+    rc = sl_dir_each(dir, replay_file, store, err);
     store->journal_pending = rc != 0;
     return rc;
 }

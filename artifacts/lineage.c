@@ -1,7 +1,6 @@
 #include "artifacts/lineage.h"
 #include "artifacts/store_priv.h"
 #include "base/json.h"
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,51 +119,55 @@ void sl_lineage_note(struct sl_store *store, const char *run, const char *output
     }
 }
 
-static int index_run(const struct sl_store *store, json_t *index, const char *run, struct sl_err *err)
+struct indexing {
+    const struct sl_store *store;
+    json_t *index;
+    const char *run;
+};
+
+static int index_output(void *arg, const char *path, const char *name, struct sl_err *err)
 {
-    char path[SL_PATH_MAX];
-    int rc = sl_path(path, err, "%s/markers/%s", store->dir, run);
-    DIR *d = rc ? NULL : opendir(path);
-    if (!d)
-        return rc ? rc : sl_err_errno(err, "reading %s", path);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        char *dot = strrchr(e->d_name, '.');
-        json_t *marker = NULL;
-        if (!dot || strcmp(dot, ".json") != 0)
-            continue;
-        *dot = 0;
-        if (!sl_name_valid(e->d_name))
-            continue;
-        rc = read_marker(store, run, e->d_name, &marker, err);
-        if (rc == 0 && index_marker(index, run, e->d_name, marker))
-            rc = sl_store_nomem(err);
-        json_decref(marker);
-    }
-    closedir(d);
+    const struct indexing *i = arg;
+    char output[SL_NAME_MAX + 1];
+    size_t len = strlen(name);
+    json_t *marker = NULL;
+    (void)path;
+    if (len <= 5 || len - 5 >= sizeof output || strcmp(name + len - 5, ".json") != 0)
+        return 0;
+    memcpy(output, name, len - 5);
+    output[len - 5] = 0;
+    if (!sl_name_valid(output))
+        return 0;
+    int rc = read_marker(i->store, i->run, output, &marker, err);
+    if (rc == 0 && index_marker(i->index, i->run, output, marker))
+        rc = sl_store_nomem(err);
+    json_decref(marker);
     return rc;
+}
+
+static int index_run(void *arg, const char *path, const char *run, struct sl_err *err)
+{
+    struct indexing *i = arg;
+    i->run = run;
+    return sl_name_valid(run) ? sl_dir_each(path, index_output, i, err) : 0;
 }
 
 /* The mutex is held. */
 static int make_index(struct sl_store *store, struct sl_err *err)
 {
+    struct indexing i = {.store = store};
     char path[SL_PATH_MAX];
     if (store->lineage)
         return 0;
     int rc = sl_path(path, err, "%s/markers", store->dir);
-    DIR *d = rc ? NULL : opendir(path);
-    if (!d)
-        return rc ? rc : sl_err_errno(err, "reading %s", path);
-    json_t *index = json_pack("{s:{}, s:{}}", "made", "used");
-    if (!index)
-        rc = sl_store_nomem(err);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));)
-        if (sl_name_valid(e->d_name))
-            rc = index_run(store, index, e->d_name, err);
-    closedir(d);
     if (rc)
-        json_decref(index);
+        return rc;
+    i.index = json_pack("{s:{}, s:{}}", "made", "used");
+    rc = i.index ? sl_dir_each(path, index_run, &i, err) : sl_store_nomem(err);
+    if (rc)
+        json_decref(i.index);
     else
-        store->lineage = index;
+        store->lineage = i.index;
     return rc;
 }
 

@@ -2,7 +2,6 @@
 #include "artifacts/store_priv.h"
 #include "base/clock.h"
 #include "base/json.h"
-#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -139,27 +138,22 @@ int sl_store_unalias(struct sl_store *store, const char *name, const char *alias
     return rc;
 }
 
+static int add_refund(void *list, const char *path, const char *name, struct sl_err *err)
+{
+    json_t *refund = NULL;
+    (void)name;
+    int rc = sl_json_read(path, SL_RECORD_MAX_BYTES, &refund, err);
+    return rc == 0 && json_array_append_new(list, refund) ? sl_store_nomem(err) : rc;
+}
+
 int sl_store_refunds(struct sl_store *store, json_t **ret_refunds, struct sl_err *err)
 {
-    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
+    char dir[SL_PATH_MAX];
     int rc = sl_path(dir, err, "%s/refunds", store->dir);
     if (rc)
         return rc;
-    DIR *d = opendir(dir);
-    if (!d)
-        return sl_err_errno(err, "reading %s", dir);
     json_t *list = json_array();
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        json_t *refund = NULL;
-        if (e->d_name[0] == '.')
-            continue;
-        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
-        if (rc == 0)
-            rc = sl_json_read(path, SL_RECORD_MAX_BYTES, &refund, err);
-        if (rc == 0 && json_array_append_new(list, refund))
-            rc = sl_store_nomem(err);
-    }
-    closedir(d);
+    rc = list ? sl_dir_each(dir, add_refund, list, err) : sl_store_nomem(err);
     if (rc == 0)
         *ret_refunds = json_incref(list);
     json_decref(list);

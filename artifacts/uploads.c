@@ -2,7 +2,6 @@
  * newest one, and the bytes are hashed as they come as long as the file was begun in this process. */
 #include "artifacts/store_priv.h"
 #include "base/clock.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -264,32 +263,33 @@ void sl_upload_abort(struct sl_upload *u)
     free(u);
 }
 
+struct cleaning {
+    struct sl_store *store;
+    int64_t before_us;
+};
+
+static int clean_upload(void *arg, const char *path, const char *name, struct sl_err *err)
+{
+    const struct cleaning *c = arg;
+    struct stat st;
+    (void)err;
+    if (stat(path, &st) ||
+        st.st_mtim.tv_sec * INT64_C(1000000) + st.st_mtim.tv_nsec / 1000 > c->before_us)
+        return 0;
+    pthread_mutex_lock(&c->store->blob_mutex);
+    const struct upload_file *f = c->store->uploads;
+    while (f && strcmp(f->sha256, name) != 0)
+        f = f->next;
+    if (!f)
+        unlink(path);
+    pthread_mutex_unlock(&c->store->blob_mutex);
+    return 0;
+}
+
 int sl_store_clean_uploads(struct sl_store *store, int64_t grace_us, struct sl_err *err)
 {
-    char dir[SL_PATH_MAX], path[SL_PATH_MAX];
-    struct stat st;
+    struct cleaning c = {store, sl_now_us() - grace_us};
+    char dir[SL_PATH_MAX];
     int rc = sl_path(dir, err, "%s/uploads", store->dir);
-    if (rc)
-        return rc;
-    DIR *d = opendir(dir);
-    if (!d)
-        return sl_err_errno(err, "reading %s", dir);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        if (e->d_name[0] == '.')
-            continue;
-        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
-        if (rc || stat(path, &st) ||
-            st.st_mtim.tv_sec * INT64_C(1000000) + st.st_mtim.tv_nsec / 1000 >
-                sl_now_us() - grace_us)
-            continue;
-        pthread_mutex_lock(&store->blob_mutex);
-        const struct upload_file *f = store->uploads;
-        while (f && strcmp(f->sha256, e->d_name) != 0)
-            f = f->next;
-        if (!f)
-            unlink(path);
-        pthread_mutex_unlock(&store->blob_mutex);
-    }
-    closedir(d);
-    return rc;
+    return rc ? rc : sl_dir_each(dir, clean_upload, &c, err);
 }

@@ -2,7 +2,6 @@
 #include "artifacts/manifest.h"
 #include "artifacts/store_priv.h"
 #include "base/json.h"
-#include <dirent.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -135,45 +134,43 @@ static int check_aliases(struct verify *v, struct sl_err *err)
     return rc;
 }
 
-/* Every output that a run has published is there, or was deleted by somebody. */
-static int check_run(struct verify *v, const char *run, struct sl_err *err)
+struct run_check {
+    struct verify *v;
+    const char *run;
+};
+
+static int check_output(void *arg, const char *path, const char *name, struct sl_err *err)
 {
-    char dir[SL_PATH_MAX], output[SL_NAME_MAX + 8];
-    int rc = sl_path(dir, err, "%s/markers/%s", v->store->dir, run);
-    DIR *d = rc ? NULL : opendir(dir);
-    if (!d)
-        return rc ? rc : sl_err_errno(err, "reading %s", dir);
-    for (struct dirent *e; (e = readdir(d));) {
-        size_t len = strlen(e->d_name);
-        json_t *record = NULL;
-        struct sl_err why = SL_ERR_INIT;
-        if (len <= 5 || len >= sizeof output || strcmp(e->d_name + len - 5, ".json") != 0)
-            continue;
-        memcpy(output, e->d_name, len - 5);
-        output[len - 5] = 0;
-        if (sl_store_published(v->store, run, output, &record, &why))
-            problem(v, "output %s of run %s: %s", output, run, why.msg);
-        json_decref(record);
-    }
-    closedir(d);
+    const struct run_check *c = arg;
+    char output[SL_NAME_MAX + 8];
+    size_t len = strlen(name);
+    json_t *record = NULL;
+    struct sl_err why = SL_ERR_INIT;
+    (void)path, (void)err;
+    if (len <= 5 || len >= sizeof output || strcmp(name + len - 5, ".json") != 0)
+        return 0;
+    memcpy(output, name, len - 5);
+    output[len - 5] = 0;
+    if (sl_store_published(c->v->store, c->run, output, &record, &why))
+        problem(c->v, "output %s of run %s: %s", output, c->run, why.msg);
+    json_decref(record);
     return 0;
+}
+
+/* Every output that a run has published is there, or was deleted by somebody. */
+static int check_run(void *arg, const char *path, const char *run, struct sl_err *err)
+{
+    struct verify *v = arg;
+    struct run_check c = {v, run};
+    int rc = sl_dir_each(path, check_output, &c, err);
+    return rc == 0 && v->stop && v->stop(v->arg) ? sl_err_set(err, SL_CANCELLED, "stopped") : rc;
 }
 
 static int check_markers(struct verify *v, struct sl_err *err)
 {
     char dir[SL_PATH_MAX];
     int rc = sl_path(dir, err, "%s/markers", v->store->dir);
-    DIR *d = rc ? NULL : opendir(dir);
-    if (!d)
-        return rc ? rc : sl_err_errno(err, "reading %s", dir);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        if (e->d_name[0] != '.')
-            rc = check_run(v, e->d_name, err);
-        if (rc == 0 && v->stop && v->stop(v->arg))
-            rc = sl_err_set(err, SL_CANCELLED, "stopped");
-    }
-    closedir(d);
-    return rc;
+    return rc ? rc : sl_dir_each(dir, check_run, v, err);
 }
 
 int sl_store_verify(struct sl_store *store, bool hash, bool (*stop)(void *arg), void *arg,

@@ -1,5 +1,6 @@
 #include "base/file.h"
 #include "base/clock.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -119,6 +120,27 @@ int sl_file_write(const char *path, const void *data, size_t len, struct sl_err 
         return sl_err_wrap(err, rc, "writing %s", path);
     }
     return sync_parent(path, err);
+}
+
+int sl_dir_each(const char *dir, sl_dir_fn *fn, void *arg, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    DIR *d = opendir(dir);
+    int rc = 0;
+
+    if (!d && errno == ENOENT)
+        return sl_err_set(err, SL_NOTFOUND, "%s: no such folder", dir);
+    if (!d)
+        return sl_err_errno(err, "reading folder %s", dir);
+    for (struct dirent *e; !rc && (e = readdir(d));) {
+        if (e->d_name[0] == '.')
+            continue;
+        rc = sl_path(path, err, "%s/%s", dir, e->d_name);
+        if (!rc)
+            rc = fn(arg, path, e->d_name, err);
+    }
+    closedir(d);
+    return rc;
 }
 
 int sl_mkdirs(const char *path, struct sl_err *err)

@@ -17,6 +17,10 @@ int sl_file_write(const char *path, const void *data, size_t len, struct sl_err 
 int sl_dir_sync(const char *path, struct sl_err *err);
 /* mkdir -p, mode 0755. */
 int sl_mkdirs(const char *path, struct sl_err *err);
+/* Calls fn for each name in a folder that does not begin with a dot, in no order; fn's error ends it. fn may remove
+ * what it is called for. SL_NOTFOUND: there is no such folder. */
+typedef int sl_dir_fn(void *arg, const char *path, const char *name, struct sl_err *err);
+int sl_dir_each(const char *dir, sl_dir_fn *fn, void *arg, struct sl_err *err);
 /* rm -rf; a missing path is fine; never follows links. */
 int sl_rmtree(const char *path, struct sl_err *err);
 /* snprintf into a path buffer of SL_PATH_MAX bytes; SL_SPEC if it does not fit. */

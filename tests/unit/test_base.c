@@ -67,6 +67,13 @@ static void buffer_keeps_its_maximum(void **state)
     sl_buf_release(&b);
 }
 
+static int remove_if_file(void *arg, const char *path, const char *name, struct sl_err *e)
+{
+    (void)arg;
+    assert_string_equal(name, "file");
+    return unlink(path) ? sl_err_errno(e, "removing %s", path) : sl_err_set(e, SL_CANCELLED, "one was enough");
+}
+
 static void files_are_whole_or_absent(void **state)
 {
     struct sl_err err = SL_ERR_INIT;
@@ -92,6 +99,15 @@ static void files_are_whole_or_absent(void **state)
     assert_int_equal(sl_file_read(missing, &b, &err), SL_NOTFOUND);
     sl_buf_release(&b);
     sl_err_clear(&err);
+    assert_int_equal(sl_dir_each(missing, remove_if_file, NULL, &err), SL_NOTFOUND);
+    sl_err_clear(&err);
+    snprintf(missing, sizeof missing, "%s/a/b/.hidden", dir);
+    assert_int_equal(sl_file_write(missing, "x", 1, &err), 0);
+    snprintf(missing, sizeof missing, "%s/a/b", dir);
+    assert_int_equal(sl_dir_each(missing, remove_if_file, NULL, &err), SL_CANCELLED);
+    assert_false(sl_file_exists(path));
+    sl_err_clear(&err);
+    assert_int_equal(sl_dir_each(missing, remove_if_file, NULL, &err), 0); /* what begins with a dot is not told of */
     assert_int_equal(sl_rmtree(dir, &err), 0);
     assert_false(sl_file_exists(path));
     assert_int_equal(sl_rmtree(dir, &err), 0);
