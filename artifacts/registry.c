@@ -129,8 +129,9 @@ int sl_registry_link(struct sl_store *store, const char *model, const struct sl_
         rc = read_model(store, model, &json, err);
     if (still && rc == SL_NOTFOUND) {
         sl_err_clear(err);
-        json = json_pack("{s:s, s:s, s:[], s:{}, s:[]}", "model", model, "created", now, "versions",
-                         "stages", "history");
+        const char *project = link->project ? link->project : sl_json_str(record, "project", NULL);
+        json = json_pack("{s:s, s:s, s:s*, s:[], s:{}, s:[]}", "model", model, "created", now, "project",
+                         project, "versions", "stages", "history");
         rc = json ? 0 : sl_store_nomem(err);
     }
     if (rc == 0)
@@ -262,6 +263,17 @@ int sl_registry_show(struct sl_store *store, const char *model, json_t **ret_mod
     return rc;
 }
 
+int sl_registry_project(struct sl_store *store, const char *model, char *ret_project, size_t size,
+                        struct sl_err *err)
+{
+    json_t *json = NULL;
+    int rc = sl_registry_show(store, model, &json, err);
+    if (rc == 0)
+        snprintf(ret_project, size, "%s", sl_json_str(json, "project", ""));
+    json_decref(json);
+    return rc;
+}
+
 /* Calls fn with every model until it gives something other than 0. The mutex is held. */
 static int each_model(struct sl_store *store, int (*fn)(const json_t *model, void *arg), void *arg,
                       struct sl_err *err)
@@ -296,8 +308,8 @@ static int each_model(struct sl_store *store, int (*fn)(const json_t *model, voi
 static int add_line(const json_t *model, void *list)
 {
     return json_array_append_new(
-        list, json_pack("{s:O, s:O, s:i, s:O}", "model", json_object_get(model, "model"), "created",
-                        json_object_get(model, "created"), "versions",
+        list, json_pack("{s:O, s:O, s:O*, s:i, s:O}", "model", json_object_get(model, "model"), "created",
+                        json_object_get(model, "created"), "project", json_object_get(model, "project"), "versions",
                         (int)json_array_size(json_object_get(model, "versions")), "stages",
                         json_object_get(model, "stages")));
 }

@@ -1,6 +1,6 @@
 /* Registered models: a name for a line of versions, and its stages, such as `candidate` and `production`.
  *
- *   registry/<model>.json   {"model", "created", "versions": [{"artifact", "version", "linked", "run", "by"}],
+ *   registry/<model>.json   {"model", "created", "project" (none: everybody's), "versions": [{"artifact", "version", "linked", "run", "by"}],
  *                            "stages": {"production": {"artifact", "version", "since", "by"}},
  *                            "history": [{"stage", "artifact", "version" (null: taken away), "time", "by"}]}
  * versions are in the order in which they were linked; a version in a registry is not deleted. Names of models, and of
@@ -19,6 +19,7 @@ struct sl_registry_link {
     const char *artifact, *version; /* version: "v3", "latest" or an alias: resolved now */
     const char *stage;              /* moved to it; NULL: none */
     const char *run, *by;
+    const char *project; /* whose a new model is; NULL: whose the artifact is */
 };
 /* Makes the model if it is new. Linking what is linked moves the stage only. SL_NOTFOUND: no such version. SL_CONFLICT:
  * too many. ret_model (may be NULL) as in show. */
@@ -35,7 +36,10 @@ int sl_registry_unstage(struct sl_store *store, const char *model, const char *s
 /* The file. SL_NOTFOUND. */
 int sl_registry_show(struct sl_store *store, const char *model, json_t **ret_model,
                      struct sl_err *err);
-/* [{"model", "created", "versions": 4, "stages": {...}}, ...] by name. */
+/* As sl_store_project. */
+int sl_registry_project(struct sl_store *store, const char *model, char *ret_project, size_t size,
+                        struct sl_err *err);
+/* [{"model", "created", "project" when it has one, "versions": 4, "stages": {...}}, ...] by name. */
 int sl_registry_list(struct sl_store *store, json_t **ret_list, struct sl_err *err);
 /* *ret_model: a model that holds this version, heap; NULL: none does. For whoever deletes. */
 int sl_registry_holder(struct sl_store *store, const char *artifact, int number, char **ret_model,

@@ -66,9 +66,38 @@ static void projects(struct sl_http_req *req, void *arg)
             json_array_remove(list, i);
     sl_http_reply_json(req, 200, found);
 }
+/* Agents serve all projects; of their runs one sees those of one's own, and how many others there are. */
+static void hide_runs(struct sl_http_req *req, struct sl_runs *runs, json_t *agent)
+{
+    json_t *list = json_object_get(agent, "runs");
+    char project[SL_HTTP_PROJECT_MAX + 1];
+    int others = 0;
+
+    for (size_t i = json_array_size(list); i-- > 0;) {
+        const char *run = sl_json_str(json_array_get(list, i), "run", "");
+        if (!sl_runs_project_of(runs, run, project, NULL) && sl_http_sees(req, project))
+            continue;
+        json_array_remove(list, i);
+        others++;
+    }
+    json_object_set_new(agent, "other_runs", json_integer(others));
+}
+
 static void agents(struct sl_http_req *req, void *arg)
 {
-    get(req, arg, sl_queue_agents);
+    struct sl_runs *runs = arg;
+    struct sl_err err = SL_ERR_INIT;
+    json_t *found, *agent;
+    size_t i;
+
+    if (sl_queue_agents(runs->queue, &found, &err)) {
+        sl_http_reply_err(req, &err, NULL);
+        return;
+    }
+    if (sl_http_identity(req)->projects)
+        json_array_foreach(json_object_get(found, "agents"), i, agent)
+            hide_runs(req, runs, agent);
+    sl_http_reply_json(req, 200, found);
 }
 static void change_queue(struct sl_http_req *req, void *arg)
 {
@@ -86,7 +115,7 @@ static void change_agent(struct sl_http_req *req, void *arg)
 static const struct sl_route routes[] = {
     {.method = "GET", .pattern = "/api/v1/queues", .scope = SL_SCOPE_SHARED, .handle = queues},
     {.method = "GET", .pattern = "/api/v1/projects", .scope = SL_SCOPE_HANDLER, .handle = projects},
-    {.method = "GET", .pattern = "/api/v1/agents", .handle = agents},
+    {.method = "GET", .pattern = "/api/v1/agents", .scope = SL_SCOPE_HANDLER, .handle = agents},
     {.method = "POST",
      .pattern = "/api/v1/queues/{queue}",
      .body = SL_BODY_JSON,

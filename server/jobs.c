@@ -195,6 +195,11 @@ int sl_jobs_show(struct sl_jobs *jobs, const char *name, int version, json_t **r
     return rc;
 }
 
+const char *sl_job_project(const json_t *job)
+{
+    return sl_json_str(job, "spec.project", "default");
+}
+
 int sl_jobs_list(struct sl_jobs *jobs, json_t **ret_list, struct sl_err *err)
 {
     json_t *list = json_array();
@@ -210,6 +215,7 @@ int sl_jobs_list(struct sl_jobs *jobs, json_t **ret_list, struct sl_err *err)
         if (!rc && json_array_size(list) < SL_JOBS_MAX && sl_name_valid(entries[i]->d_name) &&
             newest(jobs, entries[i]->d_name) >= 0) {
             rc = sl_jobs_show(jobs, entries[i]->d_name, -1, &job, err);
+            json_object_set_new(job, "project", json_string(sl_job_project(job)));
             json_object_del(job, "spec");
             json_object_del(job, "inputs");
             if (!rc && json_array_append_new(list, job))

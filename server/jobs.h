@@ -32,7 +32,9 @@ int sl_jobs_import(struct sl_jobs *jobs, const json_t *job, bool *ret_changed, s
 /* version -1: the newest. SL_NOTFOUND. */
 int sl_jobs_show(struct sl_jobs *jobs, const char *name, int version, json_t **ret_job,
                  struct sl_err *err);
-/* The newest of each, without spec and inputs, by name. */
+/* Whose a job is: the project of its spec. Borrowed. */
+const char *sl_job_project(const json_t *job);
+/* The newest of each, without spec and inputs but with "project", by name. */
 int sl_jobs_list(struct sl_jobs *jobs, json_t **ret_list, struct sl_err *err);
 
 /* Judges parameters beside their spec, and gives each its default: *ret_parameters. Appends {"path", "detail"} to errors

@@ -1,6 +1,6 @@
 /* What is read from outside the API: GET /softlaunch.py, the client for Python, and
  * GET /metrics, with the server's token: what Prometheus reads. Queues, projects and agents are as
- * the API gives them; with Redis away softlaunch_redis_up is 0 and they are not there. */
+ * the API gives them (of projects those that the token sees); with Redis away softlaunch_redis_up is 0 and they are not there. */
 #include "base/json.h"
 #include "base/prometheus.h"
 #include "queue/queue.h"
@@ -93,7 +93,7 @@ static void add_agents(struct sl_buf *out, const json_t *agents)
                       "state", sl_json_str(a, "state", ""), NULL);
 }
 
-static bool add_redis(struct sl_buf *out, struct sl_queue *queue)
+static bool add_redis(struct sl_http_req *req, struct sl_buf *out, struct sl_queue *queue)
 {
     static const struct {
         int (*get)(struct sl_queue *q, json_t **ret, struct sl_err *err);
@@ -107,7 +107,11 @@ static bool add_redis(struct sl_buf *out, struct sl_queue *queue)
         json_t *found = NULL;
         if (parts[i].get(queue, &found, NULL))
             return false;
-        parts[i].add(out, json_object_get(found, parts[i].list));
+        json_t *list = json_object_get(found, parts[i].list);
+        for (size_t k = json_array_size(list); k-- > 0;)
+            if (!sl_http_sees(req, sl_json_str(json_array_get(list, k), "project", NULL)))
+                json_array_remove(list, k);
+        parts[i].add(out, list);
         json_decref(found);
     }
     return true;
@@ -136,7 +140,7 @@ static void get(struct sl_http_req *req, void *arg)
     add_disk(&out, m->server->config->data_dir);
     sl_http_metrics(m->server->http, &out);
     if (m->queue) {
-        bool up = add_redis(&out, m->queue);
+        bool up = add_redis(req, &out, m->queue);
         sl_prom_family(&out, "softlaunch_redis_up", "gauge", "1 when Redis answers.");
         sl_prom_value(&out, "softlaunch_redis_up", up, NULL);
     }
@@ -154,7 +158,7 @@ static void get_client(struct sl_http_req *req, void *arg)
 }
 
 static const struct sl_route routes[] = {
-    {.method = "GET", .pattern = "/metrics", .handle = get},
+    {.method = "GET", .pattern = "/metrics", .scope = SL_SCOPE_HANDLER, .handle = get},
     {.method = "GET", .pattern = "/softlaunch.py", .open = true, .handle = get_client},
 };
 

@@ -140,7 +140,9 @@ static int registered(struct sl_store *store, const char *run, const json_t *out
     const struct sl_registry_link link = {.artifact = sl_json_str(*record, "name", ""),
                                           .version = sl_json_str(*record, "version", ""),
                                           .stage = SL_STAGE_CANDIDATE,
-                                          .run = run};
+                                          .run = run,
+                                          .by = sl_json_str(output, "created_by", NULL),
+                                          .project = sl_json_str(output, "project", NULL)};
     int rc = sl_registry_link(store, text_of(output, "register"), &link, NULL, err);
 
     if (rc == SL_CONFLICT) { /* a full registry: the result itself was promised */

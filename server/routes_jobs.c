@@ -14,14 +14,17 @@
 #include <string.h>
 
 /* The run, and what the store knows of its result. */
-static int find_made(struct sl_runs *runs, const char *run, json_t **ret_run, json_t **ret_facts,
-                     struct sl_err *err)
+static int find_made(struct sl_http_req *req, struct sl_runs *runs, const char *run, json_t **ret_run,
+                     json_t **ret_facts, struct sl_err *err)
 {
     int rc = sl_runs_find(runs, run, ret_run, err);
 
     if (rc)
         return rc;
-    if (strcmp(sl_json_str(*ret_run, "state", ""), "succeeded") != 0)
+    if (!sl_http_sees(req, sl_json_str(*ret_run, "project", "default")))
+        rc = sl_err_set(err, SL_NOTFOUND, "there is no run %.40s in the projects that %s sees", run,
+                        sl_http_user(req));
+    else if (strcmp(sl_json_str(*ret_run, "state", ""), "succeeded") != 0)
         rc = sl_err_set(err, SL_CONFLICT, "run %s is %s: only one that has succeeded has a record of what it was made of",
                         run, sl_json_str(*ret_run, "state", "?"));
     if (!rc)
@@ -46,10 +49,45 @@ static void list_jobs(struct sl_http_req *req, void *arg)
     struct sl_err err = SL_ERR_INIT;
     json_t *list;
 
-    if (sl_jobs_list(runs->jobs, &list, &err))
+    if (sl_jobs_list(runs->jobs, &list, &err)) {
         sl_http_reply_err(req, &err, NULL);
-    else
-        sl_http_reply_json(req, 200, json_pack("{s:o}", "jobs", list));
+        return;
+    }
+    for (size_t i = json_array_size(list); i-- > 0;)
+        if (!sl_http_sees(req, sl_json_str(json_array_get(list, i), "project", "")))
+            json_array_remove(list, i);
+    sl_http_reply_json(req, 200, json_pack("{s:o}", "jobs", list));
+}
+
+/* The job of the path, in the caller's projects. version -1: the newest. */
+static int find_job(struct sl_http_req *req, struct sl_runs *runs, int version, json_t **ret_job, struct sl_err *err)
+{
+    const char *name = sl_http_param(req, "job");
+    int rc = sl_jobs_show(runs->jobs, name, version, ret_job, err);
+
+    if (rc || sl_http_sees(req, sl_job_project(*ret_job)))
+        return rc;
+    json_decref(*ret_job);
+    *ret_job = NULL;
+    return sl_err_set(err, SL_NOTFOUND, "there is no job %.150s in the projects that %s sees", name, sl_http_user(req));
+}
+
+/* Whether the caller may add a version to the job of the path, there or new. */
+static int may_change_job(struct sl_http_req *req, struct sl_runs *runs, struct sl_err *err)
+{
+    const char *name = sl_http_param(req, "job");
+    struct sl_err none = SL_ERR_INIT;
+    json_t *job = NULL;
+    int rc = sl_jobs_show(runs->jobs, name, -1, &job, &none);
+    bool theirs = rc == 0 && !sl_http_sees(req, sl_job_project(job));
+
+    json_decref(job);
+    if (rc && rc != SL_NOTFOUND)
+        return sl_err_set(err, rc, "%s", none.msg);
+    /* That the name is taken must be said; whose it is must not. */
+    return theirs ? sl_err_set(err, SL_DENIED, "job %.150s is not one of %s's projects: take another name", name,
+                               sl_http_user(req))
+                  : 0;
 }
 
 static void show_job(struct sl_http_req *req, void *arg)
@@ -58,8 +96,7 @@ static void show_job(struct sl_http_req *req, void *arg)
     struct sl_err err = SL_ERR_INIT;
     json_t *job;
 
-    if (sl_jobs_show(runs->jobs, sl_http_param(req, "job"),
-                     (int)sl_http_query_int(req, "version", -1, -1, 999999999), &job, &err))
+    if (find_job(req, runs, (int)sl_http_query_int(req, "version", -1, -1, 999999999), &job, &err))
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_json(req, 200, job);
@@ -96,8 +133,10 @@ static void put_job(struct sl_http_req *req, void *arg)
     const json_t *body = sl_http_json(req);
     json_t *run = NULL, *facts = NULL, *content = NULL, *job = NULL, *errors = json_array();
     struct sl_err err = SL_ERR_INIT;
-    int rc = find_made(runs, sl_json_str(body, "from", ""), &run, &facts, &err);
+    int rc = may_change_job(req, runs, &err);
 
+    if (!rc)
+        rc = find_made(req, runs, sl_json_str(body, "from", ""), &run, &facts, &err);
     if (!rc)
         rc = job_content(run, facts, json_object_get(body, "parameters"), &content, errors, &err);
     if (!rc && content)
@@ -129,8 +168,7 @@ static void run_job(struct sl_http_req *req, void *arg)
     struct sl_runs *runs = arg;
     json_t *job = NULL, *spec = NULL, *errors = json_array();
     struct sl_err err = SL_ERR_INIT;
-    int rc = sl_jobs_show(runs->jobs, sl_http_param(req, "job"),
-                          (int)sl_json_int(sl_http_json(req), "version", -1), &job, &err);
+    int rc = find_job(req, runs, (int)sl_json_int(sl_http_json(req), "version", -1), &job, &err);
 
     if (!rc)
         rc = sl_job_spec(job, json_object_get(sl_http_json(req), "parameters"), &spec, errors, &err);
@@ -153,7 +191,7 @@ static void rerun(struct sl_http_req *req, void *arg)
     const char *id = sl_http_param(req, "run");
     json_t *run = NULL, *facts = NULL, *spec = NULL;
     struct sl_err err = SL_ERR_INIT;
-    int rc = find_made(runs, id, &run, &facts, &err);
+    int rc = find_made(req, runs, id, &run, &facts, &err);
 
     if (!rc)
         rc = sl_rerun_pin(json_object_get(run, "spec"), facts, &spec, &err);
@@ -168,11 +206,11 @@ static void rerun(struct sl_http_req *req, void *arg)
     json_decref(run);
 }
 
-static int find_result(struct sl_runs *runs, const char *id, json_t **ret_facts, json_t **ret_record,
+static int find_result(struct sl_http_req *req, struct sl_runs *runs, const char *id, json_t **ret_facts, json_t **ret_record,
                        struct sl_err *err)
 {
     json_t *run = NULL;
-    int rc = find_made(runs, id, &run, ret_facts, err);
+    int rc = find_made(req, runs, id, &run, ret_facts, err);
 
     json_decref(run);
     return rc ? rc : sl_store_published(runs->server->store, id, SL_RERUN_OUTPUT, ret_record, err);
@@ -184,14 +222,10 @@ static void compare(struct sl_http_req *req, void *arg)
     const char *id = sl_http_param(req, "run"), *other = sl_http_query(req, "with");
     json_t *facts[2] = {NULL, NULL}, *record[2] = {NULL, NULL}, *found;
     struct sl_err err = SL_ERR_INIT;
-    int rc = find_result(runs, id, &facts[0], &record[0], &err);
+    int rc = find_result(req, runs, id, &facts[0], &record[0], &err);
 
     if (!rc)
-        rc = find_result(runs, other ? other : "", &facts[1], &record[1], &err);
-    /* The path's run is inside the caller's projects; this one is only known now. */
-    if (!rc && !sl_http_sees(req, sl_json_str(record[1], "project", "")))
-        rc = sl_err_set(&err, SL_NOTFOUND, "there is no run %.40s in the projects that %s sees",
-                        other ? other : "", sl_http_user(req));
+        rc = find_result(req, runs, other ? other : "", &facts[1], &record[1], &err);
     if (rc) {
         sl_http_reply_err(req, &err, NULL);
     } else {
@@ -207,10 +241,10 @@ static void compare(struct sl_http_req *req, void *arg)
 }
 
 static const struct sl_route routes[] = {
-    {.method = "GET", .pattern = "/api/v1/jobs", .handle = list_jobs},
-    {.method = "GET", .pattern = "/api/v1/jobs/{job}", .handle = show_job},
-    {.method = "PUT", .pattern = "/api/v1/jobs/{job}", .body = SL_BODY_JSON, .handle = put_job},
-    {.method = "POST", .pattern = "/api/v1/jobs/{job}/runs", .body = SL_BODY_JSON, .handle = run_job},
+    {.method = "GET", .pattern = "/api/v1/jobs", .scope = SL_SCOPE_HANDLER, .handle = list_jobs},
+    {.method = "GET", .pattern = "/api/v1/jobs/{job}", .scope = SL_SCOPE_HANDLER, .handle = show_job},
+    {.method = "PUT", .pattern = "/api/v1/jobs/{job}", .scope = SL_SCOPE_HANDLER, .body = SL_BODY_JSON, .handle = put_job},
+    {.method = "POST", .pattern = "/api/v1/jobs/{job}/runs", .scope = SL_SCOPE_HANDLER, .body = SL_BODY_JSON, .handle = run_job},
     {.method = "POST", .pattern = "/api/v1/runs/{run}/rerun", .handle = rerun},
     {.method = "GET", .pattern = "/api/v1/runs/{run}/compare", .handle = compare},
 };

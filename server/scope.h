@@ -20,7 +20,19 @@ bool sl_scope_artifact(struct sl_http_req *req, struct sl_store *store, const ch
  * SL_DENIED, with the spec's key in front. */
 int sl_scope_spec(const struct sl_identity *who, struct sl_store *store, const json_t *spec,
                   struct sl_err *err);
+/* The project of a version that may be read: "" for everybody's. SL_NOTFOUND. */
+int sl_scope_version(const struct sl_identity *who, struct sl_store *store, const char *name, const char *version,
+                     char ret_project[SL_HTTP_PROJECT_MAX + 1], struct sl_err *err);
+/* Whether a version of this project may be linked to a registered model, there or new. *ret_project: whose a new one
+ * is, NULL: as sl_registry_link says. It may point to artifact_project. SL_DENIED. */
+int sl_scope_model(const struct sl_identity *who, struct sl_store *store, const char *model,
+                   const char *artifact_project, const char **ret_project, struct sl_err *err);
+/* Takes out of a graph (artifacts/lineage.h) what is not seen, and what hung on it alone; "hidden": true then.
+ * SL_NOTFOUND: its root is not seen. */
+int sl_scope_lineage(const struct sl_identity *who, struct sl_store *store, json_t *graph, struct sl_err *err);
 /* For sl_http_set_scope; arg is the store. */
+int sl_scope_project_of_model(void *store, const char *name, char ret_project[SL_HTTP_PROJECT_MAX + 1],
+                              struct sl_err *err);
 int sl_scope_project_of_artifact(void *store, const char *name,
                                  char ret_project[SL_HTTP_PROJECT_MAX + 1], struct sl_err *err);
 

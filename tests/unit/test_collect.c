@@ -212,7 +212,7 @@ static void what_is_in_use_is_not_deleted(void **state)
     assert_int_equal(try_delete("named", "v0"), SL_NOTFOUND);
     assert_int_equal(try_delete("nobody", "v0"), SL_NOTFOUND);
     commit("registered", manifest, NULL, NULL);
-    ok(sl_registry_link(store, "squad", &(struct sl_registry_link){"registered", "v0", NULL, NULL, NULL},
+    ok(sl_registry_link(store, "squad", &(struct sl_registry_link){.artifact = "registered", .version = "v0"},
                         NULL, &err));
     assert_int_equal(try_delete("registered", "v0"), SL_CONFLICT);
     assert_non_null(strstr(err.msg, "squad"));
