@@ -1,12 +1,10 @@
-/* Sockets, routes and pools of handlers. A request goes: access (first call: token, route, begin)
+/* Sockets, routes and the way of a request through them. It goes: access (first call: token, route, begin)
  * -> body -> suspended while a pool runs its handler -> resumed, and the answer queued ->
- * completed.
- * Long because the ways a request can go are one state machine. */
+ * completed. */
 #include "server/http.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "server/http_priv.h"
-#include <errno.h>
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,16 +15,6 @@
 #define PATH_MAX_BYTES 2048
 #define PATH_PARTS_MAX 16
 #define STOP_GRACE_MS 5000 /* for answers on their way out */
-#define HANDLER_STACK_BYTES (512u << 10)
-
-struct pool {
-    pthread_mutex_t mutex;
-    pthread_cond_t cond;
-    struct sl_http_req *head, *tail;
-    bool ending;
-    pthread_t threads[SL_HTTP_WAITERS > SL_HTTP_HANDLERS ? SL_HTTP_WAITERS : SL_HTTP_HANDLERS];
-    int n_threads;
-};
 
 struct sl_http {
     struct MHD_Daemon *daemons[2]; /* on `listen`, and on a unix socket */
@@ -41,7 +29,7 @@ struct sl_http {
     int n_routes;
     sl_http_check *check;
     void *check_arg;
-    struct pool pools[2]; /* short requests; `waits` */
+    struct sl_http_pool pools[2]; /* short requests; `waits` */
     atomic_bool stopping;
     atomic_int active; /* requests begun and not completed */
 };
@@ -56,7 +44,7 @@ struct sl_http_guard *sl_http_guard(struct sl_http *http)
     return &http->guard;
 }
 
-/* ---- pools ----------------------------------------------------------------------------------- */
+/* ---- a handler's thread ---------------------------------------------------------------------- */
 
 /* Streamed bodies are named by their digest and mean nothing until a version refers to them. */
 static bool is_audited(const struct sl_route *route)
@@ -83,69 +71,6 @@ static void run_handler(struct sl_http_req *req)
         sl_http_log_done(req, true);
     struct MHD_Connection *conn = req->conn;
     MHD_resume_connection(conn); /* req belongs to the socket thread from here on */
-}
-
-static void *pool_main(void *arg)
-{
-    struct pool *p = arg;
-    pthread_mutex_lock(&p->mutex);
-    for (;;) {
-        while (!p->head && !p->ending)
-            pthread_cond_wait(&p->cond, &p->mutex);
-        struct sl_http_req *req = p->head;
-        if (!req)
-            break;
-        p->head = req->next;
-        pthread_mutex_unlock(&p->mutex);
-        run_handler(req);
-        pthread_mutex_lock(&p->mutex);
-    }
-    pthread_mutex_unlock(&p->mutex);
-    return NULL;
-}
-
-/* Suspends the connection and queues its request; false when the pool is ending. */
-static bool pool_push(struct pool *p, struct sl_http_req *req)
-{
-    req->next = NULL;
-    pthread_mutex_lock(&p->mutex);
-    bool ok = !p->ending;
-    if (ok) {
-        MHD_suspend_connection(req->conn);
-        if (p->head)
-            p->tail->next = req;
-        else
-            p->head = req;
-        p->tail = req;
-        pthread_cond_signal(&p->cond);
-    }
-    pthread_mutex_unlock(&p->mutex);
-    return ok;
-}
-
-static int pool_start(struct pool *p, int n_threads, struct sl_err *err)
-{
-    pthread_attr_t attr;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, HANDLER_STACK_BYTES);
-    p->ending = false;
-    int failed = 0;
-    for (; p->n_threads < n_threads && !failed; p->n_threads += !failed)
-        failed = pthread_create(&p->threads[p->n_threads], &attr, pool_main, p);
-    pthread_attr_destroy(&attr);
-    errno = failed;
-    return failed ? sl_err_errno(err, "starting a handler thread") : 0;
-}
-
-/* Runs what is queued to its end. */
-static void pool_stop(struct pool *p)
-{
-    pthread_mutex_lock(&p->mutex);
-    p->ending = true;
-    pthread_cond_broadcast(&p->cond);
-    pthread_mutex_unlock(&p->mutex);
-    for (; p->n_threads > 0; p->n_threads--)
-        pthread_join(p->threads[p->n_threads - 1], NULL);
 }
 
 /* ---- routes ---------------------------------------------------------------------------------- */
@@ -283,7 +208,7 @@ static enum MHD_Result dispatch(struct sl_http_req *req)
     bool streaming = req->streaming;
     req->dispatched = true;
     req->streaming = false; /* the handler owns the state */
-    if (pool_push(&req->http->pools[req->route->waits], req))
+    if (sl_http_pool_push(&req->http->pools[req->route->waits], req))
         return MHD_YES;
     req->streaming = streaming;
     sl_http_reply_problem(req, 503, "try again", NULL, "the server is stopping");
@@ -391,8 +316,7 @@ int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, 
     pthread_mutex_init(&http->guard.failing, NULL);
     for (int i = 0; i < 2; i++) {
         http->listen_fds[i] = -1;
-        pthread_mutex_init(&http->pools[i].mutex, NULL);
-        pthread_cond_init(&http->pools[i].cond, NULL);
+        sl_http_pool_init(&http->pools[i], run_handler);
     }
     int rc = configure(http, config, err);
     if (rc) {
@@ -475,9 +399,9 @@ int sl_http_start(struct sl_http *http, struct sl_err *err)
     if (rc == 0 && http->unix_path)
         rc = sl_http_listen_unix(http->unix_path, &http->listen_fds[1], err);
     if (rc == 0)
-        rc = pool_start(&http->pools[0], SL_HTTP_HANDLERS, err);
+        rc = sl_http_pool_start(&http->pools[0], SL_HTTP_HANDLERS, err);
     if (rc == 0)
-        rc = pool_start(&http->pools[1], SL_HTTP_WAITERS, err);
+        rc = sl_http_pool_start(&http->pools[1], SL_HTTP_WAITERS, err);
     if (rc == 0)
         rc = start_daemon(http, 0, err);
     if (rc == 0 && http->unix_path)
@@ -515,8 +439,8 @@ void sl_http_stop(struct sl_http *http)
     for (int i = 0; i < 2; i++)
         if (http->daemons[i])
             MHD_quiesce_daemon(http->daemons[i]); /* gives its listening socket back */
-    pool_stop(&http->pools[0]);
-    pool_stop(&http->pools[1]);
+    sl_http_pool_stop(&http->pools[0]);
+    sl_http_pool_stop(&http->pools[1]);
     struct timespec tick = {.tv_nsec = 10 * 1000 * 1000};
     for (int ms = 0; http->daemons[0] && atomic_load(&http->active) > 0 && ms < STOP_GRACE_MS;
          ms += 10)
@@ -538,10 +462,8 @@ void sl_http_free(struct sl_http *http)
     if (!http)
         return;
     sl_http_stop(http);
-    for (int i = 0; i < 2; i++) {
-        pthread_mutex_destroy(&http->pools[i].mutex);
-        pthread_cond_destroy(&http->pools[i].cond);
-    }
+    for (int i = 0; i < 2; i++)
+        sl_http_pool_release(&http->pools[i]);
     pthread_mutex_destroy(&http->guard.failing);
     OPENSSL_cleanse(http->guard.token_sha256, sizeof http->guard.token_sha256);
     if (http->tls_key)

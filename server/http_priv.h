@@ -1,4 +1,4 @@
-/* What http.c and http_reply.c share. Nobody else includes this. */
+/* What the files of http.h share. Nobody else includes this. */
 #ifndef SL_SERVER_HTTP_PRIV_H
 #define SL_SERVER_HTTP_PRIV_H
 #include "base/buf.h"
@@ -89,6 +89,23 @@ struct sl_http_req {
     int n_headers;
     struct sl_http_req *next; /* in a pool's queue */
 };
+
+/* Threads that run handlers, each a request at a time while its connection is suspended: http_pool.c. */
+struct sl_http_pool {
+    void (*run)(struct sl_http_req *req); /* resumes the connection */
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    struct sl_http_req *head, *tail;
+    bool ending;
+    pthread_t threads[SL_HTTP_WAITERS > SL_HTTP_HANDLERS ? SL_HTTP_WAITERS : SL_HTTP_HANDLERS];
+    int n_threads;
+};
+void sl_http_pool_init(struct sl_http_pool *p, void (*run)(struct sl_http_req *req));
+void sl_http_pool_release(struct sl_http_pool *p); /* stopped, or never started */
+int sl_http_pool_start(struct sl_http_pool *p, int n_threads, struct sl_err *err);
+/* Suspends the connection and queues its request; false when the pool is ending. */
+bool sl_http_pool_push(struct sl_http_pool *p, struct sl_http_req *req);
+void sl_http_pool_stop(struct sl_http_pool *p); /* runs what is queued to its end */
 
 /* Binds "host:port" or "[v6]:port"; port 0 takes a free one. */
 int sl_http_listen(const char *address, int *ret_fd, int *ret_port, struct sl_err *err);

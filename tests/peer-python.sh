@@ -7,7 +7,7 @@
 #   queues rq and celery: for tests/bench/queue_peers.py     SL_QUEUES_PYTHON replaces it
 #   api    schemathesis: sends what server/openapi.c describes, and what it does not     SL_API_PYTHON replaces it
 #   around prometheus-client, standardwebhooks, tensorboard: readers of what server and worker give out    SL_AROUND_PYTHON replaces it
-#   mlflow its tracking server (350 MB): for `make test-long SUITE=mlflow`     SL_MLFLOW_PYTHON replaces it
+#   mlflow its tracking server (850 MB): for `make test-long SUITE=mlflow`     SL_MLFLOW_PYTHON replaces it
 set -eu
 kind=${1:-tests}
 case $kind in
@@ -18,7 +18,7 @@ web) given=${SL_WEB_PYTHON:-} packages='axe-core-python==0.1.0' edition=1 ;;
 queues) given=${SL_QUEUES_PYTHON:-} packages='rq==3.0.0 celery[redis]==5.7.0' edition=1 ;;
 around) given=${SL_AROUND_PYTHON:-} packages='prometheus-client==0.* standardwebhooks==1.* tensorboard==2.*' edition=1 ;;
 api) given=${SL_API_PYTHON:-} packages='schemathesis==4.32.5' edition=1 ;;
-mlflow) given=${SL_MLFLOW_PYTHON:-} packages='mlflow-skinny==3.* flask flask-cors sqlalchemy alembic graphene pandas numpy' edition=1 ;;
+mlflow) given=${SL_MLFLOW_PYTHON:-} packages='mlflow==3.*' edition=1 ;;
 *) echo "usage: tests/peer-python.sh [tests|peft|queues|web|around|api|mlflow]" >&2; exit 2 ;;
 esac
 [ -z "$given" ] || { echo "$given"; exit; }
