@@ -9,27 +9,17 @@ export class ApiError extends Error {
   }
 }
 
-export const session = {me: null, token: null};
-try {
-  session.token = sessionStorage.getItem("softlaunch.token");
-} catch { /* no storage: the cookie alone */ }
+export const session = {me: null};    // who is signed in: the cookie says it, GET /me tells it
 
 let onSignedOut = () => {};
 export function whenSignedOut(f) {
   onSignedOut = f;
 }
 
-export function authHeaders(method = "GET") {
-  const headers = {};
-  if (session.token) headers.Authorization = "Bearer " + session.token;
-  const csrf = session.me && session.me.csrf;
-  if (method !== "GET" && csrf) headers["X-CSRF-Token"] = csrf;
-  return headers;
-}
-
 // Gives the parsed answer; throws ApiError. body: an object, sent as JSON.
 export async function api(method, path, body, more = {}) {
-  const headers = {Accept: "application/json", ...authHeaders(method), ...more.headers};
+  const headers = {Accept: "application/json", ...more.headers};
+  if (method !== "GET" && session.me && session.me.csrf) headers["X-CSRF-Token"] = session.me.csrf;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let answer;
   try {
@@ -79,36 +69,19 @@ export const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(
 
 // ---- the session
 
+// null: nobody is signed in.
 export async function whoAmI() {
+  session.me = null;
   try {
     session.me = await get("/me", {quiet: true});
   } catch (e) {
-    session.me = null;
-    if (e.status === 401) return null;
-    if (e.status !== 404) throw e;
-    session.me = {user: "token"}; // a server with one token and no users
+    if (e.status !== 401) throw e;
   }
   return session.me;
 }
 
 export async function signIn(token) {
-  session.token = null;
-  try {
-    await post("/login", {token}, {quiet: true});
-  } catch (e) {
-    if (e.status !== 404 && e.status !== 401) throw e;
-    // A server without sessions: the token itself, for as long as this tab is open.
-    session.token = token;
-    try {
-      await get("/runs?limit=1", {quiet: true});
-    } catch (second) {
-      session.token = null;
-      throw second.status === 401 ? e : second;
-    }
-    try {
-      sessionStorage.setItem("softlaunch.token", token);
-    } catch { /* for this page only */ }
-  }
+  await post("/login", {token}, {quiet: true});
   return whoAmI();
 }
 
@@ -116,39 +89,12 @@ export async function signOut() {
   try {
     await post("/logout", undefined, {quiet: true});
   } catch { /* gone already */ }
-  session.me = session.token = null;
-  try {
-    sessionStorage.removeItem("softlaunch.token");
-  } catch { /* none */ }
+  session.me = null;
 }
 
-// ---- pages of runs: {runs, next, total, whole}
-
-// whole: the server searches and sorts all runs itself. One that cannot is asked for its newest, and they are searched here.
-const SEARCHED_MAX = 2000;
-const SORTS = {created: r => r.created_ms, finished: r => r.finished_ms || 0, name: r => r.name, state: r => r.state, project: r => r.project,
-               queue: r => r.queue, val_loss: r => (r.metrics && r.metrics.val_loss) ?? Infinity};
+// ---- runs, a page at a time: {runs, next: the next page's cursor or null, total, live: Redis is there}
 
 export async function listRuns({limit = 50, cursor, sort, status, q, ...filters}, signal) {
-  const ask = (count, from) => get("/runs" + query({limit: count, cursor: from, below: from, sort, status, state: status, q, ...filters}), {signal});
-  const page = await ask(limit, cursor);
-  if ("next_cursor" in page) return {runs: page.runs, next: page.next_cursor, total: page.total ?? null, live: page.live !== false, whole: true};
-  const by = sort && sort.replace("-", ""), plain = !q && (!by || sort === "-created");
-  let runs = page.runs, next = page.next;
-  const wanted = r => !q || r.name.includes(q.toLowerCase());
-  if (!plain) {
-    while (next && runs.length < SEARCHED_MAX && (by || runs.filter(wanted).length < limit)) {
-      const more = await ask(200, next);
-      runs = runs.concat(more.runs);
-      next = more.next;
-    }
-    runs = runs.filter(wanted);
-    if (by && SORTS[by]) {
-      const key = SORTS[by], sign = sort.startsWith("-") ? -1 : 1;
-      runs.sort((a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0) * sign);
-      runs = runs.slice(0, limit);
-      next = null;
-    }
-  }
-  return {runs, next: next || null, total: null, live: page.live !== false, whole: false};
+  const page = await get("/runs" + query({limit, cursor, sort, state: status, q, ...filters}), {signal});
+  return {runs: page.runs, next: page.next_cursor, total: page.total, live: page.live};
 }

@@ -95,7 +95,7 @@ function frame(path) {
     const live = h("span", {class: "live", role: "status"});
     onStreamStatus(s => {
       live.dataset.status = s;
-      say(live, {live: "live", polling: "live", waiting: "reconnecting", idle: ""}[s] || "");
+      say(live, {live: "live", waiting: "reconnecting", idle: ""}[s] || "");
     });
     const theme = select([["", "◐ Auto"], ["light", "☀ Light"], ["dark", "☾ Dark"]], store.get("theme", ""), value => {
       store.set("theme", value);

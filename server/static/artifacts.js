@@ -63,7 +63,7 @@ async function one(root, name, wanted) {
       fill(detail, h("section", {class: "card"}, h("h2", {}, `${name}:${version}`), facts([["Size", bytes(record.bytes)], ["Created", time(record.created)], ["By", record.created_by],
         ["Manifest, sha256", h("span", {class: "mono"}, record.manifest), {class: "long"}]]),
         h("h3", {}, "Files"), table("Files", ["Path", "Size", "sha256"], files.map(([path, size, sha, inner]) => h("tr", {}, h("td", {class: "mono" + (inner ? " inner" : "")},
-          inner ? path : h("a", {href: `/api/v1/blobs/${sha}`, download: path.split("/").pop(), onclick: e => download(e, sha, path)}, path)), h("td", {}, bytes(size)), h("td", {class: "mono"}, sha.slice(0, 16)))))),
+          inner ? path : h("a", {href: `/api/v1/blobs/${sha}`, download: path.split("/").pop()}, path)), h("td", {}, bytes(size)), h("td", {class: "mono"}, sha.slice(0, 16)))))),
         h("section", {class: "card"}, h("h2", {}, "Lineage"), lineage));
       const graph = await graphOf(name, version).catch(() => null) || simple(record);
       fill(lineage, graph ? picture(graph.nodes, graph.edges, graph.root || (graph.nodes.find(n => n.label === `${name}:${version}`) || {}).id) : h("p", {class: "faint"}, "It was uploaded: nothing is known of what it was made from."));
@@ -73,18 +73,6 @@ async function one(root, name, wanted) {
   }
   await load();
   return null;
-}
-
-// With a session the browser downloads by itself; a token has to be sent along.
-async function download(e, sha, path) {
-  const {session, authHeaders} = await import("/static/api.js");
-  if (!session.token) return;
-  e.preventDefault();
-  const answer = await fetch(`/api/v1/blobs/${sha}`, {headers: authHeaders()});
-  if (!answer.ok) return toast(`The server answered ${answer.status}`, "bad");
-  const a = h("a", {href: URL.createObjectURL(await answer.blob()), download: path.split("/").pop()});
-  a.click();
-  setTimeout(() => URL.revokeObjectURL(a.href), 10000);
 }
 
 function simple(record) {

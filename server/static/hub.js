@@ -7,7 +7,6 @@
 
 const PAGE = 1000;          // events in one read
 const RUNS_MAX = 50;        // in one stream
-const POLL_MS = 700;        // where the server has no stream
 const RETRY_MS = [500, 1000, 2000, 5000];
 const SILENT_MS = 40000;    // a stream that says nothing, not even a comment, is dead
 const GONE_MS = 180000;     // a tab that does not call is gone
@@ -23,8 +22,7 @@ export function later(a, b) {
 export class Hub {
   constructor() {
     this.tabs = new Map();   // send function -> {seen, subs: Map(run -> {last, caught, held})}
-    this.token = null;
-    this.streaming = true;   // until the server says that it has none
+    this.user = null;
     this.open = null;        // {runs, controller}
     this.failures = 0;
     this.status = "idle";
@@ -41,8 +39,8 @@ export class Hub {
       this.tabs.delete(send);
       this.settle();
     } else if (message.op === "watch") {
-      if (message.token !== this.token) {
-        this.token = message.token;
+      if (message.user !== this.user) { // another one has signed in: the stream is the one's before
+        this.user = message.user;
         this.close();
       }
       for (const run of [...tab.subs.keys()]) if (!(run in message.runs)) tab.subs.delete(run);
@@ -96,29 +94,22 @@ export class Hub {
     }
     this.close();
     if (!runs.length) return this.say("idle");
-    const controller = new AbortController(), mine = this.open = {key, controller}, streamed = this.streaming;
+    const controller = new AbortController(), mine = this.open = {key, controller};
     try {
-      if (this.streaming) await this.stream(key, controller);
-      else await this.poll(mine);
+      await this.stream(key, controller);
     } catch (e) {
       if (controller.signal.aborted && this.open !== mine) return; // replaced by a newer one
       controller.abort();
     }
     if (this.open !== mine) return;
     this.open = null;
-    if (streamed && !this.streaming) return this.connect(); // it has none: ask page by page, at once
     this.say("waiting");
-    setTimeout(() => this.settle(), this.streaming ? RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)] : POLL_MS);
+    setTimeout(() => this.settle(), RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)]);
   }
 
   async stream(key, controller) {
     const answer = await fetch("/api/v1/events?runs=" + key, {
-      headers: {Accept: "text/event-stream", ...this.headers()}, signal: controller.signal, credentials: "same-origin",
-      cache: "no-store"});
-    if (answer.status === 404 || answer.status === 405) {
-      this.streaming = false;
-      throw new Error("no stream");
-    }
+      headers: {Accept: "text/event-stream"}, signal: controller.signal, credentials: "same-origin", cache: "no-store"});
     if (!answer.ok) throw new Error("refused");
     this.failures = 0;
     this.say("live");
@@ -200,7 +191,7 @@ export class Hub {
         sub.again = false;
         for (;;) {
           const answer = await fetch(`/api/v1/runs/${run}/events?after=${sub.last}&limit=${PAGE}`,
-            {headers: {Accept: "application/json", ...this.headers()}, credentials: "same-origin"});
+            {headers: {Accept: "application/json"}, credentials: "same-origin"});
           if (answer.status === 404) sub.over = true;
           if (!answer.ok) throw new Error("refused");
           const page = await answer.json();
@@ -213,21 +204,9 @@ export class Hub {
       this.deliver(send, sub, run, sub.held.splice(0));
       if (!sub.told) sub.told = true, send({run, caught: true});
     } catch {
-      if (this.open && this.streaming) this.open.controller.abort(); // begin anew, with its delays
+      if (this.open) this.open.controller.abort(); // begin anew, with its delays
     } finally {
       sub.busy = false;
     }
-  }
-
-  async poll(mine) {
-    this.say("polling");
-    while (this.open === mine) {
-      for (const [send, sub, run] of [...this.subs()]) if (!sub.over) await this.catchUp(send, sub, run);
-      await new Promise(r => setTimeout(r, POLL_MS));
-    }
-  }
-
-  headers() {
-    return this.token ? {Authorization: "Bearer " + this.token} : {};
   }
 }

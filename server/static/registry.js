@@ -1,5 +1,5 @@
 // Registered models: their versions, and which one is at which stage.
-import {get, getOr} from "/static/api.js";
+import {get} from "/static/api.js";
 import {badge, button, empty, h, link, refill, table, time} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {askPromote, STAGES} from "/static/promote.js";
@@ -17,21 +17,14 @@ async function all(root) {
   const body = h("div", {});
   root.append(h("h1", {}, "Registry"), body);
   async function load() {
-    const registry = await getOr("/registry"), models = registry ? registry.models || [] : await byAlias(), stages = columnsOf(models);
-    refill(body, models.length ? table("Registered models", ["Model", ...stages, "Versions", ""], models.map(m => h("tr", {}, h("td", {class: "c-name"}, registry ? link("/registry/" + m.model, m.model) : link("/artifacts/" + m.model, m.model)),
+    const {models} = await get("/registry"), stages = columnsOf(models);
+    refill(body, models.length ? table("Registered models", ["Model", ...stages, "Versions", ""], models.map(m => h("tr", {}, h("td", {class: "c-name"}, link("/registry/" + m.model, m.model)),
       stageCells(m.stages, stages), h("td", {"data-label": "Versions"}, String(m.versions)),
       h("td", {}, m.stages && m.stages.candidate ? button("Promote the candidate", () => askPromote(m.stages.candidate.artifact, m.stages.candidate.version, load), {"aria-label": `Promote the candidate of ${m.model}`}) : null))), {class: "cards"})
       : empty("No model is registered yet", "Promote a run's result on its page, in a comparison, or from an artifact's versions; or say outputs.register in a spec.", link("/artifacts", h("span", {class: "button"}, "Artifacts"))));
   }
   await load();
   return null;
-}
-
-// A server without a registry: artifacts whose aliases are stages.
-async function byAlias() {
-  const {artifacts} = await get("/artifacts");
-  return artifacts.filter(a => STAGES.some(s => a.aliases && a.aliases[s])).map(a => ({model: a.name, versions: a.versions,
-    stages: Object.fromEntries(Object.entries(a.aliases).filter(([k]) => STAGES.includes(k)).map(([k, version]) => [k, {artifact: a.name, version}]))}));
 }
 
 async function one(root, name) {

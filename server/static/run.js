@@ -33,7 +33,7 @@ export async function show(root, {params: [id], go}) {
     h("div", {class: "page-head"}, h("div", {class: "run-title"}, h("h1", {}, run.name), state), actions),
     cause, progress, numbers,
     h("nav", {class: "parts", "aria-label": "Parts of this page"}, [["charts", "Charts"], ["predictions", "Predictions"], ["log", "Log"], ["results", "Results"],
-      ["lineage", "Inputs and outputs"], ["configuration", "Configuration"], "notes" in run && ["notes", "Notes and tags"]].filter(Boolean).map(([id, text]) => link("#" + id, text))),
+      ["lineage", "Inputs and outputs"], ["configuration", "Configuration"], ["notes", "Notes and tags"]].map(([id, text]) => link("#" + id, text))),
     h("section", {class: "card", id: "charts"}, h("div", {class: "card-head"}, h("h2", {}, "Charts"),
       button("Compare with…", pickOther)), compared, charts.el),
     predictions.el, log.el,
@@ -42,7 +42,7 @@ export async function show(root, {params: [id], go}) {
     h("section", {class: "card", id: "lineage"}, h("h2", {}, "Inputs and outputs"), io, picture),
     h("section", {class: "card", id: "configuration"}, h("div", {class: "card-head"}, h("h2", {}, "Configuration"),
       button("Difference from…", pickDifference)), h("div", {id: "difference"}), specTable(run.spec || {})),
-    "notes" in run ? notesPart() : "");
+    notesPart());
 
   function drawRun() {
     fill(state, badge(run.state), run.waiting_for && h("span", {class: "why"}, run.waiting_for));
@@ -113,11 +113,10 @@ export async function show(root, {params: [id], go}) {
 
   // ---- other runs beside
   function chooseRun(heading, use) {
-    const list = h("ul", {class: "plain choose"}), search = h("input", {type: "search", placeholder: "Search names", oninput: load});
+    const list = h("ul", {class: "plain choose"}), search = h("input", {type: "search", placeholder: "Search", maxlength: 200, oninput: load});
     const d = dialog(heading, field("Runs of any project", search), list);
     async function load() {
-      const page = await listRuns({limit: 20, q: search.value}).catch(() => ({runs: []}));
-      const q = search.value.toLowerCase(), some = page.runs.filter(r => r.run !== run.run && r.name.toLowerCase().includes(q));
+      const page = await listRuns({limit: 20, q: search.value.trim()}).catch(() => ({runs: []})), some = page.runs.filter(r => r.run !== run.run);
       fill(list, some.length ? some.map(r => h("li", {}, button([r.name, " ", badge(r.state), " ", time(r.created_ms)], () => {
         d.close();
         use(r);
@@ -166,7 +165,7 @@ export async function show(root, {params: [id], go}) {
 
   // ---- notes and tags
   function notesPart() {
-    const notes = h("textarea", {rows: 4, value: run.notes || ""}), tags = h("input", {type: "text", value: (run.tags || []).join(", ")});
+    const notes = h("textarea", {rows: 4, maxlength: 20000, value: run.notes}), tags = h("input", {type: "text", value: run.tags.join(", ")});
     const save = button("Save", () => act(save, async () => {
       await api("PATCH", "/runs/" + run.run, {notes: notes.value, tags: tags.value.split(/[,\s]+/).filter(Boolean)});
       toast("Saved");

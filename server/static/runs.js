@@ -1,11 +1,12 @@
 // All runs: a page of them at a time, filtered and sorted by the server, so that a hundred thousand are no more work
 // than fifty.
-import {getOr, listRuns, post} from "/static/api.js";
+import {api, get, getOr, listRuns, post, query} from "/static/api.js";
 import {act, arrange, badge, button, command, dialog, duration, empty, field, fill, FINAL, h, link, number, problem, say, select,
         STATES, store, table, time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 
 const REFRESH_MS = 2500;
+const PAGE = 50;    // runs of one page
 const FILTERS = ["q", "status", "project", "queue", "tag", "sort", "group", "cursor"];
 
 const metric = name => r => number(r.metrics && r.metrics[name]);
@@ -16,14 +17,14 @@ const COLUMNS = [
   ["progress", "Progress", progress, null],
   ["project", "Project", r => r.project, "project"],
   ["queue", "Queue", r => r.queue, "queue"],
-  ["priority", "Priority", r => r.priority, null],
-  ["loss", "Loss", metric("loss"), null],
+  ["priority", "Priority", r => r.priority, "priority"],
+  ["loss", "Loss", metric("loss"), "loss"],
   ["val_loss", "Validation loss", metric("val_loss"), "val_loss"],
   ["created", "Created", r => time(r.created_ms), "created"],
-  ["took", "Ran for", r => r.run_ms || r.started_ms ? duration(FINAL.has(r.state) || !r.started_ms ? r.run_ms : Date.now() - r.started_ms) : "–", null],
-  ["tags", "Tags", r => (r.tags || []).map(t => [h("span", {class: "tag"}, t), " "]), null],
+  ["took", "Ran for", r => r.run_ms || r.started_ms ? duration(FINAL.has(r.state) || !r.started_ms ? r.run_ms : Date.now() - r.started_ms) : "–", "duration"],
+  ["tags", "Tags", r => r.tags.map(t => [h("a", {class: "tag", href: "/" + query({tag: t})}, t), " "]), null],
   ["agent", "Agent", r => r.agent || "–", null],
-  ["by", "By", r => r.created_by || "–", null],
+  ["by", "By", r => r.created_by || "–", "user"],
   ["cause", "Cause", r => r.cause || "–", null],
 ];
 const USUAL = ["name", "state", "progress", "project", "val_loss", "created", "took", "tags"];
@@ -36,22 +37,21 @@ export function progress(r) {
     h("progress", {max: 1, value: p, "aria-label": `progress of ${r.name}`}), ` ${number(r.step || 0)} / ${number(r.steps)}`);
 }
 
-export async function show(root, {query, go}) {
+export async function show(root, {query: address, go}) {
   title("Runs");
-  const state = Object.fromEntries(FILTERS.map(k => [k, query.get(k) || ""]));
+  const state = Object.fromEntries(FILTERS.map(k => [k, address.get(k) || ""]));
   const chosen = new Set(), back = [];
   let columns = store.get("columns", USUAL), page = null, gone = false, timer, controller;
 
   const change = changes => {
     Object.assign(state, {cursor: ""}, changes);
     if (!("cursor" in changes)) back.length = 0;
-    const q = new URLSearchParams(FILTERS.filter(k => state[k]).map(k => [k, state[k]])).toString();
-    history.replaceState(null, "", "/" + (q ? "?" + q : ""));
+    history.replaceState(null, "", "/" + query(state));
     load();
   };
 
   // ---- the bar of filters
-  const search = h("input", {type: "search", placeholder: "Search names", "aria-label": "Search runs by name", value: state.q});
+  const search = h("input", {type: "search", placeholder: "Search", "aria-label": "Search names, projects, tags, notes, users", maxlength: 200, value: state.q});
   let typing;
   search.addEventListener("input", () => {
     clearTimeout(typing);
@@ -65,6 +65,7 @@ export async function show(root, {query, go}) {
                           onchange: () => change({tag: tag.value.trim()})});
   const views = h("select", {"aria-label": "Saved views", onchange: () => useView(views.value)});
   const compare = button("Compare", () => go("/compare?runs=" + [...chosen].join(",")), {class: "primary", disabled: true});
+  const mark = button("Tag…", askTags, {disabled: true});
   const body = h("div", {class: "runs-body", "aria-busy": "true"});
   const count = h("p", {class: "faint", role: "status"});
   const previous = button("Newer", () => change({cursor: back.pop() || ""}), {disabled: true});
@@ -78,7 +79,7 @@ export async function show(root, {query, go}) {
     h("div", {class: "page-head"}, h("h1", {}, "Runs"), link("/new", h("span", {class: "button primary"}, "New run"))),
     h("div", {class: "filters", role: "search"}, search, status, project, tag,
       h("label", {class: "check"}, group, " Group by project"), views,
-      button("Columns", chooseColumns), compare),
+      button("Columns", chooseColumns), mark, compare),
     notice, body, h("div", {class: "pager"}, count, h("div", {class: "actions"}, previous, next)));
   listViews();
   getOr("/projects", {projects: []}).then(p => {
@@ -147,7 +148,23 @@ export async function show(root, {query, go}) {
   }
   function chose() {
     compare.disabled = chosen.size < 2;
+    mark.disabled = !chosen.size;
     say(compare, chosen.size > 1 ? `Compare ${chosen.size}` : "Compare");
+  }
+  function askTags() {
+    const tags = h("input", {type: "text", required: true, maxlength: 200}), words = () => tags.value.split(/[,\s]+/).filter(Boolean);
+    // of: a run's tags -> what they are to be
+    const write = of => async () => {
+      for (const id of chosen) {
+        const had = (await get("/runs/" + id)).tags;
+        await api("PATCH", "/runs/" + id, {tags: of(had)});
+      }
+      d.close();
+      load();
+    };
+    const add = button("Add", () => act(add, write(had => [...new Set([...had, ...words()])])), {class: "primary"});
+    const remove = button("Remove", () => tags.reportValidity() && act(remove, write(had => had.filter(t => !words().includes(t)))));
+    const d = dialog(`Tags of ${chosen.size} run${chosen.size > 1 ? "s" : ""}`, field("Tags", tags, "Separated by commas or blanks."), h("div", {class: "actions"}, add, remove));
   }
   let drawn = "", tbody = null;
   function draw() {
@@ -197,15 +214,15 @@ export async function show(root, {query, go}) {
     const mine = controller;
     try {
       const sort = state.group === "project" ? "project" : state.sort;
-      const fresh = await listRuns({limit: 50, cursor: state.cursor, sort, status: state.status, q: state.q,
+      const fresh = await listRuns({limit: PAGE, cursor: state.cursor, sort, status: state.status, q: state.q,
                                     project: state.project, queue: state.queue, tag: state.tag}, mine.signal);
       if (gone || mine !== controller) return;
       page = fresh;
-      tag.hidden = !page.whole;
       body.setAttribute("aria-busy", "false");
-      fill(notice, page.live ? null : h("p", {class: "notice"}, "Redis does not answer: these are finished runs only. What is live comes back by itself."));
+      fill(notice, page.live ? null : h("p", {class: "notice"}, "Redis does not answer: runs that have not ended are shown as they were last seen. It comes back by itself."));
       draw();
-      say(count, page.total !== null ? `${page.total.toLocaleString()} run${page.total === 1 ? "" : "s"}` : "");
+      const first = state.cursor && !back.length ? null : back.length * PAGE + 1;    // a page that was opened by its address has no number
+      say(count, page.total > page.runs.length && first ? `${number(first)} to ${number(first + page.runs.length - 1)} of ${number(page.total)} runs` : `${number(page.total)} run${page.total === 1 ? "" : "s"}`);
       previous.disabled = !back.length && !state.cursor;
       next.disabled = !page.next;
       previous.hidden = next.hidden = previous.disabled && next.disabled;

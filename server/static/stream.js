@@ -43,7 +43,7 @@ function tell() {
     if (!post) start();
     const runs = {};
     for (const [run, watch] of watches) runs[run] = watch.last;
-    post({op: "watch", runs, token: session.token});
+    post({op: "watch", runs, user: session.me && session.me.user});
   }, 0);
 }
 

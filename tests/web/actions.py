@@ -105,6 +105,25 @@ def filters_and_sorts():
     b.until(lambda: "Agent" in b.text("thead"), "the chosen column")
 
 
+def notes_and_tags():
+    b.open("/runs/" + ids["bad"])
+    b.type("#notes textarea", "the template was wrong")
+    b.type("#notes input", "odd, template")
+    b.click("#notes button", "Save")
+    b.until(lambda: w.run(ids["bad"])["notes"] == "the template was wrong" and sorted(w.run(ids["bad"])["tags"]) == ["odd", "template"], "notes and tags are kept")
+    b.open("/?q=template+was")    # words of the notes
+    b.until(lambda: names() == ["fake.3.10.spec.bad"], "the run with these notes")
+    b.open("/")
+    for run in (ids["fake.3.10.ok.a"], ids["fake.3.10.ok.b"]):
+        b.click(f"[data-run='{run}'] input")
+    b.click("button", "Tag…")
+    b.type("dialog input", "pair")
+    b.click("dialog button.primary", "Add")
+    b.until(lambda: not b.all("dialog"), "the tag is given")
+    b.click("a.tag", "pair")
+    b.until(lambda: sorted(names()) == ["fake.3.10.ok.a", "fake.3.10.ok.b"], "the runs with the tag")
+
+
 def goes_by_keyboard():
     from selenium.webdriver.common.action_chains import ActionChains
     ActionChains(b.driver).send_keys("g", "q").perform()
@@ -149,6 +168,6 @@ def signs_in_by_the_address_that_the_demo_prints():
 
 try:
     tap(w, [drags_a_run_to_another_priority, pauses_and_drains_a_queue, says_why_a_run_failed_and_requeues_it, cancels_a_run, filters_and_sorts,
-            goes_by_keyboard, shows_and_pauses_agents, text_from_others_stays_text, signs_in_by_the_address_that_the_demo_prints])
+            notes_and_tags, goes_by_keyboard, shows_and_pauses_agents, text_from_others_stays_text, signs_in_by_the_address_that_the_demo_prints])
 finally:
     b.close()
