@@ -247,7 +247,7 @@ static int stat_object(const struct sl_target *t, const char *key, char ret_sha2
         rc = sl_ask(&ask, &t->watch, &answer, err);
     }
     if (rc == 0) {
-        rc = sl_answer_check(&answer, "it", url.p, err);
+        rc = sl_answer_check(&answer, "looking whether it is there", url.p, err);
         if (rc == 0)
             rc = sl_json_parse(answer.body.p, answer.body.len, "the service's answer", &json, err);
         sl_answer_release(&answer);

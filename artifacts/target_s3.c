@@ -318,7 +318,7 @@ static int head(const struct sl_target *t, const char *url, const char *keep, st
     int rc = sl_ask(&ask, &t->watch, ret_answer, err);
     if (rc)
         return rc;
-    rc = sl_answer_check(ret_answer, "it", url, err);
+    rc = sl_answer_check(ret_answer, "looking whether it is there", url, err);
     if (rc)
         sl_answer_release(ret_answer);
     return rc;

@@ -12,7 +12,7 @@ int cmd_serve(int argc, char **argv)
     struct sl_serve_config config = {.listen = "127.0.0.1:8080", .redis_url = getenv("SOFTLAUNCH_REDIS")};
     int keep_finished_s = 60, keep_runs_days = 0, collect_every_s = SL_KEEPER_EVERY_S,
         collect_grace_s = SL_KEEPER_GRACE_S;
-    struct cli_list allow = {.n = 0};
+    struct cli_list allow = {.n = 0}, copy_to = {.n = 0};
     struct cli_list trusted = {.n = 0};
     const struct cli_option options[] = {
         {"data", 0, CLI_TEXT, &config.data_dir, "DIR", "the artifact store: blobs, versions, records", 0, 0},
@@ -41,6 +41,9 @@ int cmd_serve(int argc, char **argv)
         {"mlflow", 0, CLI_TEXT, &config.mlflow_uri, "URL",
          "mirrors runs to this MLflow server, unless tracking.mlflow.uri of a spec names another one;\n"
          "with the credentials in MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", 0, 0},
+        {"copy-to", 0, CLI_LIST, &copy_to, "s3://BUCKET/PREFIX/|gs://...",
+         "a folder that a spec's outputs.copy_to may name, or one below it; several times. The keys are this\n"
+         "machine's, as AWS's and Google's tools find them.", 0, 0},
         CLI_OPTIONS_END,
     };
     const struct cli_usage usage = {
@@ -68,6 +71,10 @@ int cmd_serve(int argc, char **argv)
         config.webhook_allow[config.n_webhook_allow++] = allow.items[i];
     if (config.mlflow_uri && strncmp(config.mlflow_uri, "http://", 7) != 0 && strncmp(config.mlflow_uri, "https://", 8) != 0)
         return cli_wrong(&usage, "--mlflow: expected the address of an MLflow server, as http://127.0.0.1:5000");
+    if (copy_to.n > SL_COPY_FOLDERS_MAX)
+        return cli_wrong(&usage, "--copy-to: at most 16 folders");
+    for (int i = 0; i < copy_to.n; i++)
+        config.copy_to[config.n_copy_to++] = copy_to.items[i];
     config.keep_finished_s = keep_finished_s;
     config.keep_runs_days = keep_runs_days;
     config.collect_every_s = collect_every_s;

@@ -8,6 +8,7 @@
  *   3. one script in Redis: lease held and not cancelled -> the run has succeeded with these
  * outputs, outbox entry
  *   4. the store commits each version under its (run, output) marker, durably
+ *      (and what is to be copied to a bucket is noted: server/copies.h)
  *   5. the outbox entry is closed with what the versions became; then the answer
  *
  * After a crash between 3 and 5 the outbox is replayed from 4; a repeated request gets the first
@@ -17,6 +18,7 @@
 #include "artifacts/registry.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "server/copies.h"
 #include "server/runs.h"
 #include <stdio.h>
 #include <string.h>
@@ -72,6 +74,8 @@ static void sign(struct sl_runs *runs, const char *run, json_t *reserved)
     json_array_foreach(reserved, i, o) {
         json_object_set(o, "created_by", json_object_get(shown, "created_by"));
         json_object_set(o, "project", json_object_get(shown, "project"));
+        if (sl_json_str(shown, "spec.outputs.copy_to", NULL))
+            json_object_set_new(o, "copy_to", json_string(sl_json_str(shown, "spec.outputs.copy_to", "")));
     }
     json_decref(shown);
 }
@@ -182,6 +186,9 @@ static int settle(struct sl_runs *runs, const char *run, const json_t *outputs,
         json_object_del(became, "project");
         json_object_del(became, "facts"); /* the store has them now: Redis need not keep them */
         rc = sl_store_commit(store, &c, &record, NULL, err);
+        if (!rc && json_object_get(o, "copy_to") &&
+            (rc = sl_copies_add(runs->server->config, run, c.output, record, text_of(o, "copy_to"), err)))
+            json_decref(record);
         if (!rc && json_object_get(o, "register"))
             rc = registered(store, run, o, &record, err);
         if (!rc) {

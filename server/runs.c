@@ -1,4 +1,5 @@
 #include "server/runs.h"
+#include "server/copies.h"
 #include "base/json.h"
 #include "base/spec.h"
 #include "server/live.h"
@@ -63,6 +64,9 @@ void sl_runs_enqueue(struct sl_runs *runs, struct sl_http_req *req, const json_t
         rc = sl_scope_spec(sl_http_identity(req), runs->server->store, given, &err);
     if (!rc)
         rc = sl_spec_with_defaults(given, &spec, &err);
+    if (!rc && sl_json_str(spec, "outputs.copy_to", NULL) &&
+        (rc = sl_copies_check(runs->server->config, sl_json_str(spec, "outputs.copy_to", ""), &err)))
+        sl_err_wrap(&err, rc, "outputs.copy_to");
     if (!rc)
         rc = sl_queue_enqueue_by(runs->queue, sl_http_user(req), spec, key, run, &how, &err);
     json_decref(spec);

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "server/accounts.h"
 #include "server/audit.h"
+#include "server/copies.h"
 #include "server/keeper.h"
 #include "server/mlflow.h"
 #include "server/openapi.h"
@@ -27,6 +28,7 @@ static const struct sl_server_part parts[] = {
     {"metrics", false, sl_metrics_part_start, sl_metrics_part_stop},
     {"webhooks", false, sl_webhooks_part_start, sl_webhooks_part_stop},
     {"mlflow", true, sl_mlflow_part_start, sl_mlflow_part_stop},
+    {"copies", false, sl_copies_part_start, sl_copies_part_stop},
     {"runs", true, sl_runs_part_start, sl_runs_part_stop},
     {"mlflow's thread", true, sl_mlflow_send_start, sl_mlflow_send_stop},
     {"keeper", false, sl_keeper_start, sl_keeper_stop},

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 
 #define SL_WEBHOOK_ALLOW_MAX 16
+#define SL_COPY_FOLDERS_MAX 16
 
 struct sl_serve_config {
     const char *listen; /* "127.0.0.1:8080" */
@@ -27,6 +28,8 @@ struct sl_serve_config {
     const char *webhook_allow[SL_WEBHOOK_ALLOW_MAX]; /* private networks that webhooks and mirrors may go to */
     int n_webhook_allow;
     const char *mlflow_uri; /* where runs are mirrored to that name no other place (server/mlflow.h); NULL: nowhere */
+    const char *copy_to[SL_COPY_FOLDERS_MAX]; /* folders of buckets that outputs may be copied to (server/copies.h) */
+    int n_copy_to;
 };
 
 struct sl_webhooks;
