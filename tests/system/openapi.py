@@ -113,7 +113,7 @@ def schemathesis():
     argv = [os.path.join(os.path.dirname(python.stdout.strip()), "schemathesis"), "--config-file", w.dir + "/api.toml", "run",
             w.url + "/api/v1/openapi.json", "--request-timeout", "60", "--no-color"]
     argv += ["--max-time", str(seconds)] if seconds else ["--max-examples", "1", "--phases", "coverage,fuzzing"]
-    r = subprocess.run(argv, capture_output=True, text=True, cwd=w.dir)
+    r = subprocess.run(argv, capture_output=True, text=True, cwd=w.dir, env=dict(os.environ, SCHEMATHESIS_HOOKS=os.path.join(HERE, "openapi_hooks.py")))
     print("# " + "\n# ".join((r.stdout + r.stderr).splitlines()[-300 if r.returncode else -15:]), flush=True)
     assert r.returncode == 0, "see above"
     assert w.server.poll() is None
