@@ -121,7 +121,7 @@ void sl_archive_runs(void *arg)
     do {
         if (!rc)
             rc = take_ended(runs, &taken, &err);
-    } while (!rc && taken == RUNS_A_PASS);
+    } while (!rc && taken == RUNS_A_PASS && !atomic_load(&runs->stopping));
     if (!rc && keep_days)
         rc = sl_history_expire(runs->history, (sl_now_us() / 1000) - keep_days * 86400000,
                                EXPIRE_A_PASS, &removed, &err);

@@ -318,6 +318,7 @@ void sl_runs_part_stop(void *state)
     struct sl_runs *runs = state;
 
     sl_live_stop(runs->live);
+    atomic_store(&runs->stopping, true);
     sl_ticker_stop(runs->following);
     sl_ticker_stop(runs->archiving);
     sl_ticker_stop(runs->reaping);

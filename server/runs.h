@@ -20,6 +20,7 @@
 #include "server/jobs.h"
 #include "server/serve.h"
 #include "server/ticker.h"
+#include <stdatomic.h>
 
 #define SL_REAPER_PERIOD_US 1000000
 #define SL_REAPER_PASSES 200 /* of the script at a time, each short */
@@ -49,6 +50,7 @@ struct sl_runs {
     struct sl_reaper reaper;
     bool numbered;       /* Redis numbers new runs above the archived ones */
     int archive_trouble; /* the last pass's error */
+    atomic_bool stopping; /* a backlog is left to the next server */
     struct sl_ticker *reaping, *archiving, *following;
     struct sl_live *live;
 };
