@@ -46,7 +46,10 @@ int sl_store_read_manifest(struct sl_store *store, const char *sha256, json_t **
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     rc = sl_json_read(path, SL_MANIFEST_MAX_BYTES, ret_manifest, err);
     close(fd);
-    return rc ? sl_err_wrap(err, rc, "manifest %s", sha256) : 0;
+    if (rc != SL_SPEC)
+        return rc ? sl_err_wrap(err, rc, "manifest %s", sha256) : 0;
+    sl_err_clear(err); /* it names a file that says nothing */
+    return sl_err_set(err, SL_SPEC, "blob %s is not a manifest, {\"files\": [...]} as JSON", sha256);
 }
 
 int sl_store_manifest(struct sl_store *store, const char *sha256, json_t **ret_manifest,

@@ -174,6 +174,10 @@ void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char 
     va_end(ap);
     if (status >= 500)
         sl_log(SL_WARN, NULL, "%s: %u %s: %s", req->method, status, title, detail);
+    if (json_array_size(errors_stolen) == 0) {
+        json_decref(errors_stolen);
+        errors_stolen = NULL;
+    }
     /* What a client sent may be quoted in detail and cut inside a character. */
     json_t *text = json_string(detail);
     reply_json(req, status, PROBLEM_TYPE,

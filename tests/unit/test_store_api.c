@@ -419,6 +419,13 @@ static void a_version_needs_its_blobs(void **state)
     snprintf(text, sizeof text, "{\"files\":[{\"bytes\":5,\"path\":\"a\",\"sha256\":\"%s\"}]}",
              blob);
     assert_int_equal(sl_blob_put(server.store, text, strlen(text), sha, NULL), 0);
+    body = json_pack("{s:s}", "manifest", blob);
+    sl_err_clear(&err);
+    assert_int_equal(
+        sl_api_call(api, "POST", "/api/v1/artifacts/m/versions", NULL, body, &reply, &err),
+        SL_SPEC);
+    assert_non_null(strstr(err.msg, "is not a manifest"));
+    json_decref(body);
     body = json_pack("{s:s, s:[s], s:i, s:i}", "manifest", sha, "aliases", "candidate", "alias", 1,
                      "x", 2);
     sl_err_clear(&err);
