@@ -237,7 +237,7 @@ static int send_lines(struct port *p, const struct sl_buf *body, struct sl_err *
 {
     char url[URL_BYTES], authorization[1024];
     const char *token = sl_api_token(p->api);
-    const char *const headers[] = {"Content-Type: application/x-ndjson", token ? authorization : NULL, NULL};
+    const char *const headers[] = {"Content-Type: application/octet-stream", token ? authorization : NULL, NULL};
     struct sl_answer answer;
     json_t *reply = NULL, *text;
     size_t i;
