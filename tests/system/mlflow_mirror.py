@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs mirrored to MLflow: parameters, metrics as they come, state and artifacts; none twice and none lost when either
 server is killed. Against tests/system/mlflow_fake.py, or with SL_MLFLOW=real a server of the PyPI package."""
-import hashlib, signal, socket, urllib.parse, urllib.request
+import atexit, hashlib, signal, socket, urllib.parse, urllib.request
 from job_fixture import *
 from mlflow_fake import Mlflow
 
@@ -45,6 +45,14 @@ def down():
         return
     os.killpg(there["process"].pid, signal.SIGKILL)
     there["process"].wait()
+    there["process"] = None
+
+
+@atexit.register
+def gone():
+    """Its workers outlive their parent: a suite that ends in the middle leaves none."""
+    if there["process"]:
+        down()
 
 
 def ask(path, body=None, **query):
