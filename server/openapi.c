@@ -1,4 +1,5 @@
 #include "server/openapi.h"
+#include "base/digest.h"
 #include "base/json.h"
 #include "base/schema.h"
 #include <errno.h>
@@ -35,6 +36,8 @@ static const struct part parts[] = {
 
 struct sl_openapi {
     json_t *all;
+    char *text; /* it, as it is sent */
+    char etag[SL_SHA256_HEX + 3];
     json_t *checks; /* {"GET /api/v1/runs": {"query": {name: an entry of requests}, "body": the same}} */
     struct sl_schema *requests;
 };
@@ -294,11 +297,30 @@ static void check(struct sl_http_req *req, void *arg, const char *method, const 
 
 /* ---- the part -------------------------------------------------------------------------------- */
 
+/* Whoever asks, and as often: it costs no more than sending. */
 static void get(struct sl_http_req *req, void *arg)
 {
     const struct sl_openapi *o = arg;
+    const char *known = sl_http_header(req, "If-None-Match");
 
-    sl_http_reply_json(req, 200, json_incref(o->all));
+    sl_http_set_header(req, "ETag", o->etag);
+    sl_http_set_header(req, "Cache-Control", "no-cache");
+    if (known && strstr(known, o->etag))
+        sl_http_reply_empty(req, 304);
+    else
+        sl_http_reply_data(req, 200, "application/json", o->text, strlen(o->text));
+}
+
+static int write_out(struct sl_openapi *o, struct sl_err *err)
+{
+    char digest[SL_SHA256_HEX + 1];
+    int rc = (o->text = sl_json_dump(o->all)) ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+
+    if (!rc)
+        rc = sl_sha256_data(o->text, strlen(o->text), digest, err);
+    if (!rc)
+        snprintf(o->etag, sizeof o->etag, "\"%s\"", digest);
+    return rc;
 }
 
 static const struct sl_route routes[] = {
@@ -312,6 +334,8 @@ int sl_openapi_part_start(struct sl_server *server, void **ret_state, struct sl_
 
     if (!rc)
         rc = prepare(o, err);
+    if (!rc)
+        rc = write_out(o, err);
     if (!rc)
         rc = sl_http_add(server->http, routes, sizeof routes / sizeof *routes, o, err);
     if (rc) {
@@ -332,5 +356,6 @@ void sl_openapi_part_stop(void *state)
     sl_schema_free(o->requests);
     json_decref(o->checks);
     json_decref(o->all);
+    free(o->text);
     free(o);
 }

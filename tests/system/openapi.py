@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from job_fixture import HERE, TOKEN, Jobs, Skip, make_job, tap
@@ -37,6 +39,18 @@ def routes():
 def every_route_is_described_and_nothing_else():
     known = {f"{m.upper()} {path}" for path, item in described()["paths"].items() for m in item if m in METHODS}
     assert known == routes(), known ^ routes()
+
+
+def it_is_open_and_has_an_etag():
+    url = w.url + "/api/v1/openapi.json"
+    with urllib.request.urlopen(url, timeout=60) as r:
+        etag = r.headers["ETag"]
+        assert json.loads(r.read())["openapi"].startswith("3.1") and r.headers["Content-Type"] == "application/json"
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, headers={"If-None-Match": etag}), timeout=60)
+        raise AssertionError("it was sent again")
+    except urllib.error.HTTPError as e:
+        assert e.code == 304, e
 
 
 def parameters_of_paths_are_described():
@@ -120,5 +134,5 @@ def schemathesis():
 
 
 w = Jobs()
-tap(w, [every_route_is_described_and_nothing_else, parameters_of_paths_are_described, what_is_not_as_described_is_refused,
+tap(w, [every_route_is_described_and_nothing_else, it_is_open_and_has_an_etag, parameters_of_paths_are_described, what_is_not_as_described_is_refused,
         schemathesis])

@@ -166,7 +166,8 @@ def kills_lose_nothing():
     wait(lambda: all(w.run(x)["state"] in FINAL for x in known), 60, "all have ended")
     w.end(agent)
     listed = {x["run"]: x["state"] for x in pages(200, project="kills")}
-    assert listed == {x: w.run(x)["state"] for x in known}, len(made)
+    shown = {x: w.run(x)["state"] for x in known}
+    assert listed == shown, (len(made), set(listed.items()) ^ set(shown.items()))
     assert reindexed() >= N + len(made)
     wait(lambda: all(os.path.exists(folder(x) + "/record.json") for x in known), 60, "all are archived")
     assert reindexed() >= N + len(made)
