@@ -208,10 +208,9 @@ int cmd_job(int argc, char **argv)
         .options = options,
         .more = "A job is a finished run's spec with the versions and digests of its inputs, and typed, bounded parameters;\n"
                 "`softlaunch enqueue --job NAME lr=1e-3` enqueues it. Creating it again makes a new version.",
-        .least = 1,
-        .most = 2,
+        .verbs = (const struct cli_verb[]){{"ls", 0}, {"create", 1}, {"show", 1}, {NULL, 0}},
     };
-    int at = cli_parse(&usage, argc, argv), n = argc - at, rc;
+    int at = cli_parse(&usage, argc, argv), rc;
     char path[2 * SL_NAME_MAX + 64];
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
@@ -220,10 +219,10 @@ int cmd_job(int argc, char **argv)
 
     if (at < 0)
         return cli_usage_status(at);
-    const char *verb = argv[at];
-    bool making = n == 2 && from && !strcmp(verb, "create"), listing = n == 1 && !strcmp(verb, "ls");
-    if (!making && !listing && (n != 2 || strcmp(verb, "show") != 0))
-        return cli_wrong(&usage, !strcmp(verb, "create") && !from ? "create needs --from RUN" : NULL);
+    const char *verb = at < argc ? argv[at] : "ls";
+    bool making = !strcmp(verb, "create"), listing = !strcmp(verb, "ls");
+    if (making && !from)
+        return cli_wrong(&usage, "create needs --from RUN");
     rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc && making) {
         rc = create(api, argv[at + 1], from, &parameters, &reply, &err);

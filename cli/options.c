@@ -95,6 +95,17 @@ static int take(const struct cli_usage *u, const struct cli_option *o, const cha
     return 0;
 }
 
+static bool operands_ok(const struct cli_usage *u, int n, char **operands)
+{
+    const struct cli_verb *v = u->verbs;
+
+    if (!v)
+        return n >= u->least && (u->most < 0 || n <= u->most);
+    while (n && v->name && strcmp(v->name, operands[0]) != 0)
+        v++;
+    return v->name && v->operands == (n ? n - 1 : 0);
+}
+
 int cli_parse(const struct cli_usage *u, int argc, char **argv)
 {
     struct option longs[CLI_OPTIONS_MAX + 2];
@@ -129,7 +140,7 @@ int cli_parse(const struct cli_usage *u, int argc, char **argv)
         if (take(u, &u->options[index], optarg))
             return WRONG;
     }
-    if (argc - optind < u->least || (u->most >= 0 && argc - optind > u->most)) {
+    if (!operands_ok(u, argc - optind, argv + optind)) {
         print_usage(stderr, u);
         return WRONG;
     }

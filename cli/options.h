@@ -42,12 +42,18 @@ struct cli_option {
     "a Cluster's nodes), redis+sentinel://HOST[:PORT],.../NAME, unix:///PATH; over TLS rediss:// and\n"   \
     "rediss+sentinel://, with ?cacert=FILE&cert=FILE&key=FILE&sni=NAME behind."
 
+struct cli_verb {
+    const char *name; /* "": what the command does without any */
+    int operands;     /* behind it */
+};
 struct cli_usage {
     const char *name;          /* of the command */
     const char *const *forms;  /* what stands behind the name, a line each; NULL-terminated */
     const struct cli_option *options;
     const char *more;          /* behind the options: lines; may be NULL */
-    int least, most;           /* operands; most -1: any number */
+    const struct cli_verb *verbs; /* the first operand is one of them; without any the first one is meant. Up to name
+                                   * NULL; itself NULL: the command has none */
+    int least, most;           /* operands, without verbs; most -1: any number */
 };
 
 /* The index of the first operand in argv (behind all options: argv is sorted), or negative: help or an error has

@@ -96,7 +96,7 @@ int cmd_registry(int argc, char **argv)
         .more = "A registered model is a name for a line of versions, with stages such as `candidate` and `production`.\n"
                 "outputs.register of a job spec makes what the run publishes the candidate; stage promotes a version.\n"
                 "MODEL:STAGE is a reference wherever NAME:VERSION is one.",
-        .most = 4,
+        .verbs = (const struct cli_verb[]){{"", 0}, {"show", 1}, {"link", 2}, {"stage", 3}, {"unstage", 2}, {NULL, 0}},
     };
     int at = cli_parse(&usage, argc, argv), n = argc - at, rc;
     char **a = argv + at, path[2 * SL_NAME_MAX + 64];
@@ -106,10 +106,6 @@ int cmd_registry(int argc, char **argv)
     if (at < 0)
         return cli_usage_status(at);
     const char *verb = n ? a[0] : "";
-    bool known = !n || (n == 2 && !strcmp(verb, "show")) || (n == 3 && !strcmp(verb, "link")) ||
-                 (n == 4 && !strcmp(verb, "stage")) || (n == 3 && !strcmp(verb, "unstage"));
-    if (!known)
-        return cli_wrong(&usage, NULL);
     for (int i = 1; i < n && (i == 1 || strcmp(verb, "link") != 0) && i < 3; i++)
         if (!sl_name_valid(a[i])) {
             sl_err_set(&err, SL_SPEC, "`%.100s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",

@@ -167,28 +167,23 @@ int cmd_runs(int argc, char **argv)
                 "move gives a run that has not ended another priority or queue. requeue enqueues one that is dead,\n"
                 "failed or cancelled again, as a new run that goes on from its checkpoint, and prints its id.\n"
                 "A table on a terminal, JSON elsewhere.",
-        .most = 3,
+        .verbs = (const struct cli_verb[]){{"ls", 0}, {"show", 1}, {"note", 1}, {"move", 1}, {"requeue", 1}, {"rerun", 1},
+                                           {"compare", 2}, {"metrics", 1}, {NULL, 0}},
     };
-    int at = cli_parse(&usage, argc, argv), left = argc - at, rc;
+    int at = cli_parse(&usage, argc, argv), rc;
     bool json = json_asked || (!table && !isatty(STDOUT_FILENO));
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
 
     if (at < 0)
         return cli_usage_status(at);
-    verb = left >= 2 ? argv[at] : "";
-    const char *const two[] = {"show", "requeue", "rerun", "metrics"};
-    bool known = !left || (left == 1 && !strcmp(argv[at], "ls")) ||
-                 (left == 2 && !strcmp(verb, "note") && (note || tags.n)) ||
-                 (left == 2 && !strcmp(verb, "move") && (*priority || *query.queue)) ||
-                 (left == 3 && !strcmp(verb, "compare"));
-    for (size_t i = 0; i < sizeof two / sizeof *two; i++)
-        known |= left == 2 && !strcmp(verb, two[i]);
-    if (!known || csv + jsonl + (board != NULL) > 1)
+    verb = at < argc ? argv[at] : "ls";
+    if ((!strcmp(verb, "note") && !note && !tags.n) || (!strcmp(verb, "move") && !*priority && !*query.queue) ||
+        csv + jsonl + (board != NULL) > 1)
         return cli_wrong(&usage, NULL);
     rc = sl_api_open(server.url, server.token_file, &api, &err);
     if (!rc)
-        rc = left < 2                   ? cli_list_runs(api, &query, json, &err)
+        rc = !strcmp(verb, "ls")        ? cli_list_runs(api, &query, json, &err)
              : !strcmp(verb, "note")    ? cli_note_run(api, argv[at + 1], note, &tags, json_asked, &err)
              : !strcmp(verb, "show")    ? show(api, argv[at + 1], json, &err)
              : !strcmp(verb, "requeue") ? requeue(api, argv[at + 1], key, json_asked, &err)

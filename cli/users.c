@@ -229,24 +229,20 @@ int cmd_user(int argc, char **argv)
         .options = options,
         .more = "add prints the user's first token, once; `softlaunch token add` makes more. rm "
                 "revokes all of them.\n" NEED_ADMIN,
-        .most = 2};
-    int at = cli_parse(&usage, argc, argv), left = argc - at;
+        .verbs = (const struct cli_verb[]){{"ls", 0}, {"add", 1}, {"set", 1}, {"rm", 1}, {NULL, 0}}};
+    int at = cli_parse(&usage, argc, argv);
     const char *verb;
     struct sl_err err = SL_ERR_INIT;
     struct sl_api *api = NULL;
 
     if (at < 0)
         return cli_usage_status(at);
-    verb = left ? argv[at] : "ls";
-    bool ls = !strcmp(verb, "ls");
-    if (ls ? left > 1
-           : left != 2 || (strcmp(verb, "add") && strcmp(verb, "set") && strcmp(verb, "rm")))
-        return cli_wrong(&usage, NULL);
+    verb = at < argc ? argv[at] : "ls";
     if (!strcmp(verb, "add") && !a.role)
         return cli_wrong(&usage, "--role is needed");
     int rc = sl_api_open(a.server.url, a.server.token_file, &api, &err);
     if (rc == 0)
-        rc = ls ? call_list(api, "/api/v1/users", "users", &a, print_users, &err)
+        rc = !strcmp(verb, "ls") ? call_list(api, "/api/v1/users", "users", &a, print_users, &err)
                 : user_verb(api, verb, argv[at + 1], &a, &err);
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;
@@ -281,8 +277,8 @@ int cmd_token(int argc, char **argv)
         .more = "add prints the token on standard output, once: `softlaunch token add --service "
                 "agents --role member > token`.\n"
                 "An agent needs the role member. The server keeps a sha256 only.\n" NEED_ADMIN,
-        .most = 2};
-    int at = cli_parse(&usage, argc, argv), left = argc - at, rc;
+        .verbs = (const struct cli_verb[]){{"ls", 0}, {"add", 0}, {"revoke", 1}, {NULL, 0}}};
+    int at = cli_parse(&usage, argc, argv), rc;
     const char *verb;
     char path[512];
     struct sl_err err = SL_ERR_INIT;
@@ -290,15 +286,13 @@ int cmd_token(int argc, char **argv)
 
     if (at < 0)
         return cli_usage_status(at);
-    verb = left ? argv[at] : "ls";
-    bool revoke = !strcmp(verb, "revoke"), add = !strcmp(verb, "add");
-    if ((!revoke && !add && strcmp(verb, "ls") != 0) || (revoke ? left != 2 : left > 1) ||
-        (a.user && a.service))
-        return cli_wrong(&usage, NULL);
+    verb = at < argc ? argv[at] : "ls";
+    if (a.user && a.service)
+        return cli_wrong(&usage, "a token is --user's or --service's, not both");
     rc = sl_api_open(a.server.url, a.server.token_file, &api, &err);
-    if (rc == 0 && add)
+    if (rc == 0 && !strcmp(verb, "add"))
         rc = make_token(api, &a, a.user, &err);
-    else if (rc == 0 && !revoke)
+    else if (rc == 0 && !strcmp(verb, "ls"))
         rc = call_list(api, "/api/v1/tokens", "tokens", &a, print_tokens, &err);
     else if (rc == 0 && !(rc = path_of(path, sizeof path, "/api/v1/tokens", argv[at + 1], &err)))
         rc = sl_api_call(api, "DELETE", path, NULL, NULL, NULL, &err);

@@ -160,8 +160,8 @@ int cmd_webhook(int argc, char **argv)
         .options = options,
         .more = "add prints the signing secret, once, when it makes one. Signatures are those of standardwebhooks.com.\n"
                 "Private addresses are refused unless the server was started with --webhook-allow.",
-        .most = 2};
-    int at = cli_parse(&usage, argc, argv), left = argc - at, rc;
+        .verbs = (const struct cli_verb[]){{"ls", 0}, {"add", 1}, {"rm", 1}, {"test", 1}, {NULL, 0}}};
+    int at = cli_parse(&usage, argc, argv), rc;
     const char *verb;
     char path[512];
     struct sl_err err = SL_ERR_INIT;
@@ -169,18 +169,16 @@ int cmd_webhook(int argc, char **argv)
 
     if (at < 0)
         return cli_usage_status(at);
-    verb = left ? argv[at] : "ls";
-    bool adds = !strcmp(verb, "add"), removes = !strcmp(verb, "rm"), tests = !strcmp(verb, "test");
-    if ((!adds && !removes && !tests && strcmp(verb, "ls") != 0) || left != (adds || removes || tests ? 2 : left > 0))
-        return cli_wrong(&usage, NULL);
+    verb = at < argc ? argv[at] : "ls";
+    bool adds = !strcmp(verb, "add");
     if (adds && !a.url)
         return cli_wrong(&usage, "add needs --url");
     rc = sl_api_open(a.server.url, a.server.token_file, &api, &err);
     if (!rc && adds)
         rc = add(api, argv[at + 1], &a, &err);
-    else if (!rc && tests)
+    else if (!rc && !strcmp(verb, "test"))
         rc = test(api, argv[at + 1], &err);
-    else if (!rc && removes && !(rc = path_of(path, argv[at + 1], "", &err)))
+    else if (!rc && !strcmp(verb, "rm") && !(rc = path_of(path, argv[at + 1], "", &err)))
         rc = sl_api_call(api, "DELETE", path, NULL, NULL, NULL, &err);
     else if (!rc)
         rc = list(api, &a, &err);
