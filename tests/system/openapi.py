@@ -72,6 +72,8 @@ def parameters_of_paths_are_described():
             if isinstance(x.get("$ref"), str):
                 _, _, kind, name = x["$ref"].split("/")
                 assert name in doc["components"][kind], x
+            # The server's are POSIX expressions, where "[\\s]" means a backslash or an s.
+            assert "\\" not in (x["pattern"] if isinstance(x.get("pattern"), str) else ""), x
             for v in x.values():
                 walk(v)
         elif isinstance(x, list):
@@ -81,6 +83,10 @@ def parameters_of_paths_are_described():
 
 
 def what_is_not_as_described_is_refused():
+    run = w.enqueue("tagged", project="test")
+    assert w.api("PATCH", "/api/v1/runs/" + run, {"tags": ["sweeps", "größe/2"]})[0] == 200
+    for tag in ("a b", "a,b", "a\tb", ""):
+        assert w.api("PATCH", "/api/v1/runs/" + run, {"tags": [tag]})[0] == 422, tag
     for method, path, body, fault in (("GET", "/api/v1/runs?limit=0", None, "limit"), ("GET", "/api/v1/runs?limit=7x", None, "limit"),
                                       ("GET", "/api/v1/runs?state=nope", None, "state"), ("GET", "/api/v1/events", None, "runs"),
                                       ("POST", "/api/v1/queues/q", {"state": 5}, "state"),
