@@ -1,4 +1,5 @@
 /* Blobs of the store, and the small durable writes that versions are made of. */
+#include "artifacts/remote.h"
 #include "artifacts/store_priv.h"
 #include "base/clock.h"
 #include <errno.h>
@@ -7,6 +8,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define FETCHES 3
 
 struct sl_blob_writer {
     struct sl_store *store;
@@ -139,6 +142,8 @@ int sl_blob_commit(struct sl_blob_writer *w, char ret_sha256[SL_SHA256_HEX + 1],
         rc = sl_path(dir, err, "%s/blobs/sha256/%.2s", w->store->dir, found);
     if (rc == 0)
         sl_store_hold(w->store, found);
+    if (rc == 0)
+        rc = sl_remote_keep(w->store, found, w->tmp, err);
     /* Over an older copy too: the same bytes, and it heals one that a failing disk has changed. */
     if (rc == 0 && rename(w->tmp, path))
         rc = sl_err_errno(err, "renaming a blob to %s", path);
@@ -186,6 +191,16 @@ void sl_store_unhold(struct sl_store *store, const char *sha256)
     pthread_mutex_unlock(&store->blob_mutex);
 }
 
+/* Its file here, or else the note that the bucket has it. path, the first one's, becomes the one that was found. */
+static int find(const struct sl_store *store, const char *sha256, char path[SL_PATH_MAX], struct stat *ret_st)
+{
+    if (stat(path, ret_st) == 0)
+        return 0;
+    if (errno != ENOENT || !store->remote || sl_remote_path(store, sha256, path, NULL))
+        return -1;
+    return stat(path, ret_st);
+}
+
 int sl_blob_hold(struct sl_store *store, const char *sha256, int64_t *ret_bytes, struct sl_err *err)
 {
     char path[SL_PATH_MAX];
@@ -195,11 +210,13 @@ int sl_blob_hold(struct sl_store *store, const char *sha256, int64_t *ret_bytes,
         return rc;
     /* Blobs are removed under this mutex only. */
     pthread_mutex_lock(&store->blob_mutex);
-    bool there = stat(path, &st) == 0;
+    bool there = find(store, sha256, path, &st) == 0;
     int why = errno;
     if (there) {
         hold(store, sha256);
         utimensat(AT_FDCWD, path, NULL, 0); /* its age for collections starts anew */
+        if (store->remote && sl_remote_path(store, sha256, path, NULL) == 0)
+            utimensat(AT_FDCWD, path, NULL, 0);
     }
     pthread_mutex_unlock(&store->blob_mutex);
     errno = why;
@@ -234,6 +251,12 @@ int sl_blob_open(struct sl_store *store, const char *sha256, int *ret_fd, int64_
     if (rc)
         return rc;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
+    for (int i = 0; fd < 0 && errno == ENOENT && store->remote && i < FETCHES; i++) { /* again: it may be evicted meanwhile */
+        rc = sl_remote_fetch(store, sha256, &fd, err);
+        if (rc)
+            return rc;
+        errno = ENOENT;
+    }
     if (fd < 0 && errno == ENOENT)
         return sl_err_set(err, SL_NOTFOUND, "there is no blob %s", sha256);
     struct stat st;
@@ -255,7 +278,7 @@ int sl_blob_stat(struct sl_store *store, const char *sha256, int64_t *ret_bytes,
     if (rc)
         return rc;
     struct stat st;
-    if (stat(path, &st)) {
+    if (find(store, sha256, path, &st)) {
         if (errno == ENOENT)
             return sl_err_set(err, SL_NOTFOUND, "there is no blob %s", sha256);
         return sl_err_errno(err, "looking at %s", path);

@@ -1,6 +1,7 @@
 /* Collection: marks what versions, pins and live manifests have, and removes the other blobs. What comes
  * into use meanwhile is held (store_priv.h: held, fresh), so nothing else has to wait. */
 #include "artifacts/manifest.h"
+#include "artifacts/remote.h"
 #include "artifacts/store_priv.h"
 #include "base/clock.h"
 #include "base/json.h"
@@ -158,15 +159,38 @@ struct sweep {
     struct marks *marks;
     int64_t grace_us;
     bool remove; /* else only counts what would go */
+    bool notes;  /* it walks over those of a store in a bucket */
     int64_t blobs, bytes, removed_blobs, removed_bytes, candidates;
 };
+
+/* The blob's file and, of a store in a bucket, the note about it, after which the object is to be deleted. */
+static bool unlink_blob(struct sl_store *store, const char *sha256, const char *path)
+{
+    char local[SL_PATH_MAX], note[SL_PATH_MAX];
+    if (!store->remote)
+        return unlink(path) == 0;
+    if (sl_store_blob_path(store, sha256, local, NULL) || sl_remote_path(store, sha256, note, NULL))
+        return false;
+    bool gone = unlink(note) == 0;
+    if (gone)
+        sl_remote_begin_remove(store, sha256);
+    return unlink(local) == 0 || gone;
+}
+
+/* One that is here and in the bucket is looked at by its note, once. */
+static bool has_note(const struct sweep *s, const char *sha256)
+{
+    char note[SL_PATH_MAX];
+    return s->store->remote && !s->notes && sl_remote_path(s->store, sha256, note, NULL) == 0 && sl_file_exists(note);
+}
 
 static int sweep_blob(void *arg, const char *path, const char *sha256, struct sl_err *err)
 {
     struct sweep *s = arg;
     struct stat st;
-    (void)err;
-    if (!sl_sha256_valid(sha256) || stat(path, &st))
+    bool remote = false;
+    int rc = 0;
+    if (!sl_sha256_valid(sha256) || has_note(s, sha256) || stat(path, &st))
         return 0;
     bool go = !marked(s->marks, sha256) && age_us(&st) >= s->grace_us;
     s->candidates += go;
@@ -175,14 +199,17 @@ static int sweep_blob(void *arg, const char *path, const char *sha256, struct sl
         const json_t *until = json_object_get(s->store->held, sha256);
         go = !(until && json_integer_value(until) > sl_boot_us()) &&
              !json_object_get(s->store->fresh, sha256) && stat(path, &st) == 0 &&
-             age_us(&st) >= s->grace_us && unlink(path) == 0;
+             age_us(&st) >= s->grace_us && unlink_blob(s->store, sha256, path);
+        remote = go && s->notes;
         pthread_mutex_unlock(&s->store->blob_mutex);
+        if (remote)
+            rc = sl_remote_end_remove(s->store, sha256, err);
         s->removed_blobs += go;
         s->removed_bytes += go ? st.st_size : 0;
     }
     s->blobs += !go;
     s->bytes += go ? 0 : st.st_size;
-    return 0;
+    return rc; /* of an object that stays in the bucket, with nothing here that asks for it */
 }
 
 static int sweep_all(struct sweep *s, struct sl_err *err)
@@ -190,8 +217,9 @@ static int sweep_all(struct sweep *s, struct sl_err *err)
     char dir[SL_PATH_MAX];
     int rc = 0;
     s->blobs = s->bytes = 0;
-    for (int i = 0; rc == 0 && i < 256; i++) {
-        rc = sl_path(dir, err, "%s/blobs/sha256/%02x", s->store->dir, i);
+    for (int i = 0; rc == 0 && i < (s->store->remote ? 512 : 256); i++) {
+        s->notes = i >= 256;
+        rc = sl_path(dir, err, "%s/blobs/%s/%02x", s->store->dir, s->notes ? "remote" : "sha256", i & 255);
         if (rc == 0)
             rc = sl_dir_each(dir, sweep_blob, s, err);
     }

@@ -1,4 +1,5 @@
 /* The store as a whole: its lock, its folders, what a crash has left. */
+#include "artifacts/remote.h"
 #include "artifacts/store_priv.h"
 #include "base/json.h"
 #include <errno.h>
@@ -125,6 +126,7 @@ void sl_store_close(struct sl_store *store)
         return;
     if (store->lock_fd >= 0)
         close(store->lock_fd);
+    sl_remote_free(store->remote);
     json_decref(store->newest);
     json_decref(store->highest);
     json_decref(store->reserved);

@@ -46,6 +46,10 @@ struct sl_store;
  * journalled commits, removes leftovers. */
 int sl_store_open(const char *dir, struct sl_store **ret_store, struct sl_err *err);
 void sl_store_close(struct sl_store *store); /* NULL-safe */
+/* From now on blobs lie in a folder of a bucket, "s3://bucket/prefix/" or gs://, and the disk has at most local_max bytes of
+ * copies, what was used last; blobs that the disk alone has are sent there now. Before other threads use the store, and at every
+ * opening of a store that has been used so. */
+int sl_store_use_bucket(struct sl_store *store, const char *ref, int64_t local_max, struct sl_err *err);
 
 /* ---- blobs ----------------------------------------------------------------------------------- */
 

@@ -24,6 +24,7 @@ struct sl_store {
     json_t *fresh;              /* sha256 of what was committed since the collection under way began */
     bool collecting;
     struct upload_file *uploads; /* being written to */
+    struct sl_remote *remote;    /* where blobs lie besides (remote.h); NULL: nowhere */
     struct sl_store_guard *guards;
     int n_guards;
 };

@@ -13,6 +13,17 @@ bool sl_target_knows(const char *ref)
     return strncmp(ref, "s3://", 5) == 0 || strncmp(ref, "gs://", 5) == 0;
 }
 
+/* It may look its keys up anew. */
+static int on_sign(void *arg, const char *method, const char *url, const char *sha256, struct curl_slist **headers,
+                   struct sl_err *err)
+{
+    struct sl_target *t = arg;
+    pthread_mutex_lock(&t->mutex);
+    int rc = t->own.sign(t->own.arg, method, url, sha256, headers, err);
+    pthread_mutex_unlock(&t->mutex);
+    return rc;
+}
+
 int sl_target_open(const char *ref, const struct sl_watch *watch, struct sl_pace *pace,
                    struct sl_target **ret_target, struct sl_err *err)
 {
@@ -26,8 +37,11 @@ int sl_target_open(const char *ref, const struct sl_watch *watch, struct sl_pace
     t->pace = pace;
     t->scheme_name = ref[0] == 's' ? "s3" : "gs";
     int rc = sl_bucket_ref_parse(ref, &t->ref, err);
+    pthread_mutex_init(&t->mutex, NULL);
     if (rc == 0)
         rc = ref[0] == 's' ? sl_target_s3(t, err) : sl_target_gs(t, err);
+    t->own = t->signer;
+    t->signer = (struct sl_signer){.arg = t, .sign = on_sign, .follow = t->own.follow};
     if (rc) {
         sl_target_close(t);
         return rc;
@@ -42,6 +56,7 @@ void sl_target_close(struct sl_target *t)
         return;
     if (t->free_state)
         t->free_state(t->state);
+    pthread_mutex_destroy(&t->mutex);
     free(t);
 }
 

@@ -71,7 +71,8 @@ struct sl_target {
     const struct sl_target_scheme *scheme;
     void *state;
     void (*free_state)(void *state);
-    struct sl_signer signer;
+    struct sl_signer signer, own; /* signer: own, one request at a time, for any thread */
+    pthread_mutex_t mutex;
     struct sl_watch watch;
     struct sl_pace *pace;
 };

@@ -1,5 +1,6 @@
 /* Uploads in pieces. A blob's beginning lies in uploads/<digest>; one request at a time writes to it, the
  * newest one, and the bytes are hashed as they come as long as the file was begun in this process. */
+#include "artifacts/remote.h"
 #include "artifacts/store_priv.h"
 #include "base/clock.h"
 #include <errno.h>
@@ -231,6 +232,8 @@ static int finish(struct sl_store *store, struct upload_file *f, struct sl_err *
         rc = sl_store_blob_path(store, found, path, err);
     if (rc == 0)
         sl_store_hold(store, found);
+    if (rc == 0)
+        rc = sl_remote_keep(store, found, f->path, err);
     if (rc == 0 && rename(f->path, path))
         rc = sl_err_errno(err, "renaming a blob to %s", path);
     if (rc == 0)

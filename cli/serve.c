@@ -10,12 +10,15 @@
 int cmd_serve(int argc, char **argv)
 {
     struct sl_serve_config config = {.listen = "127.0.0.1:8080", .redis_url = getenv("SOFTLAUNCH_REDIS")};
-    int keep_finished_s = 60, keep_runs_days = 0, collect_every_s = SL_KEEPER_EVERY_S,
+    int local_gib = 20, keep_finished_s = 60, keep_runs_days = 0, collect_every_s = SL_KEEPER_EVERY_S,
         collect_grace_s = SL_KEEPER_GRACE_S;
     struct cli_list allow = {.n = 0}, copy_to = {.n = 0};
     struct cli_list trusted = {.n = 0};
     const struct cli_option options[] = {
         {"data", 0, CLI_TEXT, &config.data_dir, "DIR", "the artifact store: blobs, versions, records", 0, 0},
+        {"blobs", 0, CLI_TEXT, &config.blobs, "s3://BUCKET/PREFIX/|gs://...",
+         "files lie in this folder of a bucket; records, and copies of what was used last, in DIR", 0, 0},
+        {"blobs-local", 0, CLI_INT, &local_gib, "GIB", "with --blobs: how much of DIR such copies may take (20)", 0, INT_MAX},
         {"token-file", 0, CLI_TEXT, &config.token_file, "FILE", "one line: the token of the administrator `root`; `softlaunch user` and `token` make more", 0, 0},
         {"listen", 0, CLI_TEXT, &config.listen, "HOST:PORT", "where to answer (127.0.0.1:8080); port 0 takes a free one", 0, 0},
         {"tls-cert", 0, CLI_TEXT, &config.tls_cert, "FILE", "PEM, with the chain: https instead of http", 0, 0},
@@ -75,6 +78,7 @@ int cmd_serve(int argc, char **argv)
         return cli_wrong(&usage, "--copy-to: at most 16 folders");
     for (int i = 0; i < copy_to.n; i++)
         config.copy_to[config.n_copy_to++] = copy_to.items[i];
+    config.blobs_local_max = (int64_t)local_gib << 30;
     config.keep_finished_s = keep_finished_s;
     config.keep_runs_days = keep_runs_days;
     config.collect_every_s = collect_every_s;

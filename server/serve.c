@@ -73,6 +73,8 @@ int sl_serve(const struct sl_serve_config *config, struct sl_err *err)
     int rc = sl_http_read_token(config->token_file, &token, err);
     if (rc == 0)
         rc = sl_store_open(config->data_dir, &server.store, err);
+    if (rc == 0 && config->blobs)
+        rc = sl_store_use_bucket(server.store, config->blobs, config->blobs_local_max, err);
     if (rc == 0) /* after the store: it has the folder's lock */
         rc = sl_accounts_open(config->data_dir, &server.accounts, err);
     if (rc == 0)

@@ -18,6 +18,8 @@ struct sl_serve_config {
     const char *unix_path, *sign_in_header, *tls_cert, *tls_key; /* http.h; may be NULL */
     const char *const *trusted;                                  /* the same */
     const char *data_dir;
+    const char *blobs;       /* the folder of a bucket that has the blobs (sl_store_use_bucket); NULL: data_dir */
+    int64_t blobs_local_max; /* bytes of copies in data_dir then */
     const char *redis_url; /* NULL: the store alone */
     const char *token_file;
     const char *port_file; /* gets the port as text, durably, once it answers; may be NULL */

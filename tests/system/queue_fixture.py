@@ -20,8 +20,8 @@ class World:
     appendfsync = "always"
 
     def __init__(self, lease_ms=1500, program=BIN, serve=()):
-        """program: of the server and the agents; serve: more arguments of the server."""
-        self.program, self.serve = program, serve
+        """program: of the server and the agents; serve: more arguments of the server, besides those in SL_SERVE."""
+        self.program, self.serve = program, (*serve, *os.environ.get("SL_SERVE", "").split())
         self.dir = tempfile.mkdtemp(prefix="sl-queue-")
         self.lease_ms = lease_ms
         self.procs = []

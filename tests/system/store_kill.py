@@ -27,8 +27,8 @@ class Server:
         if os.path.exists(self.data + ".port"):
             os.unlink(self.data + ".port")
         self.p = subprocess.Popen([BIN, "serve", "--data", self.data, "--token-file", self.data + ".token", "--listen",
-                                   f"127.0.0.1:{self.port}", "--port-file", self.data + ".port", "--collect-every", "0"],
-                                  stdout=self.log, stderr=self.log)
+                                   f"127.0.0.1:{self.port}", "--port-file", self.data + ".port", "--collect-every", "0",
+                                   *os.environ.get("SL_SERVE", "").split()], stdout=self.log, stderr=self.log)
         end = time.monotonic() + GIVE_UP_S
         while not os.path.exists(self.data + ".port"):
             assert self.p.poll() is None, open(self.data + ".log").read()[-2000:]
