@@ -83,11 +83,15 @@ export async function show(root, {query: address, go}) {
     notice, body, h("div", {class: "pager"}, count, h("div", {class: "actions"}, previous, next)));
   listViews();
   getOr("/projects", {projects: []}).then(p => {
-    for (const x of p.projects) project.append(h("option", {value: x.project}, x.project));
-    if (state.project && ![...project.options].some(o => o.value === state.project))
-      project.append(h("option", {value: state.project}, state.project));
+    offer([state.project, ...p.projects.map(x => x.project)]);
     project.value = state.project;
   }).catch(() => {});
+
+  // Projects to filter by: those with limits or runs in line, and what the list has shown.
+  function offer(names) {
+    const known = new Set([...project.options].map(o => o.value));
+    for (const name of [...new Set(names)].filter(n => !known.has(n)).sort()) project.append(h("option", {value: name}, name));
+  }
 
   function listViews() {
     const saved = store.get("views", {});
@@ -218,6 +222,7 @@ export async function show(root, {query: address, go}) {
                                     project: state.project, queue: state.queue, tag: state.tag}, mine.signal);
       if (gone || mine !== controller) return;
       page = fresh;
+      offer(page.runs.map(x => x.project));
       body.setAttribute("aria-busy", "false");
       fill(notice, page.live ? null : h("p", {class: "notice"}, "Redis does not answer: runs that have not ended are shown as they were last seen. It comes back by itself."));
       draw();
