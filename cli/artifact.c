@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define URL_BYTES 1024
+#define GET_BATCH 1024 /* files at a time: memory stays small whatever a version has */
 #define PUT_ROUNDS 5
 #define PART_FOLDER                                                                                \
     ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
@@ -246,42 +247,59 @@ static int move_to(const char *from, const char *dest, struct sl_err *err)
     return rc;
 }
 
-/* Downloads the files of a record, or the one called `only` (""), below dir. */
-static int get_files(const struct sl_transfer *t, const struct sl_cache *part, const json_t *record,
-                     const char *only, const char *dir, struct sl_err *err)
+/* Downloads n files, and moves each to its place below dir. */
+static int get_batch(const struct sl_transfer *t, const struct sl_cache *part, const struct sl_want *wants,
+                     struct sl_got *gots, size_t n, const char *dir, struct sl_err *err)
 {
-    const json_t *files = json_object_get(record, "files");
-    size_t n = json_array_size(files), wanted = 0;
-    struct sl_want *wants = calloc(n, sizeof *wants);
-    struct sl_got *gots = calloc(n, sizeof *gots);
-    char(*urls)[URL_BYTES] = calloc(n, sizeof *urls), dest[SL_PATH_MAX];
-    int rc = wants && gots && urls ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    char dest[SL_PATH_MAX];
+    int rc = n ? sl_transfer_many(t, part, wants, n, gots, err) : 0;
     for (size_t i = 0; rc == 0 && i < n; i++) {
-        const json_t *file = json_array_get(files, i);
-        const char *path = sl_json_str(file, "path", ""), *sha256 = sl_json_str(file, "sha256", "");
-        bool there = false;
-        if (*only && strcmp(only, path) != 0)
-            continue;
-        rc = sl_path(dest, err, "%s/%s", dir, path);
-        if (rc == 0)
-            rc = check_dest(dest, sha256, &there, err);
-        if (rc || there)
-            continue;
-        if (snprintf(urls[wanted], URL_BYTES, "%s/api/v1/blobs/%s", t->server, sha256) >= URL_BYTES)
-            rc = sl_err_set(err, SL_SPEC, "the server's URL is too long");
-        wants[wanted] = (struct sl_want){path, urls[wanted], sha256, sl_json_int(file, "bytes", -1),
-                                         json_object_get(file, "parts")};
-        wanted++;
-    }
-    if (rc == 0 && wanted)
-        rc = sl_transfer_many(t, part, wants, wanted, gots, err);
-    for (size_t i = 0; rc == 0 && i < wanted; i++) {
         rc = sl_path(dest, err, "%s/%s", dir, wants[i].what);
         if (rc == 0 && !sl_file_exists(gots[i].path)) /* moved for a file of equal content */
             rc = sl_transfer_want(t, part, &wants[i], &gots[i], err);
         if (rc == 0)
             rc = move_to(gots[i].path, dest, err);
     }
+    return rc;
+}
+
+/* Downloads the files of a record, or the one called `only` (""), below dir. */
+static int get_files(const struct sl_transfer *t, const struct sl_cache *part, const json_t *record,
+                     const char *only, const char *dir, struct sl_err *err)
+{
+    const json_t *files = json_object_get(record, "files");
+    size_t n = json_array_size(files), wanted = 0, room = n < GET_BATCH ? n : GET_BATCH;
+    struct sl_want *wants = calloc(room, sizeof *wants);
+    struct sl_got *gots = calloc(room, sizeof *gots);
+    char(*urls)[URL_BYTES] = calloc(room, sizeof *urls), dest[SL_PATH_MAX];
+    int rc = wants && gots && urls ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+    for (size_t i = 0; rc == 0 && i < n; i++) { /* nothing comes when one of them cannot stay */
+        const json_t *file = json_array_get(files, i);
+        const char *path = sl_json_str(file, "path", "");
+        bool there;
+        rc = sl_path(dest, err, "%s/%s", dir, path);
+        if (rc == 0 && (!*only || strcmp(only, path) == 0))
+            rc = check_dest(dest, sl_json_str(file, "sha256", ""), &there, err);
+    }
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const json_t *file = json_array_get(files, i);
+        const char *path = sl_json_str(file, "path", ""), *sha256 = sl_json_str(file, "sha256", "");
+        if (*only && strcmp(only, path) != 0)
+            continue;
+        rc = sl_path(dest, err, "%s/%s", dir, path);
+        if (rc || sl_file_exists(dest))
+            continue;
+        if (snprintf(urls[wanted], URL_BYTES, "%s/api/v1/blobs/%s", t->server, sha256) >= URL_BYTES)
+            rc = sl_err_set(err, SL_SPEC, "the server's URL is too long");
+        wants[wanted] = (struct sl_want){path, urls[wanted], sha256, sl_json_int(file, "bytes", -1),
+                                         json_object_get(file, "parts")};
+        if (++wanted == room && rc == 0) {
+            rc = get_batch(t, part, wants, gots, wanted, dir, err);
+            wanted = 0;
+        }
+    }
+    if (rc == 0)
+        rc = get_batch(t, part, wants, gots, wanted, dir, err);
     free(urls);
     free(gots);
     free(wants);
