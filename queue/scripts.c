@@ -42,7 +42,11 @@ static void sha1_hex(const char *text, size_t len, char ret_hex[41])
  * -------------------------------------------------------------------------------------------------
  * Each call of a script runs its head, and making functions that are not called took a good part of a
  * short script's time: a script gets only the parts of the heads that it uses. A part begins with
- * "local" at a line's beginning and is known by the names that it declares; it uses what stands before it. */
+ * "local" at a line's beginning and is known by the names that it declares; it uses what stands before it.
+ * What nobody but gates() uses is put into gates(), which most calls never come to. */
+
+#define PARTS_MAX 100
+#define LATE "local function gates()\n  if made_gates then return made_gates end\n"
 
 static bool is_word(char c)
 {
@@ -76,15 +80,6 @@ static bool uses(const char *text, const char *part)
     }
 }
 
-/* Where the part before end begins; NULL: there is none. */
-static const char *part_before(const char *head, const char *end)
-{
-    for (const char *p = end - 1; p >= head; p--)
-        if (!strncmp(p, "local ", 6) && (p == head || p[-1] == '\n'))
-            return p;
-    return NULL;
-}
-
 /* Comments name things that they do not use. No string of ours holds "--". */
 static char *without_comments(const unsigned char *text, size_t len)
 {
@@ -101,51 +96,85 @@ static char *without_comments(const unsigned char *text, size_t len)
     return s;
 }
 
-/* Puts what text uses of head before it. Takes text; NULL when out of memory. */
-static char *with_head(char *text, const unsigned char *head_data, size_t head_len)
+/* Splits head, in place, into parts behind the n that there are; their number by now. What comes before the first is
+ * dropped. */
+static size_t split(char *head, const char **parts, size_t n)
 {
-    char *head = without_comments(head_data, head_len);
+    for (char *p = head; p && *p; p = strchr(p, '\n') ? strchr(p, '\n') + 1 : NULL)
+        if (!strncmp(p, "local ", 6) && n < PARTS_MAX) {
+            if (p > head)
+                p[-1] = 0; /* the line's end before it is put back when it is written */
+            parts[n++] = p;
+        }
+    return n;
+}
 
-    for (char *end = head ? head + strlen(head) : NULL, *part; text && end; end = part) {
-        part = (char *)(uintptr_t)part_before(head, end);
-        if (!part)
-            break;
-        *end = 0;
-        if (uses(text, part)) {
-            size_t part_len = (size_t)(end - part), len = strlen(text);
-            char *longer = realloc(text, part_len + len + 1);
-            if (!longer) {
-                free(text);
-                free(head);
-                return NULL;
-            }
-            text = longer;
-            memmove(text + part_len, text, len + 1);
-            memcpy(text, part, part_len);
+/* Puts what text uses of the heads before it. NULL when out of memory. */
+static char *with_heads(const char *text)
+{
+    const struct {
+        const unsigned char *text;
+        size_t len;
+    } heads[] = {{sl_embed_queue_scripts_common_lua, sl_embed_queue_scripts_common_lua_len},
+                 {sl_embed_queue_scripts_line_lua, sl_embed_queue_scripts_line_lua_len}};
+    const char *parts[PARTS_MAX];
+    bool used[PARTS_MAX] = {false}, late[PARTS_MAX] = {false};
+    char *head[2], *whole = NULL;
+    size_t n = 0, len;
+    FILE *f;
+
+    for (size_t i = 0; i < 2; i++) {
+        head[i] = without_comments(heads[i].text, heads[i].len);
+        n = split(head[i], parts, n);
+    }
+    for (size_t i = n; i--;) {
+        used[i] = uses(text, parts[i]);
+        for (size_t k = i + 1; k < n; k++) {
+            const bool is_late = late[k] || (!strncmp(parts[k], LATE, strlen(LATE)) && !uses(LATE, parts[i]));
+            if ((used[k] || late[k]) && uses(parts[k], parts[i]))
+                *(is_late ? &late[i] : &used[i]) = true;
+        }
+        late[i] = late[i] && !used[i];
+    }
+    f = head[0] && head[1] ? open_memstream(&whole, &len) : NULL;
+    for (size_t i = 0; f && i < n; i++) {
+        const char *rest = parts[i];
+        if (!used[i])
+            continue;
+        if (!strncmp(rest, LATE, strlen(LATE))) {
+            fputs(LATE, f);
+            rest += strlen(LATE);
+            for (size_t k = 0; k < i; k++)
+                if (late[k])
+                    fprintf(f, "%s\n", parts[k]);
+        }
+        fprintf(f, "%s\n", rest);
+    }
+    if (f) {
+        fputs(text, f);
+        if (fclose(f)) {
+            free(whole);
+            whole = NULL;
         }
     }
-    if (!head) {
-        free(text);
-        return NULL;
-    }
-    free(head);
-    return text;
+    free(head[0]);
+    free(head[1]);
+    return whole;
 }
 
 /* A first line "#!lua ..." must stay first, so the heads go behind it. */
 static void make(struct sl_script *s, const char *name, const unsigned char *text, size_t len)
 {
     size_t first = 0;
-    char *body, *whole;
+    char *script, *body, *whole;
 
     if (len > 2 && text[0] == '#' && text[1] == '!') {
         const unsigned char *end = memchr(text, '\n', len);
         first = end ? (size_t)(end - text) + 1 : len;
     }
-    body = without_comments(text + first, len - first);
-    body = with_head(body, sl_embed_queue_scripts_line_lua, sl_embed_queue_scripts_line_lua_len);
-    body = with_head(body, sl_embed_queue_scripts_common_lua,
-                     sl_embed_queue_scripts_common_lua_len);
+    script = without_comments(text + first, len - first);
+    body = script ? with_heads(script) : NULL;
+    free(script);
     if (!body)
         return;
     whole = malloc(first + strlen(body) + 1);

@@ -25,7 +25,7 @@ void sl_http_count_requests(const struct sl_route *route, const struct sl_http_c
 {
     for (int i = 0; i < 5; i++) {
         uint64_t n = atomic_load(&count->status[i]);
-        char code[8];
+        char code[16];
         snprintf(code, sizeof code, "%dxx", i + 1);
         if (n)
             sl_prom_value(out, "softlaunch_http_requests_total", (double)n, "method", route->method,

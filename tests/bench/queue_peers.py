@@ -90,6 +90,7 @@ def ours(claim, finish, at_once):
     spec = make_spec("fake.1.1.ok")
     for _ in range(RUNS):
         assert w.api("POST", "/api/v1/runs", spec)[0] == 201
+    w.server.send_signal(signal.SIGSTOP)    # it would write the version records of results that nobody has made
     run, lease = (x.encode() for x in finish[4:6])
     claim, finish = encoded(claim).replace(claim[4].encode(), b"LEASE"), encoded(finish).replace(lease, b"LEASE").replace(run, b"RUN")
     left, start = RUNS, time.monotonic()
@@ -115,11 +116,15 @@ def ours(claim, finish, at_once):
                 agents.remove(a)
     seconds = time.monotonic() - start
     busy_us.append((redis_cpu_s() - cpu_0) / RUNS * 1e6)
+    w.cli("del", "{softlaunch}:outbox")
+    w.server.send_signal(signal.SIGCONT)
     return RUNS / seconds
 
 
 def peer(name):
+    w.server.send_signal(signal.SIGSTOP)    # nor does our server take anything from a peer
     p = subprocess.run([python, "peers.py", name, w.sock, str(RUNS)], cwd=w.dir, capture_output=True, text=True, timeout=120)
+    w.server.send_signal(signal.SIGCONT)
     assert p.stdout.strip(), p.stderr[-1500:]
     return float(p.stdout.split()[-1])
 

@@ -2,7 +2,7 @@
 """A worker that trains nothing but speaks the wire and keeps its promises: same bits after a resume, checkpoints
 that are complete, an end when its agent is gone. The run's name steers it: fake.STEPS.STEP_MS.MODE[.anything].
 MODE: ok, crash (killed at half of the steps), crash-once (only on the first attempt), spec (fails for good),
-stubborn (does not obey), timed (lr is the time), spam (many log lines), big (the checkpoint at a preemption has 60 MB more)."""
+stubborn (does not obey), timed (lr is the time), spam (many log lines), big (the checkpoint at a preemption has 100 MB more)."""
 import argparse, hashlib, json, os, select, shutil, signal, sys, threading, time
 
 p = argparse.ArgumentParser()
@@ -56,7 +56,7 @@ def checkpoint(step, state):
     os.makedirs(path + ".tmp", exist_ok=True)
     json.dump({"step": step, "state": state}, open(path + ".tmp/state.json", "w"))
     if mode == "big" and wish["preempt"]:
-        open(path + ".tmp/weights", "wb").write(os.urandom(60_000_000))
+        open(path + ".tmp/weights", "wb").write(os.urandom(100_000_000))
     shutil.rmtree(path, ignore_errors=True)
     os.rename(path + ".tmp", path)
     send(ev="checkpoint", step=step, path=path, best=False)

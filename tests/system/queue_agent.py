@@ -146,7 +146,7 @@ def term_takes_a_large_state_along():
     assert w.end(a) == 0
     took = time.monotonic() - start
     r = w.until(run, lambda r: r["state"] == "queued")
-    print(f"# an agent with a state of 60 MB left {took:.1f} s after SIGTERM, its checkpoint of step {r['checkpoint_step']}")
+    print(f"# an agent with a state of 100 MB left {took:.1f} s after SIGTERM, its checkpoint of step {r['checkpoint_step']}")
     assert r["checkpoint_step"] >= before and r["failures"] == 0, r
     if took < 14:    # not at its time's end
         assert r["checkpoint_step"] == r["step"] and r["preemptions"] == 1, r
