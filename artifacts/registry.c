@@ -203,10 +203,12 @@ static int merge_model(struct sl_store *store, json_t *mine, const json_t *given
 int sl_registry_import(struct sl_store *store, const json_t *model, bool *ret_changed, char **kept, struct sl_err *err)
 {
     const char *name = sl_json_str(model, "model", "");
-    const json_t *history = json_object_get(model, "history");
+    const json_t *history = json_object_get(model, "history"), *project = json_object_get(model, "project");
     json_t *mine = NULL;
     bool changed = false;
     int rc = sl_store_check_name("model", name, err);
+    if (rc == 0 && project)
+        rc = sl_store_check_name("project", json_string_value(project) ? json_string_value(project) : "", err);
     if (rc == 0 && (!json_is_string(json_object_get(model, "created")) || (history && !json_is_array(history)) ||
                     json_array_size(history) > SL_REGISTRY_HISTORY_MAX))
         rc = bad_model("created or history", err);
@@ -216,8 +218,8 @@ int sl_registry_import(struct sl_store *store, const json_t *model, bool *ret_ch
     rc = read_model(store, name, &mine, err);
     if (rc == SL_NOTFOUND) {
         sl_err_clear(err);
-        mine = json_pack("{s:s, s:O, s:[], s:{}, s:O*}", "model", name, "created", json_object_get(model, "created"), "versions",
-                         "stages", "history", history);
+        mine = json_pack("{s:s, s:O, s:O*, s:[], s:{}, s:O*}", "model", name, "created",
+                         json_object_get(model, "created"), "project", project, "versions", "stages", "history", history);
         if (mine && !history)
             json_object_set_new(mine, "history", json_array());
         rc = mine ? 0 : sl_store_nomem(err);
