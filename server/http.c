@@ -27,6 +27,8 @@ struct sl_http {
         struct sl_http_count count;
     } routes[SL_HTTP_ROUTES_MAX];
     int n_routes;
+    const struct sl_route *missing; /* for browsers; NULL: none */
+    void *missing_arg;
     sl_http_check *check;
     void *check_arg;
     struct sl_http_pool pools[2]; /* short requests; `waits` */
@@ -94,6 +96,12 @@ static bool match(const char *pattern, char *const *parts, int n_parts, const ch
     return part == n_parts;
 }
 
+static bool accepts_html(const struct sl_http_req *req)
+{
+    const char *accept = sl_http_header(req, "Accept");
+    return accept && strstr(accept, "text/html");
+}
+
 /* Finds the route; answers 404 or 405 when there is none. */
 static void find_route(struct sl_http *http, struct sl_http_req *req, const char *url)
 {
@@ -126,6 +134,10 @@ static void find_route(struct sl_http *http, struct sl_http_req *req, const char
         sl_http_set_header(req, "Allow", allowed);
         sl_http_reply_problem(req, 405, "method not allowed", NULL,
                               "%.20s is not possible here: use %s", req->method, allowed);
+    } else if (http->missing && !strcmp(method, "GET") && strncmp(url, "/api/", 5) != 0 &&
+               accepts_html(req)) {
+        req->route = http->missing;
+        req->arg = http->missing_arg;
     } else {
         sl_http_reply_problem(req, 404, "not found", NULL, "there is nothing at %.200s", url);
     }
@@ -350,6 +362,12 @@ int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, v
         http->routes[http->n_routes++].arg = arg;
     }
     return 0;
+}
+
+void sl_http_set_missing(struct sl_http *http, const struct sl_route *route, void *arg)
+{
+    http->missing = route;
+    http->missing_arg = arg;
 }
 
 /* Asks for as many descriptors as we may have. */

@@ -107,6 +107,9 @@ int sl_http_new(const struct sl_http_config *config, struct sl_http **ret_http, 
 /* Adds routes, before start. The table is borrowed until free; arg goes to its handlers. */
 int sl_http_add(struct sl_http *http, const struct sl_route *routes, size_t n, void *arg,
                 struct sl_err *err);
+/* What answers GET of an address that no route has and that is not under /api/, where the client
+ * takes text/html, as browsers do. One; borrowed as the table above. Without it, a problem (404). */
+void sl_http_set_missing(struct sl_http *http, const struct sl_route *route, void *arg);
 /* Tells how to find the project of what routes under prefix name with its last parameter, such as
  * "/api/v1/runs/{run}". project_of runs before the handler, on its thread, for tokens of some
  * projects only: 0 and a project ("": shared by all, then only reading is allowed), or SL_NOTFOUND.

@@ -3,6 +3,7 @@
  * comes through the API, which asks who is there.
  *
  *   GET /, /runs/{run}, /new, ...     the page
+ *   any other, for browsers           the page too, with status 404: it says that there is none
  *   GET /static/{file}                its parts, with an ETag
  *   GET /api/v1/schema                the job spec's JSON Schema
  *   POST /api/v1/specs/check          {"text": YAML or JSON} or {"spec": {...}}: {"spec", "errors"} */
@@ -34,6 +35,7 @@
     X(server_static_runs_js, "runs.js", JS)                                                        \
     X(server_static_rundata_js, "rundata.js", JS)                                                  \
     X(server_static_plot_js, "plot.js", JS)                                                        \
+    X(server_static_draw_js, "draw.js", JS)                                                        \
     X(server_static_diff_js, "diff.js", JS)                                                        \
     X(server_static_lineage_js, "lineage.js", JS)                                                  \
     X(server_static_run_parts_js, "run_parts.js", JS)                                              \
@@ -86,6 +88,14 @@ static void reply_page(struct sl_http_req *req, const struct sl_pages *pages, si
 static void page(struct sl_http_req *req, void *arg)
 {
     reply_page(req, arg, 0);
+}
+
+/* The page says itself that there is none of this address. */
+static void missing(struct sl_http_req *req, void *arg)
+{
+    (void)arg;
+    sl_http_set_header(req, "Cache-Control", "no-cache");
+    sl_http_reply_data(req, 404, files[0].type, files[0].data, *files[0].len);
 }
 
 static void file(struct sl_http_req *req, void *arg)
@@ -180,6 +190,9 @@ static const struct sl_route page_routes[] = {
      .handle = check},
 };
 
+static const struct sl_route missing_route = {
+    .method = "GET", .pattern = "/", .open = true, .handle = missing};
+
 int sl_pages_part_start(struct sl_server *server, void **ret_state, struct sl_err *err)
 {
     struct sl_pages *pages = calloc(1, sizeof *pages);
@@ -193,10 +206,12 @@ int sl_pages_part_start(struct sl_server *server, void **ret_state, struct sl_er
     if (!rc)
         rc = sl_http_add(server->http, page_routes, sizeof page_routes / sizeof *page_routes, pages,
                          err);
-    if (rc)
+    if (rc) {
         free(pages);
-    else
+    } else {
+        sl_http_set_missing(server->http, &missing_route, pages);
         *ret_state = pages;
+    }
     return rc;
 }
 

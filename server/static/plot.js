@@ -1,10 +1,11 @@
-// Line charts of series over steps or time: Chart.js, drawn at most every 100 ms and while they are seen, thinned where
-// there are more points than pixels.
+// Line charts of series over steps or time: Chart.js, drawn in the page's passes (draw.js) when they have something new and
+// are seen, thinned where there are more points than pixels.
 /* global Chart */
-import {button, bytes, duration, fill, h, number, select, store} from "/static/dom.js";
+import {button, bytes, duration, fill, h, number, say, select, store} from "/static/dom.js";
+import {soon} from "/static/draw.js";
 
 const POINTS_MAX = 1500;    // of a line, drawn
-const DRAW_MS = 100;
+const TELL_MS = 1000;       // words and numbers are for reading
 // A role's colour as a canvas takes it: of light-dark() the one that holds now.
 const colours = () => {
   const probe = h("span", {hidden: true});
@@ -55,33 +56,27 @@ export function smoothed(y, weight) {
   });
 }
 
-// Keeps the lowest and the highest of each bucket, so that spikes stay.
-function thin(points) {
-  if (points.length <= POINTS_MAX) return points;
-  const out = [], per = points.length / (POINTS_MAX / 2);
-  for (let i = 0; i < POINTS_MAX / 2; i++) {
-    const from = Math.floor(i * per), to = Math.min(points.length, Math.floor((i + 1) * per));
-    let low = from, high = from;
-    for (let k = from + 1; k < to; k++) {
-      if (points[k].y < points[low].y) low = k;
-      if (points[k].y > points[high].y) high = k;
-    }
-    out.push(points[Math.min(low, high)]);
-    if (low !== high) out.push(points[Math.max(low, high)]);
-  }
-  if (out[out.length - 1] !== points[points.length - 1]) out.push(points[points.length - 1]);
-  return out;
-}
-
+// At most POINTS_MAX of a line's points, the last one among them. Keeps the lowest and the highest of each bucket, so that
+// spikes stay. Buckets keep their places until there are twice as many points, so that a line that grows does not flicker.
 function pointsOf(s, how) {
-  const y = smoothed(s.y, how.smooth), first = s.start ?? s.t[0];
-  const out = [];
-  for (let i = 0; i < y.length; i++) {
-    const x = how.x === "step" ? s.x[i] : how.x === "time" ? s.t[i] - first : s.t[i];
-    if (x === null || how.log && !(y[i] > 0)) continue;
-    out.push({x, y: y[i]});
+  const y = smoothed(s.y, how.smooth), first = s.start ?? s.t[0], out = [];
+  const per = y.length <= POINTS_MAX ? 1 : 2 ** Math.ceil(Math.log2(y.length / (POINTS_MAX / 2 - 1)));
+  const xs = how.x === "step" ? s.x : s.t, from = how.x === "time" ? first : 0;
+  const put = i => out.push({x: xs[i] - from, y: y[i]});
+  for (let begin = 0; begin < y.length; begin += per) {
+    let low = -1, high = -1, last = -1;
+    for (let i = begin; i < begin + per && i < y.length; i++) {
+      if (xs[i] === null || how.log && !(y[i] > 0)) continue;
+      if (low < 0 || y[i] < y[low]) low = i;
+      if (high < 0 || y[i] > y[high]) high = i;
+      last = i;
+    }
+    if (low < 0) continue;
+    put(Math.min(low, high));
+    if (low !== high) put(Math.max(low, high));
+    if (begin + per >= y.length && last > Math.max(low, high)) put(last);
   }
-  return thin(out);
+  return out;
 }
 
 // lines(): [{label, x, t, y, start, colour, dash}] as they are now. The figure has a canvas, what it shows in words for
@@ -98,14 +93,14 @@ export class Plot {
       h("div", {class: "canvas"}, this.canvas), this.words, this.numbers);
     this.name = name;
     this.format = /memory$/i.test(name) ? v => bytes(Math.round(v)) : number;
-    this.again = () => this.draw();
+    this.drawNow = this.drawNow.bind(this);
+    this.tell = this.tell.bind(this);
     this.restyle = () => {
-      if (this.chart) this.chart.destroy();
-      this.chart = this.colours = null;
+      this.drawn = this.colours = null;
       this.draw();
     };
     this.seen = true;
-    this.drawnAt = -DRAW_MS;
+    this.toldAt = -TELL_MS;
     this.watcher = new IntersectionObserver(entries => {
       this.seen = entries[entries.length - 1].isIntersecting;
       if (this.seen && this.stale) this.draw();
@@ -124,22 +119,35 @@ export class Plot {
     if (this.chart) this.chart.destroy();
   }
 
-  // At once, but not more often than people can see.
   draw() {
-    if (this.timer || this.closed) return;
-    this.timer = setTimeout(() => {
-      this.timer = null;
-      if (!this.closed) this.drawNow();
-    }, Math.max(0, this.drawnAt + DRAW_MS - performance.now()));
+    soon(this.drawNow);
+  }
+
+  // What the chart shows, in words and, when asked for, in numbers.
+  tell() {
+    this.timer = null;
+    this.toldAt = performance.now();
+    if (this.closed) return;
+    const lines = this.lines();
+    say(this.words, lines.map(s => s.y.length ? `${s.label}: ${s.y.length} points, from ${this.format(s.y[0])} to ${this.format(s.y[s.y.length - 1])}, least ${this.format(least(s.y))}.` : "").join(" "));
+    if (this.numbers.childElementCount) this.fillNumbers(lines);
   }
 
   drawNow() {
-    const lines = this.lines();
-    this.drawnAt = performance.now();
-    this.words.textContent = lines.map(s => s.y.length ? `${s.label}: ${s.y.length} points, from ${this.format(s.y[0])} to ${this.format(s.y[s.y.length - 1])}, least ${this.format(least(s.y))}.` : "").join(" ");
-    if (this.numbers.childElementCount) this.fillNumbers(lines);
+    if (this.closed) return;
+    const lines = this.lines(), end = a => a[a.length - 1];
+    const holds = JSON.stringify(lines.map(s => [s.label, s.colour, s.dash, s.y.length, end(s.x), end(s.t), end(s.y)]));
+    if (holds !== this.holds) {
+      this.holds = holds;
+      this.timer ||= setTimeout(() => soon(this.tell), Math.max(0, this.toldAt + TELL_MS - performance.now()));
+    }
     this.stale = !this.seen;
-    if (this.stale) return;
+    if (this.stale || holds === this.drawn) return;
+    if (this.drawn === null && this.chart) { // other colours, or other axes
+      this.chart.destroy();
+      this.chart = null;
+    }
+    this.drawn = holds;
     const c = this.colours ||= colours(), datasets = lines.map((s, i) => ({
       label: s.label, data: pointsOf(s, this.how), parsing: false, normalized: this.how.x === "step", borderWidth: 2,
       borderColor: c.lines[(s.colour ?? i) % c.lines.length], backgroundColor: c.lines[(s.colour ?? i) % c.lines.length],
@@ -149,7 +157,8 @@ export class Plot {
     const {x, y} = this.chart.options.scales, points = datasets.flatMap(d => d.data.length ? [d.data[0].x, d.data[d.data.length - 1].x] : []);
     // An axis begins at nought where nought is near.
     x.min = this.how.x !== "clock" && Math.min(...points) < 0.05 * Math.max(...points) ? 0 : undefined;
-    y.min = !this.how.log && lines.every(s => least(s.y) >= 0) && lines.some(s => least(s.y) < 0.1 * most(s.y)) ? 0 : undefined;
+    const ranges = lines.map(s => [least(s.y), most(s.y)]);
+    y.min = !this.how.log && ranges.every(([low]) => low >= 0) && ranges.some(([low, high]) => low < 0.1 * high) ? 0 : undefined;
     const old = this.chart.data.datasets;
     // Hidden lines stay hidden.
     if (old.length === datasets.length && old.every((d, i) => d.label === datasets[i].label)) datasets.forEach((d, i) => { old[i].data = d.data; });
@@ -196,10 +205,14 @@ export class Plot {
   }
 }
 
-const most = y => -least(y.map(v => -v));
 function least(y) {
   let m = Infinity;
   for (const v of y) if (v < m) m = v;
+  return m;
+}
+function most(y) {
+  let m = -Infinity;
+  for (const v of y) if (v > m) m = v;
   return m;
 }
 

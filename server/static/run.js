@@ -4,6 +4,7 @@ import {act, badge, button, dialog, duration, facts, field, fill, FINAL, h, link
         time, toast} from "/static/dom.js";
 import {title} from "/static/app.js";
 import {RunData} from "/static/rundata.js";
+import {soon} from "/static/draw.js";
 import {settings} from "/static/plot.js";
 import {chartsPart, logPart, predictionsPart, resultsTable} from "/static/run_parts.js";
 import {difference, specTable} from "/static/diff.js";
@@ -81,19 +82,36 @@ export async function show(root, {params: [id], go}) {
     drawLive();
   }
 
+  const tiles = new Map();   // name -> its box and its value, which change in place
+  function tile(name, value, label = name) {
+    let t = tiles.get(name);
+    if (!t) {
+      t = {label: h("span", {class: "faint"}), value: h("strong", {})};
+      t.box = h("div", {class: "tile"}, t.label, t.value);
+      tiles.set(name, t);
+      numbers.append(t.box);
+    }
+    say(t.label, label);
+    say(t.value, value);
+    return t.box;
+  }
+
   function drawLive() {
     const over = FINAL.has(run.state), steps = data.steps || run.steps, step = Math.max(data.step || 0, run.step || 0);
     const left = data.timeLeft(), fetching = !over && !step && data.progress && data.progress.total > 0 ? data.progress : null;
-    bar.value = steps ? Math.min(1, step / steps) : fetching ? fetching.done / fetching.total : 0;
+    const part = steps ? Math.min(1, step / steps) : fetching ? fetching.done / fetching.total : 0;
+    if (bar.value !== part) bar.value = part;
     const phase = over ? "" : data.phase || run.phase || "";
     progress.hidden = over && !step;
     say(barText, steps ? `step ${number(step)} of ${number(steps)}${phase ? `, ${phase}` : ""}${left !== null && run.state === "running" ? `, about ${duration(left)} left` : ""}`
       : fetching ? `${fetching.phase} ${Math.round(100 * fetching.done / fetching.total)} %` : phase);
-    const tile = (name, value) => h("div", {class: "tile"}, h("span", {class: "faint"}, name), h("strong", {}, value));
     const m = run.metrics || {};
     const now = name => number(data.last(name) ?? m[name]);
-    fill(numbers, over && !step ? null : [tile("Loss", now("loss")), tile("Validation loss", now("val_loss")), tile("Tokens per second", now("tokens_per_s"))],
-      tile(over ? "Ran for" : "Running for", run.started_ms ? duration(over ? run.run_ms : Date.now() - run.started_ms) : "–"));
+    tile("Loss", now("loss"));
+    tile("Validation loss", now("val_loss"));
+    tile("Tokens per second", now("tokens_per_s"));
+    for (const t of tiles.values()) t.box.hidden = over && !step;
+    tile("time", run.started_ms ? duration(over ? run.run_ms : Date.now() - run.started_ms) : "–", over ? "Ran for" : "Running for").hidden = false;
   }
 
   async function refresh() {
@@ -178,7 +196,7 @@ export async function show(root, {params: [id], go}) {
     if (kinds.has("log") || kinds.has("state")) log.update();
     if (kinds.has("prediction")) predictions.update();
     if (kinds.has("state") && data.caught) refresh();
-    drawLive();
+    soon(drawLive);
   });
   data.open();
   drawRun();

@@ -1,5 +1,6 @@
 // The larger parts of a run's page: its log, its predictions, its charts.
 import {button, clockTime, fill, h, number, say, select} from "/static/dom.js";
+import {soon} from "/static/draw.js";
 import {isRight, isSeries} from "/static/rundata.js";
 import {controls, Plot, panels} from "/static/plot.js";
 
@@ -11,7 +12,7 @@ export function logPart(data, runName) {
   const search = h("input", {type: "search", placeholder: "Search the log", "aria-label": "Search the log", oninput: () => redraw()});
   const follow = h("input", {type: "checkbox", checked: true, onchange: () => follow.checked && end()});
   const found = h("span", {class: "faint", role: "status"});
-  let shown = 0, base = 0;   // of data.log, how many entries have been looked at
+  let shown = 0, hits = 0, base = 0;   // lines looked at since the run began, of them those that match; those that had been dropped
 
   const end = () => { pre.scrollTop = pre.scrollHeight; };
   pre.addEventListener("wheel", e => { if (e.deltaY < 0) follow.checked = false; }, {passive: true});
@@ -24,19 +25,27 @@ export function logPart(data, runName) {
   function redraw() {
     const all = data.log.filter(matches), some = all.slice(-LINES_SHOWN);
     fill(pre, some.map(line));
-    shown = data.log.length;
     base = data.logDropped;
-    say(found, search.value ? `${all.length} of ${data.log.length} lines` : all.length > some.length ? `the last ${some.length} of ${all.length} lines` : "");
+    shown = base + data.log.length;
+    hits = all.length;
+    count();
     if (follow.checked) end();
   }
+  function count() {
+    say(found, search.value ? `${hits} of ${data.log.length} lines` : hits > LINES_SHOWN ? `the last ${LINES_SHOWN} of ${hits} lines` : "");
+  }
   function update() {
-    if (search.value || data.logDropped !== base) return redraw();
-    const fresh = data.log.slice(shown);
+    if (search.value && data.logDropped !== base) return redraw();
+    const fresh = data.log.slice(Math.max(0, shown - data.logDropped)), matching = fresh.filter(matches), over = pre.childElementCount + matching.length - LINES_SHOWN;
     if (!fresh.length) return;
-    shown = data.log.length;
-    pre.append(...fresh.slice(-LINES_SHOWN).map(line));
-    while (pre.childElementCount > LINES_SHOWN) pre.firstChild.remove();
-    if (follow.checked) end();
+    shown = data.logDropped + data.log.length;
+    hits = search.value ? hits + matching.length : data.log.length;
+    for (let i = Math.min(over, pre.childElementCount); i > 0; i--) pre.firstChild.remove();
+    const part = document.createDocumentFragment();
+    part.append(...matching.slice(-LINES_SHOWN).map(line));
+    pre.append(part);
+    count();
+    if (follow.checked && matching.length) end();
   }
   function save() {
     const text = data.log.map(l => `${new Date(l.time_ms).toISOString()} ${l.level} ${l.msg}\n`).join("");
@@ -45,7 +54,7 @@ export function logPart(data, runName) {
     setTimeout(() => URL.revokeObjectURL(a.href), 1000);
   }
   return {el: h("section", {class: "card", id: "log"}, h("h2", {}, "Log"),
-    h("div", {class: "filters"}, search, h("label", {class: "check"}, follow, " Follow"), button("Save", save, {"aria-label": "Save the log as a file"}), found), pre), update};
+    h("div", {class: "filters"}, search, h("label", {class: "check"}, follow, " Follow"), button("Save", save, {"aria-label": "Save the log as a file"}), found), pre), update: () => soon(update)};
 }
 
 export function predictionsPart(data) {
@@ -85,7 +94,7 @@ export function predictionsPart(data) {
     }));
   }
   draw();
-  return {el, update: draw};
+  return {el, update: () => soon(draw)};
 }
 const text = x => x === undefined || x === null ? "–" : x === "" ? h("span", {class: "faint"}, "(empty)") : String(x);
 
@@ -97,6 +106,7 @@ export function chartsPart(runs, how, expected = []) {
   bar.hidden = true;
   const systemBox = h("div", {hidden: true}, h("h3", {}, "The machine"), system);
   const el = h("div", {}, bar, none, main, systemBox);
+  let closed = false;
 
   function lines(names) {
     const out = [];
@@ -115,6 +125,7 @@ export function chartsPart(runs, how, expected = []) {
     return out;
   }
   function update() {
+    if (closed) return;
     const names = new Set(runs.every(r => r.data.caught) ? [] : expected.filter(isSeries)), wanted = new Set();
     for (const r of runs) for (const s of r.data.series.values()) names.add(s.name);
     none.hidden = names.size > 0;
@@ -139,7 +150,10 @@ export function chartsPart(runs, how, expected = []) {
     }
   }
   if (expected.length) update();
-  return {el, update, close: () => plots.forEach(p => p.close())};
+  return {el, update: () => soon(update), close: () => {
+    closed = true;
+    plots.forEach(p => p.close());
+  }};
 }
 
 // The scores of test rows and whatever else a run ends with.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How late events reach their readers, and what that costs the server: WATCHERS readers of one run's events in PROCESSES
 processes, a worker that reports RATE metric points a second through an agent. --chromium: the run's page in Chromium beside them, how
-late each point comes to the page and how late it is painted in the chart of the loss.
+late each point comes to the page and how late it is painted in the chart of the loss, and for which part of the time the page's thread is busy.
 usage: tests/bench/watchers.py [--watchers 500] [--rate 200] [--seconds 30] [--chromium]        writes build/reports/watchers.json"""
 import argparse, json, multiprocessing, os, resource, selectors, socket, subprocess, sys, time
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -41,14 +41,23 @@ def read_all(port, run, n, out):
 # frame's callback comes its painting, and behind that the next message.
 NOTE = """const run = arguments[0], done = arguments[1];
 window.came = [], window.painted = [];
+const raf = window.requestAnimationFrame.bind(window);
+let framed = false;    // in a frame's callback: its painting is the one that comes
+window.requestAnimationFrame = f => raf(t => {
+  framed = true;
+  f(t);
+  framed = false;
+});
 Chart.register({id: "painted", afterDraw(chart) {
   const points = chart.data.datasets[0].data, last = points[points.length - 1];
   if (chart.canvas.getAttribute("aria-label") !== "Loss" || !last) return;
-  requestAnimationFrame(() => {
+  const behind = () => {
     const c = new MessageChannel();
     c.port1.onmessage = () => painted.push([Date.now(), last.x]);
     c.port2.postMessage(0);
-  });
+  };
+  if (framed) behind();
+  else raf(behind);
 }});
 import("/static/stream.js").then(m => m.watch(run, message => {
   for (const e of message.events || []) if (e.data.lr) came.push([Date.now(), e.data.step, e.data.lr]);
@@ -57,15 +66,19 @@ import("/static/stream.js").then(m => m.watch(run, message => {
 
 
 def chromium(w, run, steps):
-    """The run's page; the function that ends it and gives how late points came and were painted, in ms."""
+    """The run's page; the function that ends it and gives how late points came and were painted, in ms, and how busy it was."""
     from browser import Browser
     b = Browser(w.url)
     b.sign_in(TOKEN)
     b.open("/runs/" + run)
     b.until(lambda: b.js("return !!document.querySelector('#charts')"), "the page")
     b.driver.execute_async_script(NOTE, run)
+    b.cdp("Performance.enable")
+    busy = lambda: next(m["value"] for m in b.cdp("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+    before, since = busy(), time.monotonic()
 
     def end():
+        share = (busy() - before) / (time.monotonic() - since)
         wait(lambda: b.js("return painted.length && painted[painted.length - 1][1] >= arguments[0]", steps), 60, "the last point in the chart")
         came, painted = b.js("return [came, painted]")
         b.close()
@@ -75,7 +88,7 @@ def chromium(w, run, steps):
             while painted[at][1] < step:
                 at += 1
             drawn.append(painted[at][0] - told * 1000)
-        return sorted(late), sorted(drawn)
+        return sorted(late), sorted(drawn), round(share, 2)
     return end
 
 
@@ -113,9 +126,9 @@ def main():
               "received": len(late), "expected": a.watchers // PROCESSES * PROCESSES * a.rate * a.seconds,
               "p50_ms": at(0.5), "p99_ms": at(0.99), "server_cores": round(cpu / took, 2), "server_peak_mib": round(rss, 1)}
     if seen:
-        came, painted = seen()
+        came, painted, share = seen()
         report["chromium"] = {"received": len(came), "p50_ms": at(0.5, came), "p99_ms": at(0.99, came),
-                              "painted_p50_ms": at(0.5, painted), "painted_p99_ms": at(0.99, painted)}
+                              "painted_p50_ms": at(0.5, painted), "painted_p99_ms": at(0.99, painted), "thread_busy": share}
     path = os.path.join(os.environ.get("SL_BUILD", "build"), "reports")
     os.makedirs(path, exist_ok=True)
     json.dump(report, open(path + "/watchers.json", "w"), indent=1)

@@ -53,6 +53,21 @@ def errors_and_answers_to_changes_are_kept_by_nobody():
     assert ask(w, "/api/v1/none", If_None_Match="*")[0] == 404
 
 
+def an_unknown_address_shows_a_browser_a_page():
+    browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"    # as Chromium and Firefox ask
+    page = ask(w, "/", Accept=browser)[2]
+    for path in ("/nowhere", "/runs/a/b/c", "/nowhere?x=1"):
+        status, h, body = ask(w, path, Accept=browser)
+        assert status == 404 and h["content-type"].startswith("text/html") and body == page and "etag" not in h, (path, status, h)
+        assert ask(w, path, "HEAD", Accept=browser)[0] == 404
+        for accept in ("*/*", "application/json"):
+            status, h, body = ask(w, path, Accept=accept)
+            assert status == 404 and h["content-type"] == "application/problem+json", (path, status, h)
+    for method, path in (("GET", "/api/v1/none"), ("POST", "/nowhere"), ("GET", "/static/none.js")):
+        status, h, body = ask(w, path, method, Accept=browser)
+        assert status == 404 and h["content-type"] == "application/problem+json", (path, status, h)
+
+
 w = World()
 tap(w, [an_unchanged_answer_is_not_sent_again, long_answers_go_packed_to_those_who_take_it,
-        errors_and_answers_to_changes_are_kept_by_nobody])
+        errors_and_answers_to_changes_are_kept_by_nobody, an_unknown_address_shows_a_browser_a_page])
