@@ -99,11 +99,26 @@ static bool same_content(const json_t *job, const json_t *content)
     return same;
 }
 
+/* On the disk when it returns, the job's folder too. */
+static int keep_version(const struct sl_jobs *jobs, const char *name, int version, const json_t *job, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = sl_path(path, err, "%s/%s", jobs->dir, name);
+
+    if (!rc)
+        rc = sl_mkdirs(path, err);
+    if (!rc)
+        rc = sl_dir_sync(jobs->dir, err);
+    if (!rc)
+        rc = sl_path(path, err, "%s/%s/v%d.json", jobs->dir, name, version);
+    return rc ? rc : sl_json_write(path, job, err);
+}
+
 static int write_version(const struct sl_jobs *jobs, const char *name, int version,
                          const json_t *content, json_t **ret_job, struct sl_err *err)
 {
     json_t *job = json_copy((json_t *)(uintptr_t)content);
-    char path[SL_PATH_MAX], now[32], *text;
+    char now[32], *text;
     int rc = 0;
 
     sl_format_time(sl_now_us(), now);
@@ -116,15 +131,7 @@ static int write_version(const struct sl_jobs *jobs, const char *name, int versi
         rc = sl_err_set(err, SL_SPEC, "job %s would have more than %u bytes", name, SL_JOB_MAX_BYTES);
     free(text);
     if (!rc)
-        rc = sl_path(path, err, "%s/%s", jobs->dir, name);
-    if (!rc)
-        rc = sl_mkdirs(path, err);
-    if (!rc)
-        rc = sl_dir_sync(jobs->dir, err);
-    if (!rc)
-        rc = sl_path(path, err, "%s/%s/v%d.json", jobs->dir, name, version);
-    if (!rc)
-        rc = sl_json_write(path, job, err);
+        rc = keep_version(jobs, name, version, job, err);
     if (rc)
         json_decref(job);
     else
@@ -157,7 +164,7 @@ int sl_jobs_import(struct sl_jobs *jobs, const json_t *job, bool *ret_changed, s
 {
     const char *name = sl_json_str(job, "job", "");
     int version = (int)sl_json_int(job, "version", -1), rc = check_name(name, err);
-    char path[SL_PATH_MAX], *text = sl_json_dump(job);
+    char *text = sl_json_dump(job);
     json_t *there = NULL;
 
     if (!rc && (version < 0 || !json_is_object(json_object_get(job, "spec")) || !text || strlen(text) > SL_JOB_MAX_BYTES))
@@ -170,15 +177,7 @@ int sl_jobs_import(struct sl_jobs *jobs, const json_t *job, bool *ret_changed, s
         if (!json_equal(there, (json_t *)(uintptr_t)job))
             rc = sl_err_set(err, SL_CONFLICT, "version %d of job %s is here with other content", version, name);
     } else {
-        rc = sl_path(path, err, "%s/%s", jobs->dir, name);
-        if (!rc)
-            rc = sl_mkdirs(path, err);
-        if (!rc)
-            rc = sl_dir_sync(jobs->dir, err);
-        if (!rc)
-            rc = sl_path(path, err, "%s/%s/v%d.json", jobs->dir, name, version);
-        if (!rc)
-            rc = sl_json_write(path, job, err);
+        rc = keep_version(jobs, name, version, job, err);
         *ret_changed = !rc;
     }
     pthread_mutex_unlock(&jobs->mutex);

@@ -350,8 +350,9 @@ static int ids_of(struct sl_db_conn *c, sqlite3_stmt *s, json_t **ret_ids,
     return rc;
 }
 
-int sl_runs_index_old(struct sl_runs_index *x, int64_t before_ms, int most, json_t **ret_ids,
-                      struct sl_err *err)
+/* The ids that a statement of two numbers finds. */
+static int ids_by_numbers(struct sl_runs_index *x, const char *sql, int64_t one, int64_t two, json_t **ret_ids,
+                          struct sl_err *err)
 {
     struct sl_db_conn *c;
     sqlite3_stmt *s;
@@ -359,12 +360,19 @@ int sl_runs_index_old(struct sl_runs_index *x, int64_t before_ms, int most, json
 
     if (rc)
         return rc;
-    s = sl_db_stmt(c, "SELECT run FROM runs WHERE finished < ?1 AND archived ORDER BY finished LIMIT ?2", err);
+    s = sl_db_stmt(c, sql, err);
     if (!s)
         return sl_db_end(c, bad(), err);
-    sqlite3_bind_int64(s, 1, before_ms);
-    sqlite3_bind_int(s, 2, most);
+    sqlite3_bind_int64(s, 1, one);
+    sqlite3_bind_int64(s, 2, two);
     return ids_of(c, s, ret_ids, err);
+}
+
+int sl_runs_index_old(struct sl_runs_index *x, int64_t before_ms, int most, json_t **ret_ids,
+                      struct sl_err *err)
+{
+    return ids_by_numbers(x, "SELECT run FROM runs WHERE finished < ?1 AND archived ORDER BY finished LIMIT ?2",
+                          before_ms, most, ret_ids, err);
 }
 
 int sl_runs_index_archived(struct sl_runs_index *x, const char *prefix, json_t **ret_ids,
@@ -389,18 +397,8 @@ int sl_runs_index_archived(struct sl_runs_index *x, const char *prefix, json_t *
 int sl_runs_index_live(struct sl_runs_index *x, int64_t from, int64_t below, json_t **ret_ids,
                        struct sl_err *err)
 {
-    struct sl_db_conn *c;
-    sqlite3_stmt *s;
-    int rc = sl_runs_index_begin(x, false, &c, err);
-
-    if (rc)
-        return rc;
-    s = sl_db_stmt(c, "SELECT run FROM runs WHERE seq >= ?1 AND seq < ?2 AND NOT archived", err);
-    if (!s)
-        return sl_db_end(c, bad(), err);
-    sqlite3_bind_int64(s, 1, from);
-    sqlite3_bind_int64(s, 2, below);
-    return ids_of(c, s, ret_ids, err);
+    return ids_by_numbers(x, "SELECT run FROM runs WHERE seq >= ?1 AND seq < ?2 AND NOT archived", from, below,
+                          ret_ids, err);
 }
 
 int sl_runs_index_newest(struct sl_runs_index *x, int64_t *ret_seq, struct sl_err *err)
