@@ -335,22 +335,13 @@ static int get(struct sl_api *api, const struct artifact_options *o, int argc, c
                                   .watch = cli_bar_watch(&bar),
                                   .pace = o->pace};
     const char *dir = argc > 1 ? argv[1] : ".";
-    char path[2 * SL_NAME_MAX + 64], part_dir[SL_PATH_MAX], dest[SL_PATH_MAX];
+    char part_dir[SL_PATH_MAX], dest[SL_PATH_MAX];
     struct sl_cache part;
     struct sl_ref ref;
     json_t *record = NULL, *file;
-    int rc = sl_ref_parse(argv[0], &ref, err);
+    int rc = artifact_record(api, argv[0], &ref, &record, err);
     if (rc)
         return rc;
-    snprintf(path, sizeof path, "/api/v1/artifacts/%s/%s", ref.name, ref.version);
-    rc = sl_api_call(api, "GET", path, NULL, NULL, &record, err);
-    if (rc == 0)
-        rc = sl_ref_check_project(&ref, sl_json_str(record, "project", NULL), err);
-    if (rc == 0)
-        rc = sl_manifest_check(record, NULL, err);
-    if (rc == 0 && ref.file[0] && !sl_manifest_file(record, ref.file))
-        rc = sl_err_set(err, SL_NOTFOUND, "there is no file %s in %s:%s", ref.file, ref.name,
-                        sl_json_str(record, "version", "?"));
     if (rc == 0)
         rc = sl_path(part_dir, err, "%s/" PART_FOLDER, dir);
     if (rc == 0)

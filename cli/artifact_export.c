@@ -70,30 +70,17 @@ int artifact_export(struct sl_api *api, const struct artifact_options *o, int ar
                                   .watch = cli_bar_watch(&bar),
                                   .pace = o->pace};
     const char *tmp = getenv("TMPDIR");
-    char path[2 * SL_NAME_MAX + 64], dir[SL_PATH_MAX];
+    char dir[SL_PATH_MAX];
     struct sl_target *target = NULL;
     struct sl_cache cache;
     struct sl_ref ref;
     json_t *record = NULL, *files = NULL;
     (void)argc;
-    int rc = sl_ref_parse(argv[0], &ref, err);
+    int rc = artifact_record(api, argv[0], &ref, &record, err);
     if (rc)
         return rc;
-    snprintf(path, sizeof path, "/api/v1/artifacts/%s/%s", ref.name, ref.version);
-    rc = sl_api_call(api, "GET", path, NULL, NULL, &record, err);
-    if (rc == 0)
-        rc = sl_ref_check_project(&ref, sl_json_str(record, "project", NULL), err);
-    if (rc == 0)
-        rc = sl_manifest_check(record, NULL, err);
-    if (rc == 0) {
-        json_t *one = ref.file[0] ? sl_manifest_file(record, ref.file) : NULL;
-        files = one ? json_pack("[O]", one) : json_incref(json_object_get(record, "files"));
-        if (ref.file[0] && !one)
-            rc = sl_err_set(err, SL_NOTFOUND, "there is no file %s in %s:%s", ref.file, ref.name,
-                            sl_json_str(record, "version", "?"));
-    }
-    if (rc == 0)
-        rc = sl_target_open(argv[1], &t.watch, o->pace, &target, err);
+    files = ref.file[0] ? json_pack("[O]", sl_manifest_file(record, ref.file)) : json_incref(json_object_get(record, "files"));
+    rc = sl_target_open(argv[1], &t.watch, o->pace, &target, err);
     if (rc == 0 && json_array_size(files) > 1 && !sl_target_is_folder(target))
         rc = sl_err_set(err, SL_SPEC, "%s names one object, but there are %zu files: write a slash behind it", argv[1],
                         json_array_size(files));

@@ -1,4 +1,5 @@
 #include "cli/artifact_store.h"
+#include "artifacts/manifest.h"
 #include "artifacts/names.h"
 #include "base/json.h"
 #include <stdio.h>
@@ -18,6 +19,30 @@ void artifact_print_json(const json_t *j)
 {
     json_dumpf(j, stdout, JSON_INDENT(2));
     putchar('\n');
+}
+
+int artifact_record(struct sl_api *api, const char *text, struct sl_ref *ret_ref, json_t **ret_record,
+                    struct sl_err *err)
+{
+    char path[2 * SL_NAME_MAX + 64];
+    json_t *record = NULL;
+    int rc = sl_ref_parse(text, ret_ref, err);
+    if (rc)
+        return rc;
+    snprintf(path, sizeof path, "/api/v1/artifacts/%s/%s", ret_ref->name, ret_ref->version);
+    rc = sl_api_call(api, "GET", path, NULL, NULL, &record, err);
+    if (rc == 0)
+        rc = sl_ref_check_project(ret_ref, sl_json_str(record, "project", NULL), err);
+    if (rc == 0)
+        rc = sl_manifest_check(record, NULL, err);
+    if (rc == 0 && ret_ref->file[0] && !sl_manifest_file(record, ret_ref->file))
+        rc = sl_err_set(err, SL_NOTFOUND, "there is no file %s in %s:%s", ret_ref->file, ret_ref->name,
+                        sl_json_str(record, "version", "?"));
+    if (rc)
+        json_decref(record);
+    else
+        *ret_record = record;
+    return rc;
 }
 
 int artifact_rm(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,

@@ -2,6 +2,7 @@
 #ifndef SL_CLI_ARTIFACT_STORE_H
 #define SL_CLI_ARTIFACT_STORE_H
 #include "artifacts/api.h"
+#include "artifacts/names.h"
 #include "artifacts/pace.h"
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,6 +13,9 @@ struct artifact_options {
     struct sl_pace *pace; /* of transfers */
 };
 
+/* The version that a reference names, checked: its project, manifest and the one file, if it names one. SL_NOTFOUND. */
+int artifact_record(struct sl_api *api, const char *text, struct sl_ref *ret_ref, json_t **ret_record,
+                    struct sl_err *err);
 int artifact_rm(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
                 struct sl_err *err);
 int artifact_unalias(struct sl_api *api, const struct artifact_options *o, int argc, char **argv,
