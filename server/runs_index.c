@@ -6,16 +6,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FORM 1 /* of the tables below; with another one they are made anew */
+#define FORM 2 /* of the tables below; with another one they are made anew */
 
 /* runs is narrow, so that what is sorted and counted stays small; n is the index's own number of a run. Each order is an
- * index over (value, seq, n): SQLite puts n behind by itself. */
+ * index over (value, seq, n): SQLite puts n behind by itself. runs_words finds a run by any three characters in a row of
+ * its text; it keeps no copy of the text, and the triggers tell it of every change. */
 static const char schema[] =
     "CREATE TABLE runs (n INTEGER PRIMARY KEY, run TEXT NOT NULL UNIQUE, archived INTEGER NOT NULL,"
     " seq INTEGER NOT NULL, name TEXT, project TEXT, queue TEXT, state TEXT, priority INTEGER, user TEXT,"
     " finished INTEGER, duration INTEGER, loss REAL, val_loss REAL);"
     "CREATE TABLE runs_row (n INTEGER PRIMARY KEY, json TEXT NOT NULL, note TEXT NOT NULL);"
     "CREATE TABLE runs_text (n INTEGER PRIMARY KEY, text TEXT NOT NULL);"
+    "CREATE VIRTUAL TABLE runs_words USING fts5 (text, content = 'runs_text', content_rowid = 'n',"
+    " tokenize = 'trigram', columnsize = 0);"
+    "CREATE TRIGGER runs_text_made AFTER INSERT ON runs_text BEGIN"
+    " INSERT INTO runs_words (rowid, text) VALUES (new.n, new.text); END;"
+    "CREATE TRIGGER runs_text_gone AFTER DELETE ON runs_text BEGIN"
+    " INSERT INTO runs_words (runs_words, rowid, text) VALUES ('delete', old.n, old.text); END;"
+    "CREATE TRIGGER runs_text_changed AFTER UPDATE ON runs_text BEGIN"
+    " INSERT INTO runs_words (runs_words, rowid, text) VALUES ('delete', old.n, old.text);"
+    " INSERT INTO runs_words (rowid, text) VALUES (new.n, new.text); END;"
     "CREATE TABLE runs_tags (tag TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (tag, n)) WITHOUT ROWID;"
     "CREATE INDEX runs_tags_n ON runs_tags (n);"
     "CREATE INDEX runs_seq ON runs (seq); CREATE INDEX runs_name ON runs (name, seq);"

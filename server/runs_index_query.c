@@ -3,7 +3,6 @@
  * What is asked for besides an order becomes a set of runs, one bit each: every condition reads an index of its own
  * and takes bits away, which costs the same whichever are combined, and counts what matches. The page is a walk along
  * the order's index from the cursor on, that leaves out what has no bit; of a few runs, these are sorted instead. */
-#include "base/buf.h"
 #include "base/json.h"
 #include "server/runs_index_priv.h"
 #include <openssl/evp.h>
@@ -93,205 +92,13 @@ static int decode(const char *cursor, const char *sort, struct place *ret_place,
     return 0;
 }
 
-/* ---- sets ------------------------------------------------------------------------------------ */
-
-struct set {
-    uint64_t *bits; /* NULL: every run */
-    int64_t n_bits;
-};
-
-static bool has(const struct set *set, int64_t n)
-{
-    return !set->bits || (n < set->n_bits && set->bits[n / 64] >> (n % 64) & 1);
-}
-
-/* Takes away what the statement does not give. */
-static int narrow(struct sl_db_conn *c, struct set *set, sqlite3_stmt *s, uint64_t **more, struct sl_err *err)
-{
-    size_t words = (size_t)(set->n_bits + 63) / 64;
-    int rc;
-
-    if (!*more)
-        *more = calloc(words, sizeof **more);
-    if (!*more)
-        return sl_err_set(err, SL_NOMEM, "out of memory");
-    while ((rc = sl_db_step(c, s, err)) > 0) {
-        int64_t n = sqlite3_column_int64(s, 0);
-        if (n < set->n_bits)
-            (*more)[n / 64] |= UINT64_C(1) << (n % 64);
-    }
-    return rc;
-}
-
-static void keep_both(struct set *set, uint64_t *more)
-{
-    size_t words = (size_t)(set->n_bits + 63) / 64;
-
-    if (!set->bits) {
-        set->bits = more;
-        return;
-    }
-    for (size_t i = 0; i < words; i++)
-        set->bits[i] &= more[i];
-    free(more);
-}
-
-/* Those with one of the texts (list, or one) in what sql asks for. */
-static int narrow_by(struct sl_db_conn *c, struct set *set, const char *sql, const char *one, const json_t *list,
-                     struct sl_err *err)
-{
-    uint64_t *more = NULL;
-    size_t n = list ? json_array_size(list) : 1;
-    int rc = 0;
-
-    for (size_t i = 0; !rc && i < n; i++) {
-        sqlite3_stmt *s = sl_db_stmt(c, sql, err);
-        if (!s) {
-            rc = SL_IO;
-            break;
-        }
-        sl_db_text(s, 1, list ? json_string_value(json_array_get(list, i)) : one);
-        rc = narrow(c, set, s, &more, err);
-    }
-    if (!rc && !more) /* an empty list: none */
-        more = calloc((size_t)(set->n_bits + 63) / 64, sizeof *more);
-    if (rc)
-        free(more);
-    else
-        keep_both(set, more);
-    return rc;
-}
-
-/* %word% with LIKE's own characters escaped. */
-static void pattern_of(const char *word, size_t len, char ret[2 * SL_RUNS_Q_MAX + 3])
-{
-    size_t at = 0;
-
-    ret[at++] = '%';
-    for (size_t i = 0; i < len; i++) {
-        if (strchr("%_\\", word[i]))
-            ret[at++] = '\\';
-        ret[at++] = word[i];
-    }
-    ret[at++] = '%';
-    ret[at] = 0;
-}
-
-static int narrow_by_words(struct sl_db_conn *c, struct set *set, const char *q, struct sl_err *err)
-{
-    char patterns[SL_RUNS_WORDS_MAX][2 * SL_RUNS_Q_MAX + 3], sql[512];
-    int n = 0, at = snprintf(sql, sizeof sql, "SELECT n FROM runs_text WHERE 1");
-    uint64_t *more = NULL;
-    sqlite3_stmt *s;
-    int rc;
-
-    if (strlen(q) > SL_RUNS_Q_MAX)
-        return sl_err_set(err, SL_SPEC, "q: at most %d bytes", SL_RUNS_Q_MAX);
-    for (q += strspn(q, " \t"); *q; q += strspn(q, " \t")) {
-        size_t len = strcspn(q, " \t");
-        if (n == SL_RUNS_WORDS_MAX)
-            return sl_err_set(err, SL_SPEC, "q: at most %d words", SL_RUNS_WORDS_MAX);
-        pattern_of(q, len, patterns[n++]);
-        at += snprintf(sql + at, sizeof sql - (size_t)at, " AND text LIKE ?%d ESCAPE '\\'", n);
-        q += len;
-    }
-    if (!n)
-        return 0;
-    s = sl_db_stmt(c, sql, err);
-    if (!s)
-        return SL_IO;
-    for (int i = 0; i < n; i++)
-        sl_db_text(s, i + 1, patterns[i]);
-    rc = narrow(c, set, s, &more, err);
-    if (rc)
-        free(more);
-    else
-        keep_both(set, more);
-    return rc;
-}
-
-/* Those with every one of the tags between commas. */
-static int narrow_by_tags(struct sl_db_conn *c, struct set *set, const char *tags, struct sl_err *err)
-{
-    char tag[SL_RUNS_Q_MAX + 1];
-    int rc = 0;
-
-    if (strlen(tags) > SL_RUNS_Q_MAX)
-        return sl_err_set(err, SL_SPEC, "tag: at most %d bytes", SL_RUNS_Q_MAX);
-    for (tags += strspn(tags, ","); !rc && *tags; tags += strspn(tags, ",")) {
-        size_t len = strcspn(tags, ",");
-        snprintf(tag, sizeof tag, "%.*s", (int)len, tags);
-        rc = narrow_by(c, set, "SELECT n FROM runs_tags WHERE tag = ?1", tag, NULL, err);
-        tags += len;
-    }
-    return rc;
-}
-
-static int number_of(struct sl_db_conn *c, const char *sql, int64_t *ret, struct sl_err *err)
-{
-    sqlite3_stmt *s = sl_db_stmt(c, sql, err);
-    int rc = s ? sl_db_step(c, s, err) : SL_IO;
-
-    *ret = rc > 0 ? sqlite3_column_int64(s, 0) : 0;
-    if (s)
-        sqlite3_reset(s);
-    return rc < 0 ? rc : 0;
-}
-
-static int set_of(struct sl_db_conn *c, const struct sl_runs_query *q, struct set *set, int64_t *ret_total,
-                  struct sl_err *err)
-{
-    const struct {
-        const char *value, *sql;
-    } conditions[] = {
-        {q->project, "SELECT n FROM runs INDEXED BY runs_project WHERE project = ?1"},
-        {q->queue, "SELECT n FROM runs INDEXED BY runs_queue WHERE queue = ?1"},
-        {q->state, "SELECT n FROM runs INDEXED BY runs_state WHERE state = ?1"},
-    };
-    int64_t max_n = 0, total = 0;
-    int rc = number_of(c, "SELECT max(n) FROM runs", &max_n, err);
-
-    set->n_bits = max_n + 1;
-    if (!rc && q->projects)
-        rc = narrow_by(c, set, conditions[0].sql, NULL, q->projects, err);
-    for (int i = 0; !rc && i < 3; i++)
-        if (conditions[i].value && *conditions[i].value)
-            rc = narrow_by(c, set, conditions[i].sql, conditions[i].value, NULL, err);
-    if (!rc && q->tag && *q->tag)
-        rc = narrow_by_tags(c, set, q->tag, err);
-    if (!rc && q->q && *q->q)
-        rc = narrow_by_words(c, set, q->q, err);
-    if (!rc && !set->bits)
-        rc = number_of(c, "SELECT count(*) FROM runs", &total, err);
-    for (int64_t i = 0; !rc && set->bits && i < (set->n_bits + 63) / 64; i++)
-        total += __builtin_popcountll(set->bits[i]);
-    *ret_total = total;
-    return rc;
-}
-
-/* The few of a set as a JSON list. */
-static char *numbers_of(const struct set *set)
-{
-    json_t *list = json_array();
-    char *text;
-
-    for (int64_t i = 0; i < set->n_bits; i++)
-        if (!set->bits[i / 64])
-            i |= 63;
-        else if (has(set, i))
-            json_array_append_new(list, json_integer(i));
-    text = sl_json_dump(list);
-    json_decref(list);
-    return text;
-}
-
 /* ---- the walk -------------------------------------------------------------------------------- */
 
 struct walk {
     struct sl_db_conn *c;
     const char *column;
     bool down, by_seq;
-    const struct set *set;
+    const struct sl_runs_set *set;
     const char *few; /* NULL: along the index */
     const struct place *from;
     int64_t below;
@@ -364,7 +171,7 @@ static int walk(struct walk *w, bool nulls, struct sl_err *err)
     if (w->below)
         sqlite3_bind_int64(s, 5, w->below);
     while (w->n_found < w->most && (rc = sl_db_step(w->c, s, err)) > 0)
-        if (has(w->set, sqlite3_column_int64(s, 0)))
+        if (sl_runs_set_has(w->set, sqlite3_column_int64(s, 0)))
             w->found[w->n_found++] = (struct found){sqlite3_column_int64(s, 0), sqlite3_column_int64(s, 1),
                                                     value_of(s, 2)};
     rc = w->n_found < w->most ? rc : 0;
@@ -413,17 +220,17 @@ static json_t *next_of(struct walk *w, const char *sort, int limit)
 static int query_in(struct walk *w, const struct sl_runs_query *q, const char *sort, json_t **ret_page,
                     struct sl_err *err)
 {
-    struct set set = {NULL, 0};
+    struct sl_runs_set set = {NULL, 0};
     json_t *runs = json_array();
     char *few = NULL;
     int64_t total = 0;
-    int rc = set_of(w->c, q, &set, &total, err);
+    int rc = sl_runs_set_of(w->c, q, &set, &total, err);
 
     w->set = &set;
     w->most = q->limit + 1;
     w->below = q->below;
     if (!rc && set.bits && total <= FEW) {
-        few = numbers_of(&set);
+        few = sl_runs_set_numbers(&set);
         rc = few ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
     }
     w->few = few;

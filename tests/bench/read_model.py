@@ -34,13 +34,13 @@ def fill():
             json.dump(x, f)
         if i % 10 == 0:
             with open(f"{d}/{x['run']}.notes.json", "w") as f:
-                json.dump({"notes": "the best one so far" if i % 100 == 0 else "", "tags": [f"tag{r.randrange(8)}"]}, f)
+                json.dump({"notes": "the best one so far" if i % 100 == 0 else " ".join(r.choices(WORDS, k=300)), "tags": [f"tag{r.randrange(8)}"]}, f)
 
 
 def question():
     q = {"sort": r.choice(["", "-"]) + r.choice(SORTS), "limit": 50}
     for key, value in (("project", f"team{r.randrange(20)}"), ("queue", f"queue{r.randrange(5)}"), ("tag", f"tag{r.randrange(9)}"),
-                       ("state", r.choice(["succeeded", "failed", "running"])), ("q", r.choice(WORDS + ["best", "nightly squad", "no such word", "user7 gpt2", "a"]))):
+                       ("state", r.choice(["succeeded", "failed", "running"])), ("q", r.choice(WORDS + ["best", "nightly squad", "no such word", "user7 gpt2", "a", "lo"]))):
         if r.random() < 0.25:
             q[key] = value
     return q

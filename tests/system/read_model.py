@@ -13,7 +13,8 @@ SORTS = {"created": lambda r: r["seq"], "finished": lambda r: r["finished_ms"], 
          "val_loss": lambda r: (r["metrics"] or {}).get("val_loss")}
 FILTERS = [{}, {"project": "blue"}, {"queue": "q1"}, {"state": "dead"}, {"tag": "best"}, {"tag": "best,old"}, {"q": "squad"},
            {"q": "SQUAD lora"}, {"q": "seven%"}, {"q": "_"}, {"project": "red", "state": "failed"}, {"q": "qa", "tag": "old"},
-           {"project": "nobody"}, {"q": "user3", "queue": "q0", "state": "succeeded"}, {"q": "nightly"}]
+           {"project": "nobody"}, {"q": "user3", "queue": "q0", "state": "succeeded"}, {"q": "nightly"}, {"q": "qa squ"}, {"q": "GRÖßE"}, {"q": "ße"},
+           {"q": '"better"'}, {"q": 'seven% "bet'}, {"q": "a_b"}, {"q": "QA says"}, {"q": "better' OR"}, {"q": "lor* NOT"}]
 r = random.Random(5)
 w = World(serve=["--keep-finished", "1"])
 
@@ -39,7 +40,7 @@ def make_archive():
     for x in records:
         os.makedirs(folder(x["run"]))
         json.dump(x, open(folder(x["run"]) + "/record.json", "w"))
-        x["tags"], x["notes"] = r.choice([[], [], ["best"], ["old", "best"], ["old"]]), r.choice(["", "", "QA says\nseven% better"])
+        x["tags"], x["notes"] = r.choice([[], [], ["best"], ["old", "best"], ["old"]]), r.choice(["", "", "QA says\nseven% \"better\""])
         if x["tags"] or x["notes"]:
             json.dump({"tags": x["tags"], "notes": x["notes"]}, open(folder(x["run"]) + ".notes.json", "w"))
     w.start_server()
@@ -111,6 +112,8 @@ def notes_last():
     assert p.returncode == 0, p.stderr
     got = json.loads(w.command("runs", "ls", "-q", "hand", "--tag", "x", "--sort", "name", "--json").stdout)["runs"]
     assert [x["run"] for x in got] == [run] and got[0]["notes"] == "by hand"
+    for gone in ("größer", "100%"):    # no word of an earlier note is found
+        assert not w.api("GET", "/api/v1/runs?q=" + urllib.parse.quote(gone))[1]["runs"], gone
     assert w.command("runs", "note", run, "--tag", "").returncode == 0 and w.run(run)["tags"] == []
 
 
@@ -198,6 +201,12 @@ def what_is_missing_in_it_is_told_and_mended():
     w.start_server()
     assert len(pages(200)) >= N
     assert reindexed() >= N
+    w.end(w.server)
+    db = sqlite3.connect(w.dir + "/store/read.db")    # as an earlier version leaves it
+    db.executescript("drop table runs_text; pragma user_version = 1")
+    db.close()
+    w.start_server()
+    assert {x["run"] for x in pages(200, q="sentiment")} == {x["run"] for x in records if matches(x, {"q": "sentiment"})}
 
 
 def with_redis_away_history_opens():
