@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define EVENT_STREAM "text/event-stream"
+#define PAUSE_US INT64_C(5000000) /* without a reading, behind which events may have left Redis (EVENTS_FRESH_MS) */
 #define BATCH_MAX (16u << 20) /* bytes for one reader in one period: a page of events */
 
 /* A run that somebody watches. */
@@ -43,6 +44,7 @@ struct sl_live {
     struct watcher *arrived; /* under the mutex; the rest is the thread's */
     struct watcher *watchers;
     struct topic *topics;
+    int64_t read_us; /* when all was read last */
 };
 
 /* Ids are MILLISECONDS or MILLISECONDS-NUMBER. */
@@ -219,6 +221,11 @@ static void read_news(struct sl_live *live)
 {
     struct topic *some[SL_QUEUE_TAIL_MAX], *t = live->topics;
     const char *runs[SL_QUEUE_TAIL_MAX], *after[SL_QUEUE_TAIL_MAX];
+    int64_t now = sl_boot_us();
+    if (live->read_us && now - live->read_us > PAUSE_US)
+        for (struct watcher *w = live->watchers; w; w = w->next)
+            for (int i = 0; i < w->n; i++)
+                w->seats[i].level = false; /* each looks for its own place, and is told of a gap */
     while (t) {
         int n = 0;
         json_t *events;
@@ -233,6 +240,7 @@ static void read_news(struct sl_live *live)
             fan_out(live, some[i], json_object_get(events, runs[i]));
         json_decref(events);
     }
+    live->read_us = now;
 }
 
 /* A page for who came with an older id, or is behind and has now taken what waited. After read_news, so that with the last page nothing lies
@@ -266,8 +274,10 @@ static void tick(void *arg)
     struct sl_live *live = arg;
     take_in(live);
     sweep(live);
-    if (!live->watchers)
+    if (!live->watchers) {
+        live->read_us = 0;
         return;
+    }
     read_news(live);
     for (struct watcher *w = live->watchers; w; w = w->next) {
         for (int i = 0; i < w->n; i++)

@@ -56,6 +56,7 @@ local P = KEYS[1]
 local BOARD = P .. ':board'
 local EVENTS_MAX = '20000'    -- of one run; about that many are kept
 local EVENTS_LONG = 5000      -- from here on the archive takes the oldest
+local EVENTS_FRESH_MS = 10000 -- and leaves these here
 local RING_MS = 60000         -- how long a ring waits for an agent that is not there
 local CLIENT_MS = 7 * 86400000
 

@@ -129,6 +129,19 @@ def a_gap_is_told():
     r.close()
 
 
+def what_the_archive_takes_of_a_long_run_reaches_its_readers_first():
+    run = w.enqueue("fake.60.100.spam")
+    reader = Reader(f"/api/v1/runs/{run}/events")
+    agent = w.agent("long")
+    w.ended(run, 120)
+    want = [f"line {i} of step {step}" for step in range(1, 61) for i in range(200)]
+    lines = lambda: [e["data"]["msg"] for e in reader.events() if e["type"] == "log" and " of step " in e["data"].get("msg", "")]
+    wait(lambda: len(lines()) >= len(want), 30, "every line; the first missing of %d: %s" % (len(lines()), next((a for a, b in zip(want, lines()) if a != b), None)))
+    assert lines() == want and not [b for _, b in reader.blocks if b.get("event") == "reset"]
+    reader.close()
+    w.end(agent)
+
+
 def a_silent_stream_is_kept_awake():
     run = w.enqueue("fake.1.5.ok")
     w.ended(run, 60)
@@ -200,6 +213,7 @@ def the_server_stops_at_once_with_readers():
 
 
 tap(w, [a_reader_from_the_start_and_one_that_came_late_see_what_the_pages_say, after_a_break_it_goes_on_from_the_last_id,
-        several_runs_in_one_stream_go_on_together, a_gap_is_told, a_silent_stream_is_kept_awake, what_is_not_there_is_said,
+        several_runs_in_one_stream_go_on_together, a_gap_is_told, what_the_archive_takes_of_a_long_run_reaches_its_readers_first,
+        a_silent_stream_is_kept_awake, what_is_not_there_is_said,
         a_token_of_another_project_sees_nothing, who_reads_slowly_holds_up_nobody_and_misses_nothing,
         the_server_stops_at_once_with_readers])
