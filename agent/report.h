@@ -13,7 +13,7 @@
 #define SL_REPORT_DELAY_US INT64_C(40000)
 #define SL_REPORT_MAX_EVENTS 20000
 #define SL_REPORT_MAX_BYTES (8u << 20)
-#define SL_REPORT_BATCH_BYTES (1u << 20)
+#define SL_REPORT_BATCH_BYTES (128u << 10) /* Redis takes such a batch in about a millisecond */
 #define SL_REPORT_EVENT_MAX                                                                        \
     (64u << 10)                /* bytes of one event; a longer one becomes a note that says so */
 #define SL_REPORT_LOG_TAIL 200 /* lines kept for a run that fails */

@@ -69,7 +69,7 @@ static int read_now(struct sl_queue *q, const char *run, const char *after, int 
     rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
-    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 2 ||
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements != 3 ||
         reply->element[0]->type != REDIS_REPLY_ARRAY)
         return sl_queue_odd_reply("events", reply, err);
     *ret_reply = reply;
@@ -99,8 +99,9 @@ int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int 
                     int64_t wait_ms, json_t **ret_events, struct sl_err *err)
 {
     const char *from = after && *after ? after : "0", *last;
+    char at[SL_QUEUE_EVENT_ID_MAX];
     redisReply *reply = NULL;
-    bool trimmed;
+    bool trimmed = false, more = true;
     json_t *events;
     int rc;
 
@@ -110,14 +111,22 @@ int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int 
         return sl_err_set(err, SL_SPEC, "not an event id: %.60s", from);
     if (most < 1 || most > SL_QUEUE_EVENTS_MAX)
         most = SL_QUEUE_EVENTS_MAX;
-    rc = read_now(q, run, from, most, &reply, err);
-    if (rc)
-        return rc;
     events = json_array();
-    last = take_entries(reply->element[0], events);
-    trimmed = reply->element[1]->integer == 1;
-    if (!last && wait_ms > 0) {
+    snprintf(at, sizeof at, "%s", from);
+    while (more && (int)json_array_size(events) < most) {
+        rc = read_now(q, run, at, most - (int)json_array_size(events), &reply, err);
+        if (rc) {
+            json_decref(events);
+            return rc;
+        }
+        last = take_entries(reply->element[0], events);
+        if (last)
+            snprintf(at, sizeof at, "%s", last);
+        trimmed = trimmed || reply->element[1]->integer == 1;
+        more = last && reply->element[2]->integer == 1;
         freeReplyObject(reply);
+    }
+    if (!json_array_size(events) && wait_ms > 0) {
         rc = read_waiting(q, run, from, most, wait_ms, &reply, err);
         if (rc) {
             json_decref(events);
@@ -126,10 +135,13 @@ int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int 
         if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 &&
             reply->element[0]->type == REDIS_REPLY_ARRAY && reply->element[0]->elements == 2)
             last = take_entries(reply->element[0]->element[1], events);
+        else
+            last = NULL;
+        if (last)
+            snprintf(at, sizeof at, "%s", last);
+        freeReplyObject(reply);
     }
-    *ret_events = json_pack("{s:o, s:s, s:b}", "events", events, "last", last ? last : from,
-                            "trimmed", trimmed);
-    freeReplyObject(reply);
+    *ret_events = json_pack("{s:o, s:s, s:b}", "events", events, "last", at, "trimmed", trimmed);
     return 0;
 }
 

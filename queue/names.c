@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK 50 /* names a script call: it holds Redis for under 2 ms */
+#define CHUNK 50 /* names a script call, at most: it holds Redis for under 2 ms */
 #define HOUR_MS 3600000.0
 #define GIB 1073741824.0
 
@@ -77,7 +77,7 @@ static int all_names(struct sl_queue *q, const char *kind, size_t least,
         return rc;
     }
     qsort(names->element, names->elements, sizeof *names->element, by_name);
-    for (size_t from = 0; !rc && from < names->elements; from += CHUNK) {
+    for (size_t from = 0, got; !rc && from < names->elements; from += got) {
         sl_queue_cmd(&c, SL_SCRIPT_NAMES);
         sl_cmd_add(&c, kind);
         for (size_t i = from; i < from + CHUNK && i < names->elements; i++)
@@ -85,6 +85,9 @@ static int all_names(struct sl_queue *q, const char *kind, size_t least,
         rc = sl_queue_call(q, &c, 0, &reply, err);
         if (rc)
             break;
+        got = reply->elements;
+        if (!got || got > CHUNK)
+            rc = sl_err_set(err, SL_DATA, "Redis's reply to names has an unknown form");
         for (size_t i = 0; !rc && i < reply->elements; i++)
             if (sl_queue_is_texts(reply->element[i], (int)least))
                 json_array_append_new(list,
@@ -247,37 +250,70 @@ int sl_queue_set_agent(struct sl_queue *q, const char *agent, enum sl_agent_want
     return sl_queue_do(q, &c, err);
 }
 
-int sl_queue_agents(struct sl_queue *q, json_t **ret_agents, struct sl_err *err)
+/* names: n agents and when each was seen last (ms), in twos. */
+static int add_agents(struct sl_queue *q, redisReply *const *names, size_t n, json_t *list, struct sl_err *err)
 {
     struct sl_cmd c;
     redisReply *reply;
-    json_t *list;
-    int64_t now_ms;
     int rc;
 
     sl_queue_cmd(&c, SL_SCRIPT_AGENTS);
-    sl_cmd_add_int(&c, SL_QUEUE_AGENTS_MAX);
+    for (size_t i = 0; i < n; i++)
+        sl_cmd_add(&c, names[2 * i]->str);
     rc = sl_queue_call(q, &c, 0, &reply, err);
     if (rc)
         return rc;
-    if (!sl_queue_is_texts(reply, 1) || reply->elements % 4 != 1)
+    if (!sl_queue_is_texts(reply, 1) || reply->elements != 2 * n + 1)
         return sl_queue_odd_reply("agents", reply, err);
-    now_ms = atoll(reply->element[0]->str);
-    list = json_array();
-    for (size_t i = 1; i < reply->elements; i += 4) {
-        json_t *a = json_loads(reply->element[i + 2]->str, 0, NULL);
-        int64_t seen_ms = atoll(reply->element[i + 1]->str);
+    const int64_t now_ms = atoll(reply->element[0]->str);
+    for (size_t i = 0; i < n; i++) {
+        const redisReply *about = reply->element[2 * i + 1], *wanted = reply->element[2 * i + 2];
+        const int64_t seen_ms = atoll(names[2 * i + 1]->str);
+        if (!about->len)
+            continue;
+        json_t *a = json_loads(about->str, 0, NULL);
         if (!json_is_object(a)) {
             json_decref(a);
             a = json_object();
         }
-        json_object_set_new(a, "agent", json_string(reply->element[i]->str));
+        json_object_set_new(a, "agent", json_string(names[2 * i]->str));
         json_object_set_new(a, "seen_ms", json_integer(seen_ms));
-        json_object_set_new(a, "age_ms", json_integer(now_ms - seen_ms));
-        json_object_set_new(a, "wanted", json_string(reply->element[i + 3]->str));
+        json_object_set_new(a, "age_ms", json_integer(now_ms > seen_ms ? now_ms - seen_ms : 0));
+        json_object_set_new(a, "wanted", json_string(wanted->str));
         json_array_append_new(list, a);
     }
     freeReplyObject(reply);
-    *ret_agents = json_pack("{s:o}", "agents", list);
     return 0;
+}
+
+int sl_queue_agents(struct sl_queue *q, json_t **ret_agents, struct sl_err *err)
+{
+    struct sl_cmd c;
+    redisReply *seen;
+    json_t *list = json_array();
+    int rc;
+
+    sl_cmd_init(&c);
+    sl_cmd_add(&c, "ZRANGE");
+    sl_cmd_add(&c, SL_QUEUE_TAG ":agents_seen");
+    sl_cmd_add(&c, "0");
+    sl_cmd_add_int(&c, SL_QUEUE_AGENTS_MAX - 1);
+    sl_cmd_add(&c, "REV");
+    sl_cmd_add(&c, "WITHSCORES");
+    rc = sl_queue_call(q, &c, 0, &seen, err);
+    if (!rc && (!sl_queue_is_texts(seen, -1) || seen->elements % 2))
+        rc = sl_queue_odd_reply("ZRANGE", seen, err);
+    if (rc) {
+        json_decref(list);
+        return rc;
+    }
+    const size_t n = seen->elements / 2;
+    for (size_t from = 0; !rc && from < n; from += CHUNK)
+        rc = add_agents(q, seen->element + 2 * from, n - from < CHUNK ? n - from : CHUNK, list, err);
+    freeReplyObject(seen);
+    if (rc)
+        json_decref(list);
+    else
+        *ret_agents = json_pack("{s:o}", "agents", list);
+    return rc;
 }

@@ -207,7 +207,7 @@ static const struct field {
 #define N_FIELDS (sizeof run_fields / sizeof *run_fields)
 #define N_LIST_FIELDS (N_FIELDS - 2)
 #define WAITING_A_CALL 50
-#define LIST_CALLS 20 /* of the script for one page: some 2,000 runs are looked at */
+#define LIST_CALLS 34 /* of the script for one page: some 2,000 runs are looked at */
 
 /* An absent value is null, but a count of 0 and a flag that is not set are not kept in Redis at all. */
 static json_t *field_json(const struct field *f, const redisReply *r)

@@ -26,7 +26,7 @@
 #define SL_QUEUE_OFFERS_MAX 16   /* different offers that one queue remembers */
 #define SL_QUEUE_LABELS_MAX 8
 #define SL_QUEUE_PAGE_MAX 200    /* runs a list call gives */
-#define SL_QUEUE_CHANGES_MAX 40  /* changed runs a read gives */
+#define SL_QUEUE_CHANGES_MAX 20  /* changed runs a read gives */
 #define SL_QUEUE_EVENTS_MAX 1000 /* events a read gives */
 #define SL_QUEUE_EVENT_ID_MAX 48 /* bytes of an event's id */
 #define SL_QUEUE_TAIL_MAX 400    /* runs whose events one call reads */
@@ -34,7 +34,7 @@
 #define SL_QUEUE_AGENTS_MAX 1000
 #define SL_QUEUE_KNOWN_MAX 1000 /* queues, and as many projects, with settings or runs */
 #define SL_QUEUE_BACKOFF_MAX_MS 300000
-#define SL_QUEUE_REAP_MAX 20   /* runs moved per call: a script holds Redis for under 2 ms */
+#define SL_QUEUE_REAP_MAX 10   /* runs moved per call: a script holds Redis for under 2 ms */
 #define SL_QUEUE_TOKEN_MAX 200 /* bytes of an idempotency key, and of a dedupe key */
 
 /* "critical", "high", "medium", "low" -> 0..3; -1 for another word. */

@@ -2,10 +2,10 @@
 -- A page of runs, newest first.
 -- ARGV: seq to stay below ('' from the newest), most runs, state, queue, project ('' any), field...
 -- Reply: {seq to go on below or '', then per run: id, why it waits or '', and the value of each field}
--- Bounded to about half a millisecond: a look costs 1, a run in the page 3 more, and a call spends 100; a page may be short,
+-- Bounded to about half a millisecond: a look costs 1, a run in the page 3 more, and a call spends 60; a page may be short,
 -- even empty, and yet have a next one.
 local below, most, state, queue, project = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
-local LOOK, FOUND = 100, 3
+local LOOK, FOUND = 60, 3
 local names = {unpack(ARGV, 6)}
 local ids = redis.call('ZRANGE', P .. ':runs', below == '' and '+inf' or '(' .. below, '-inf',
                        'BYSCORE', 'REV', 'LIMIT', '0', int(LOOK), 'WITHSCORES')

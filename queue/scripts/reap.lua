@@ -5,7 +5,8 @@
 -- ARGV: most runs to move per call, '1' to leave leases alone this time
 -- Reply: {leases ended, runs promoted, 1 when there is more to do now, results in the outbox}
 local most, spare = tonumber(ARGV[1]), ARGV[2] == '1'
-local LOOK_MS, LOOKS = 900, 10 -- queues and projects are looked at so often, so many a call
+local LOOK_MS, LOOKS = 900, 10 -- queues and projects are looked at so often, so many a call at most
+local A_RUN, A_NAME, A_CLASS = 30, 10, 10 -- what they cost of what a call may spend: see gates() in line.lua
 local ended = spare and {} or
               redis.call('ZRANGEBYSCORE', P .. ':leases', '-inf', int(NOW), 'LIMIT', '0', int(most))
 local due = redis.call('ZRANGEBYSCORE', P .. ':delayed', '-inf', int(NOW), 'LIMIT', '0', int(most))
@@ -35,14 +36,29 @@ for _, id in ipairs(due) do
   gates().put(id, h)
 end
 
-local function look_at(kind)
+local more = #ended == most or #due == most
+gates().spend((#ended + #due) * A_RUN)
+gates().was_cut()
+
+-- Calls look(name) for those whose turn it is, as long as there is something left to spend: the rest comes with the next call,
+-- and so does one that could not do all that it wanted.
+local function look_at(kind, look)
   local names = redis.call('ZRANGEBYSCORE', P .. ':' .. kind, '-inf', int(NOW - LOOK_MS), 'LIMIT', '0', int(LOOKS))
-  for _, name in ipairs(names) do redis.call('ZADD', P .. ':' .. kind, int(NOW), name) end
-  return names
+  if #names == LOOKS then more = true end
+  for _, name in ipairs(names) do
+    if gates().left() <= 0 then
+      more = true
+      return
+    end
+    gates().spend(A_NAME)
+    look(name)
+    local cut = gates().was_cut()
+    redis.call('ZADD', P .. ':' .. kind, cut and '0' or int(NOW), name)
+    if cut then more = true end
+  end
 end
 
-local queues, projects = look_at('queues'), look_at('projects')
-for _, name in ipairs(queues) do
+look_at('queues', function(name)
   local q = queue_of(name)
   local seen = redis.call('ZRANGE', P .. ':offers:' .. name, '0', int(OFFERS_MAX), 'WITHSCORES')
   local offers, closed, classes = '', '', ''
@@ -54,6 +70,7 @@ for _, name in ipairs(queues) do
     end
   end
   for class in q.classes:gmatch('%S+') do
+    gates().spend(A_CLASS)
     local lane, served = name .. ':' .. class, offers == '' and q.expected == ''
     for offer in (offers .. ' ' .. q.expected):gmatch('%S+') do served = served or serves(offer, class) end
     if redis.call('EXISTS', P .. ':ready:' .. lane, P .. ':held:' .. lane) > 0 then
@@ -66,11 +83,11 @@ for _, name in ipairs(queues) do
     redis.call('HSET', q.key, 'offers', offers, 'closed', closed, 'classes', classes)
   end
   gates().settle_queue(q)
-end
-for _, name in ipairs(projects) do
+end)
+look_at('projects', function(name)
   local p = gates().project_of(name)
   if p.lanes ~= '' then gates().settle_project(p) end
-end
+end)
 
 local gone = redis.call('ZRANGEBYSCORE', P .. ':agents_seen', '-inf', int(NOW - 3600000), 'LIMIT', '0', int(most))
 for _, agent in ipairs(gone) do
@@ -78,5 +95,4 @@ for _, agent in ipairs(gone) do
   redis.call('HDEL', P .. ':agents', agent)
   redis.call('HDEL', BOARD, 'agent ' .. agent)
 end
-local more = #ended == most or #due == most or #queues == LOOKS or #projects == LOOKS
 return {#ended, #due, more and 1 or 0, redis.call('HLEN', P .. ':outbox')}

@@ -1,7 +1,7 @@
 /* What the queue's scripts cost Redis: claim and finish of no-op runs beside a bare pair of scripts with the same
  * keys, in turn in one Redis (appendonly everysec); a claim in front of a million waiting runs beside one in front of
- * a hundred; the longest script. Cost is Redis's own CPU time, so that another process on the machine counts little.
- * Prints TAP; exits 1 when a promise is broken. */
+ * a hundred. Cost is Redis's own CPU time, so that another process on the machine counts little. How long a script holds
+ * Redis: bench_scripts.c. Prints TAP; exits 1 when a promise is broken. */
 #include "base/json.h"
 #include "queue/inner.h"
 #include "tests/unit/private_redis.h"
@@ -14,8 +14,6 @@
 #define PIPE 50    /* commands on the way at once */
 #define ROUNDS 10
 #define PAIRS 2000 /* a round */
-#define OTHERS 200 /* calls of each other script */
-#define LISTS 20   /* calls of the list script for a page of which nothing is found (queue.c) */
 #define TAG "{bare}"
 
 /* The same keys are written, under the same fence; no order but the set's, no limits, classes, shares or bells, no
@@ -117,24 +115,18 @@ static const char spec_text[] =
     "\"model\":\"model:latest\",\"datasets\":{\"train\":[\"data:latest\"]},\"config\":{\"model\":{\"task_templates\":[]}},"
     "\"outputs\":{\"artifact\":\"result\"}}";
 
-static void fill_one(struct sl_queue *q, const char *priority, int i, char ret_run[SL_ID_HEX + 1])
-{
-    struct sl_err err = SL_ERR_INIT;
-    char text[1024];
-
-    snprintf(text, sizeof text, spec_text, i % 2 ? "one" : "two", priority);
-    json_t *spec = json_loads(text, 0, NULL);
-    if (sl_queue_enqueue(q, spec, NULL, ret_run, NULL, &err))
-        die(err.msg);
-    json_decref(spec);
-}
-
 static void fill(struct sl_queue *q, int n, const char *priority)
 {
-    char run[SL_ID_HEX + 1];
+    struct sl_err err = SL_ERR_INIT;
+    char run[SL_ID_HEX + 1], text[1024];
 
-    for (int i = 0; i < n; i++)
-        fill_one(q, priority, i, run);
+    for (int i = 0; i < n; i++) {
+        snprintf(text, sizeof text, spec_text, i % 2 ? "one" : "two", priority);
+        json_t *spec = json_loads(text, 0, NULL);
+        if (sl_queue_enqueue(q, spec, NULL, run, NULL, &err))
+            die(err.msg);
+        json_decref(spec);
+    }
 }
 
 static void fill_bare(int n)
@@ -203,47 +195,6 @@ static double pairs(bool ours, int n, bool finish, double *ret_claims)
     return claims + finishes;
 }
 
-/* Every other script of the server, with the million in line: enqueue, move, cancel, list, queues, reap; and a limit that
- * comes and goes, for which the line is put aside and taken back. */
-static void others(struct sl_queue *q)
-{
-    static const char text[] = "{\"max_running\":%d}";
-    struct sl_err err = SL_ERR_INIT;
-    char run[SL_ID_HEX + 1], changes[64], from[24];
-    const char *state;
-    json_t *found;
-
-    for (int i = 0; i < OTHERS; i++) {
-        fill_one(q, "low", i, run);
-        snprintf(from, sizeof from, "%d", 1000000 - i * (1000000 / OTHERS));
-        if (sl_queue_move(q, run, NULL, 0, &err) || sl_queue_cancel(q, run, &state, &err) || sl_queue_reap(q, false, NULL, &err))
-            die(err.msg);
-        if (sl_queue_list(q, from, SL_QUEUE_PAGE_MAX, "dead", NULL, NULL, &found, &err))
-            die(err.msg);
-        json_decref(found);
-        if (sl_queue_queues(q, &found, &err))
-            die(err.msg);
-        json_decref(found);
-        snprintf(changes, sizeof changes, text, i % 20 < 10 ? 1 : 0);
-        if (i % 10 == 0) {
-            json_t *set = json_loads(changes, 0, NULL);
-            if (sl_queue_set_queue(q, "default", set, &err))
-                die(err.msg);
-            json_decref(set);
-        }
-    }
-}
-
-/* Which script an EVALSHA of the slow log was; SL_SCRIPT_COUNT: none of ours. */
-static int script_of(const redisReply *argv)
-{
-    int i = 0;
-
-    while (i < SL_SCRIPT_COUNT && (argv->elements < 2 || strcasecmp(sl_script_get((enum sl_script_id)i)->sha1, argv->element[1]->str)))
-        i++;
-    return i;
-}
-
 static int check(bool good, const char *what)
 {
     printf("%s - %s\n", good ? "ok" : "not ok", what);
@@ -256,7 +207,6 @@ int main(void)
     double ours = 0, bare = 0, few = 0, many = 0;
     struct sl_cmd beat;
     struct sl_queue *q;
-    redisReply *slow;
     int bad = 0;
 
     if (private_redis_start(&server) || sl_queue_new(server.url, &q, NULL))
@@ -277,7 +227,6 @@ int main(void)
     freeReplyObject(ASK("SCRIPT", "LOAD", sl_script_get(SL_SCRIPT_FINISH)->text));
     fill(q, PAIRS * (ROUNDS + 1), "medium");
     fill_bare(PAIRS * (ROUNDS + 1));
-    freeReplyObject(ASK("CONFIG", "SET", "slowlog-log-slower-than", "2000", "slowlog-max-len", "100000"));
     pairs(true, PAIRS, true, NULL);
     pairs(false, PAIRS, true, NULL);
     for (int i = 0; i < ROUNDS; i++) {
@@ -300,35 +249,10 @@ int main(void)
                             "2", "{softlaunch}:ready:default:cpu", "{softlaunch}:runs", from));
     }
     pairs(true, 1000, false, &many);
-    others(q);
     printf("# a claim costs %.1f us in front of %d waiting runs, %.1f us in front of a million more\n",
            few / 1000 * 1e6, 1000, many / 1000 * 1e6);
     bad += check(many < 2 * few, "a claim in front of a million runs costs at most twice as much");
 
-    slow = ASK("SLOWLOG", "GET", "100000");
-    int scripts = 0, plain = 0, often = 0, of[SL_SCRIPT_COUNT + 1] = {0};
-    for (size_t i = 0; i < slow->elements; i++) {
-        const redisReply *e = slow->element[i];
-        const char *name = e->element[3]->element[0]->str;
-        bool fixture = !strcasecmp(name, "EVAL") || !strcasecmp(name, "SCRIPT");
-        scripts += !strcasecmp(name, "EVALSHA");
-        plain += !fixture && strcasecmp(name, "EVALSHA") != 0;
-        of[strcasecmp(name, "EVALSHA") ? SL_SCRIPT_COUNT : script_of(e->element[3])]++;
-    }
-    freeReplyObject(slow);
-    for (int i = 0; i < SL_SCRIPT_COUNT; i++) {
-        if (of[i])
-            printf("# slow: %d times script %d (scripts.h)\n", of[i], i);
-        const bool pair = i == SL_SCRIPT_CLAIM || i == SL_SCRIPT_FINISH;
-        const int calls = pair ? PAIRS * ROUNDS : i == SL_SCRIPT_LIST ? LISTS * OTHERS : OTHERS;
-        often += of[i] > calls / 4;
-    }
-    printf("# slow: %d times a script, %d times a plain command\n", scripts, plain);
-    bad += check(!often, "no script takes 2 ms often");
-    if (plain) /* a ZADD or HSET that takes 2 ms was waiting for a processor */
-        printf("ok - no script took 2 ms # SKIP the machine is too busy to tell\n");
-    else
-        bad += check(scripts == 0, "no script took 2 ms");
     redisReaderFree(reader);
     close(sock);
     sl_queue_free(q);

@@ -600,10 +600,67 @@ static void survives_a_kill_and_a_script_flush(void **state)
     assert_int_equal(append(run, L1, 1, "{}"), 0);
 }
 
+/* A script gives long events in pieces, and few at once of many; a read is whole all the same. */
+static void a_read_is_whole_however_long_events_are(void **state)
+{
+    enum { BATCHES = 4, EVENTS = 150 };
+    char run[SL_ID_HEX + 1], text[6000];
+    struct sl_cmd c;
+    json_t *e;
+
+    (void)state;
+    enqueue("x", "medium", run);
+    claim(L1);
+    for (int batch = 1; batch <= BATCHES; batch++) {
+        sl_queue_cmd_append(&c, run, L1, batch, NULL, -1, -1, NULL);
+        for (int i = 0; i < EVENTS; i++) {
+            snprintf(text, sizeof text, "{\"n\":%d,\"msg\":\"%0*d\"}", (batch - 1) * EVENTS + i, batch == 2 ? 5000 : 1, 0);
+            sl_queue_cmd_append_event(&c, "log", text);
+        }
+        assert_int_equal(send_cmd(&c, NULL), 0);
+    }
+    assert_int_equal(sl_queue_events(q, run, NULL, 1000, 0, &e, NULL), 0);
+    const json_t *list = json_object_get(e, "events");
+    assert_int_equal(json_array_size(list), BATCHES * EVENTS + 2); /* queued, running */
+    for (int i = 0; i < BATCHES * EVENTS; i++)
+        assert_int_equal(sl_json_int(json_array_get(list, (size_t)i + 2), "data.n", -1), i);
+    assert_string_equal(sl_json_str(e, "last", ""), sl_json_str(json_array_get(list, BATCHES * EVENTS + 1), "id", "?"));
+    assert_false(sl_json_bool(e, "trimmed", true));
+    json_decref(e);
+    assert_int_equal(sl_queue_events(q, run, NULL, 333, 0, &e, NULL), 0);
+    assert_int_equal(json_array_size(json_object_get(e, "events")), 333);
+    json_decref(e);
+}
+
+/* More than one call of the script asks for; last seen first. */
+static void many_agents_are_listed(void **state)
+{
+    enum { AGENTS = 130 };
+    char name[32];
+    struct sl_cmd c;
+    json_t *agents;
+
+    (void)state;
+    for (int i = 0; i < AGENTS; i++) {
+        snprintf(name, sizeof name, "host-%03d", i);
+        sl_queue_cmd_heartbeat(&c, name, "{}", OFFER, queues, 1);
+        assert_int_equal(send_cmd(&c, NULL), 0);
+    }
+    assert_int_equal(sl_queue_agents(q, &agents, NULL), 0);
+    const json_t *list = json_object_get(agents, "agents");
+    assert_int_equal(json_array_size(list), AGENTS);
+    for (int i = 0; i < AGENTS; i++) {
+        snprintf(name, sizeof name, "host-%03d", AGENTS - 1 - i);
+        assert_string_equal(sl_json_str(json_array_get(list, (size_t)i), "agent", ""), name);
+    }
+    json_decref(agents);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup(f, fresh)
     const struct CMUnitTest tests[] = {
+        T(a_read_is_whole_however_long_events_are), T(many_agents_are_listed),
         T(claims_by_priority_then_age),
         T(a_run_given_back_keeps_its_place),
         T(enqueue_is_idempotent_by_client_key),

@@ -250,6 +250,36 @@ static void a_late_limit_of_a_project_holds_too(void **state)
     assert_int_equal(zcard(READY), 0);
 }
 
+/* More runs than one call moves: the limit holds at once, and all come back in the end. */
+static void limits_on_many_runs_come_and_go(void **state)
+{
+    enum { RUNS = 250 };
+
+    (void)state;
+    for (int i = 0; i < RUNS; i++)
+        put("big", "big", "{}", NULL);
+    assert_int_equal(set_project("big", "{\"max_running\": 1}"), 0);
+    assert_string_equal(next(), "big");
+    later_pass();
+    for (int i = 0; i < RUNS; i++) /* each looks at some and puts them aside */
+        assert_string_equal(next(), "");
+    assert_int_equal(zcard(READY), 0);
+    assert_int_equal(set_project("big", "{\"max_running\": 0}"), 0);
+    later_pass();
+    assert_int_equal(zcard(READY), RUNS - 1);
+    assert_int_equal(set_queue("default", "{\"max_running\": 2}"), 0);
+    assert_string_equal(next(), "big");
+    assert_string_equal(next(), "");
+    assert_int_equal(set_queue("default", "{\"max_running\": 0}"), 0);
+    later_pass();
+    assert_int_equal(zcard(READY), RUNS - 2);
+    assert_int_equal(set_queue("default", "{\"state\": \"paused\"}"), 0);
+    assert_string_equal(next(), "");
+    assert_int_equal(set_queue("default", "{\"state\": \"active\"}"), 0);
+    later_pass();
+    assert_int_equal(zcard(READY), RUNS - 2);
+}
+
 static void a_limited_project_gets_its_share_and_no_more(void **state)
 {
     struct sl_claim c;
@@ -715,7 +745,7 @@ int main(void)
         TEST(a_flood_of_one_project_delays_another_by_one_slot),
         TEST(retries_of_a_flood_do_not_pass_others),
         TEST(a_project_at_its_limit_lets_others_pass),
-        TEST(a_late_limit_of_a_project_holds_too),
+        TEST(a_late_limit_of_a_project_holds_too), TEST(limits_on_many_runs_come_and_go),
         TEST(a_limited_project_gets_its_share_and_no_more),
         TEST(runs_go_where_they_fit),
         TEST(a_class_is_not_starved_by_another),
