@@ -201,10 +201,12 @@ json_t *sl_history_reindexed(struct sl_history *h)
 static int swap_in(struct sl_history *h, const char *second_path, struct sl_err *err)
 {
     struct sl_runs_index *index = NULL;
-    char wal[SL_PATH_MAX];
-    bool fresh;
+    char wal[SL_PATH_MAX], shm[SL_PATH_MAX];
+    bool fresh = false;
     int rc = sl_path(wal, err, "%s-wal", h->path);
 
+    if (!rc)
+        rc = sl_path(shm, err, "%s-shm", h->path);
     if (rc)
         return rc;
     pthread_rwlock_wrlock(&h->swap);
@@ -212,13 +214,19 @@ static int swap_in(struct sl_history *h, const char *second_path, struct sl_err 
     h->second = NULL;
     sl_runs_index_close(h->index);
     h->index = NULL;
-    remove(wal);
+    remove(wal); /* there are some when another process has the file open, and would count for the new one */
+    remove(shm);
     if (rename(second_path, h->path))
         rc = sl_err_errno(err, "%s", h->path);
     int opened = sl_runs_index_open(h->path, h->archive, &index, &fresh, err);
+    if (!opened && fresh) {
+        sl_runs_index_close(index);
+        index = NULL;
+        opened = sl_err_set(err, SL_IO, "%s: it was not sound when it was opened again", h->path);
+    }
     h->index = index; /* NULL: it counts as damaged, and is made anew with the next tick */
     pthread_rwlock_unlock(&h->swap);
-    h->whole &= !opened && !fresh;
+    h->whole &= !opened;
     rc = rc ? rc : opened;
     return rc;
 }

@@ -206,7 +206,11 @@ def what_is_missing_in_it_is_told_and_mended():
     db.executescript("drop table runs_text; pragma user_version = 1")
     db.close()
     w.start_server()
+    held = sqlite3.connect(w.dir + "/store/read.db")    # somebody looks into the file meanwhile
+    held.execute("select * from runs").fetchone()
+    assert reindexed() >= N
     assert {x["run"] for x in pages(200, q="sentiment")} == {x["run"] for x in records if matches(x, {"q": "sentiment"})}
+    held.close()
 
 
 def with_redis_away_history_opens():
