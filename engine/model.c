@@ -130,7 +130,7 @@ static uint64_t bucket_of(const struct sl_model *m, const struct sl_batch *b, co
     uint64_t h = 1469598103934665603u;
 #define MIX(x) h = (h ^ (uint64_t)(x)) * 1099511628211u, h ^= h >> 29
     MIX(b->n_tokens), MIX(b->n_out), MIX(b->n_entries), MIX(b->n_virtual), MIX(b->n_prompts);
-    MIX(b->n_seqs), MIX(b->n_out_seqs), MIX(loss), MIX(m->recompute);
+    MIX(b->n_seqs), MIX(b->n_out_seqs), MIX(loss), MIX(m->again.mlps), MIX(m->again.whole);
     MIX((uintptr_t)m), MIX((uintptr_t)m->arena), MIX((uintptr_t)prompts), MIX((uintptr_t)dprompts);
     for (int s = 0; s < b->n_seqs; s++) /* launches of attention follow from these too */
         if (s == 0 || b->seq[s].prefix_start != b->seq[s - 1].prefix_start ||

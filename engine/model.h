@@ -35,10 +35,17 @@ int sl_model_logits(struct sl_model *m, const struct sl_batch *batch, const floa
 /* Copies embedding rows (prompt tuning from text, task names): host fp32 [n, hidden]. */
 int sl_model_embedding(const struct sl_model *m, const int32_t *host_ids, int n, float *host_rows,
                        struct sl_err *err);
-/* How many layers keep nothing for the backward pass but their input. Layers 0 to n-1 share what the others have each,
- * and all of them but the last are computed again backward: the same numbers to the bit, a third slower at most. 0: none;
- * one would save nothing. At most layers - 1: the last layer's work is for the rows with loss only. */
-void sl_model_recompute(struct sl_model *m, int n_layers);
+/* What the backward pass computes again, to the same bits, in place of memory: layers 0 to mlps-1 share the memory of
+ * what goes into the activation (two fifths of a layer of GPT, for a third of its products), layers 0 to whole-1 that of
+ * all but their input; the last layer of each kind finds its own still there. */
+struct sl_recompute {
+    int mlps, whole;
+};
+/* In the order in which it pays: n of 0 (nothing) to sl_recompute_most. First MLPs, from the first layer on (one would save
+ * nothing), then whole layers too; never the last layer, whose work is for the rows with loss only. */
+struct sl_recompute sl_recompute_at(int layers, int n);
+int sl_recompute_most(int layers);
+void sl_model_recompute(struct sl_model *m, struct sl_recompute again);
 
 /* What a step takes in the arena. */
 struct sl_step_bytes {
@@ -49,8 +56,8 @@ struct sl_step_bytes {
     int64_t total;   /* a little more than the sum: alignment */
 };
 /* Of a batch with the counts of `most` (its arrays are not looked at, memory_bytes is: sl_batch_bytes), when
- * n_layers are recomputed. gradient false: forward alone. */
-void sl_model_step_bytes(const struct sl_model *m, const struct sl_batch *most, bool gradient, int n_layers,
+ * so much is computed again. gradient false: forward alone. */
+void sl_model_step_bytes(const struct sl_model *m, const struct sl_batch *most, bool gradient, struct sl_recompute again,
                          struct sl_step_bytes *ret_bytes);
 /* Takes so much for the arena at once, so that no step with at most these counts allocates. SL_NOMEM. */
 int sl_model_reserve(struct sl_model *m, int64_t bytes, struct sl_err *err);

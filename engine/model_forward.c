@@ -44,16 +44,20 @@ void sl_layer_qkv(struct sl_model *m, const struct sl_layer *l, const struct sl_
     sl_layer_heads(m, l, s, rows, pos);
 }
 
+/* From mid to pre. */
+static void to_pre(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s, int64_t rows, sl_act *tmp)
+{
+    const struct sl_arch *a = &m->arch;
+    m->ops->norm(m->be, s->mid, rows, a->hidden, l->norm2, l->norm2_b, a->norm_eps, a->rms_norm, tmp, s->mean2, s->rstd2);
+    m->ops->matmul(m->be, tmp, a->hidden, rows, l->up, l->up_b, NULL, 0, s->pre, m->pre_cols);
+}
+
 void sl_layer_middle(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
                      const sl_act *x, int64_t rows, sl_act *tmp)
 {
-    const struct sl_ops *ops = m->ops;
-    const struct sl_arch *a = &m->arch;
-    int64_t hidden = a->hidden;
-    ops->matmul(m->be, s->o, m->q_cols, rows, l->o, l->o_b, x, hidden, s->mid, hidden);
-    ops->norm(m->be, s->mid, rows, a->hidden, l->norm2, l->norm2_b, a->norm_eps, a->rms_norm, tmp,
-              s->mean2, s->rstd2);
-    ops->matmul(m->be, tmp, hidden, rows, l->up, l->up_b, NULL, 0, s->pre, m->pre_cols);
+    int64_t hidden = m->arch.hidden;
+    m->ops->matmul(m->be, s->o, m->q_cols, rows, l->o, l->o_b, x, hidden, s->mid, hidden);
+    to_pre(m, l, s, rows, tmp);
 }
 
 void sl_layer_rest(struct sl_model *m, const struct sl_layer *l, const struct sl_saved *s,
@@ -101,12 +105,16 @@ void sl_layer_again(struct sl_model *m, struct sl_work *w, int layer)
     const struct sl_layer *l = &m->layers[layer];
     const struct sl_saved *s = &m->saved[layer];
     int64_t rows = w->dev.n_tokens;
-    if (layer < m->recompute - 1) {
+    if (layer < m->again.whole - 1) {
         sl_layer_qkv(m, l, s, rows, w->dev.pos, w->tmp);
         attend(m, w, s);
         sl_layer_middle(m, l, s, s->x, rows, w->tmp);
-    } else if (l->q_norm && layer < m->arch.layers - 2) /* the last one whose heads lie there */
+        return;
+    }
+    if (l->q_norm && layer < m->arch.layers - 2) /* the last one whose heads lie there */
         sl_layer_heads(m, l, s, rows, w->dev.pos);
+    if (layer < m->again.mlps - 1)
+        to_pre(m, l, s, rows, w->tmp);
 }
 
 /* K and V of all rows; everything else for the out rows only. */

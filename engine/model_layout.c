@@ -9,10 +9,23 @@ int64_t sl_model_arena_bytes(const struct sl_model *m)
     return (int64_t)m->arena_used;
 }
 
-void sl_model_recompute(struct sl_model *m, int n_layers)
+int sl_recompute_most(int layers)
 {
-    int most = m->arch.layers - 1;
-    m->recompute = n_layers > most ? most : n_layers > 0 ? n_layers : 0;
+    return layers > 2 ? 2 * (layers - 1) - 1 : 0;
+}
+
+struct sl_recompute sl_recompute_at(int layers, int n)
+{
+    int all = layers - 1, most = sl_recompute_most(layers);
+    n = n > most ? most : n;
+    return n < 2      ? (struct sl_recompute){0, 0}
+           : n <= all ? (struct sl_recompute){n, 0}
+                      : (struct sl_recompute){all, n - all + 1};
+}
+
+void sl_model_recompute(struct sl_model *m, struct sl_recompute again)
+{
+    m->again = again;
 }
 
 void *sl_arena_take(struct sl_arena *a, int64_t n, size_t size)
@@ -27,9 +40,10 @@ static void *take_rows(const struct sl_model *m, struct sl_arena *a, int64_t row
     return sl_arena_take(a, rows * cols, m->ops->act_bytes);
 }
 
-/* All of a layer but x. heads: the memory of normed and rotated Q and K that layers share. */
+/* All of a layer but x, and but pre where that is shared. heads: the memory of normed and rotated Q and K that layers
+ * share. */
 static void lay_out_layer(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b,
-                          bool last, const struct sl_saved *heads, struct sl_saved *s)
+                          bool last, bool no_pre, const struct sl_saved *heads, struct sl_saved *s)
 {
     int64_t hidden = m->arch.hidden, all = b->n_tokens, rows = last ? b->n_out : all;
     s->mean1 = sl_arena_take(a, all, sizeof(float));
@@ -47,7 +61,8 @@ static void lay_out_layer(const struct sl_model *m, struct sl_arena *a, const st
     s->mid = take_rows(m, a, rows, hidden);
     s->mean2 = sl_arena_take(a, rows, sizeof(float));
     s->rstd2 = sl_arena_take(a, rows, sizeof(float));
-    s->pre = take_rows(m, a, rows, m->pre_cols);
+    if (!no_pre)
+        s->pre = take_rows(m, a, rows, m->pre_cols);
 }
 
 static struct sl_saved lay_out_heads(const struct sl_model *m, struct sl_arena *a,
@@ -64,21 +79,22 @@ static struct sl_saved lay_out_heads(const struct sl_model *m, struct sl_arena *
     return s;
 }
 
-/* recompute: of so many first layers only x is their own. */
 static void lay_out_layers(struct sl_arena *a, const struct sl_model *m, const struct sl_batch *b,
-                           bool gradient, int recompute, struct sl_saved *saved)
+                           bool gradient, struct sl_recompute again, struct sl_saved *saved)
 {
     int last = m->arch.layers - 1;
     struct sl_saved shared = {0}, heads = lay_out_heads(m, a, b, last == 0);
     for (int l = 0; l <= last; l++) {
         struct sl_saved s = {0};
-        bool shares = l < last && (!gradient || l < recompute);
+        bool shares = l < last && (!gradient || l < again.whole), no_pre = l > 0 && l < last && l < again.mlps;
         if (l == last && last > 0)
             heads = lay_out_heads(m, a, b, true);
         if (shares && l > 0)
             s = shared;
         else
-            lay_out_layer(m, a, b, l == last, &heads, &s);
+            lay_out_layer(m, a, b, l == last, no_pre, &heads, &s);
+        if (no_pre)
+            s.pre = shared.pre;
         s.x = !gradient && l > 0 ? shared.x : take_rows(m, a, b->n_tokens, m->arch.hidden);
         if (l == 0)
             shared = s;
@@ -89,7 +105,7 @@ static void lay_out_layers(struct sl_arena *a, const struct sl_model *m, const s
 /* Everything a pass needs, at addresses in the arena (or just counted). Returns the block of the
  * batch's arrays; behind it lie the entries' rows within their chunks. */
 static void *lay_out(const struct sl_model *m, struct sl_arena *a, const struct sl_batch *b,
-                     bool gradient, bool want_logits, int recompute, struct sl_saved *saved,
+                     bool gradient, bool want_logits, struct sl_recompute again, struct sl_saved *saved,
                      struct sl_work *w, struct sl_step_bytes *bytes)
 {
     int64_t hidden = m->arch.hidden, rows = b->n_tokens, outs = b->n_out, nv = b->n_virtual;
@@ -99,7 +115,7 @@ static void *lay_out(const struct sl_model *m, struct sl_arena *a, const struct 
 
     w->entry_row = sl_arena_take(a, b->n_entries, sizeof(int32_t));
     bytes->batch = (int64_t)a->used;
-    lay_out_layers(a, m, b, gradient, recompute, saved);
+    lay_out_layers(a, m, b, gradient, again, saved);
     bytes->kept = (int64_t)a->used - bytes->batch;
     w->tmp = take_rows(m, a, rows, wide);
     w->act = take_rows(m, a, rows, gradient && qkv > m->arch.ffn ? qkv : m->arch.ffn);
@@ -129,12 +145,12 @@ static void *lay_out(const struct sl_model *m, struct sl_arena *a, const struct 
 }
 
 void sl_model_step_bytes(const struct sl_model *m, const struct sl_batch *most, bool gradient,
-                         int n_layers, struct sl_step_bytes *ret_bytes)
+                         struct sl_recompute again, struct sl_step_bytes *ret_bytes)
 {
     struct sl_arena a = {NULL, 0};
     struct sl_saved saved[SL_MAX_LAYERS];
     struct sl_work w;
-    lay_out(m, &a, most, gradient, false, n_layers, saved, &w, ret_bytes);
+    lay_out(m, &a, most, gradient, false, again, saved, &w, ret_bytes);
 }
 
 /* The arena's content is of no use between steps. */
@@ -160,12 +176,12 @@ int sl_model_place(struct sl_model *m, const struct sl_batch *batch, bool gradie
 {
     struct sl_step_bytes bytes;
     struct sl_arena a = {NULL, 0};
-    lay_out(m, &a, batch, gradient, want_logits, m->recompute, m->saved, w, &bytes);
+    lay_out(m, &a, batch, gradient, want_logits, m->again, m->saved, w, &bytes);
     int rc = sl_model_reserve(m, bytes.total, err);
     if (rc)
         return rc;
     m->arena_used = a.used;
     a = (struct sl_arena){m->arena, 0};
-    *ret_block = lay_out(m, &a, batch, gradient, want_logits, m->recompute, m->saved, w, &bytes);
+    *ret_block = lay_out(m, &a, batch, gradient, want_logits, m->again, m->saved, w, &bytes);
     return 0;
 }

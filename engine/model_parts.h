@@ -31,14 +31,14 @@ struct sl_model {
     int64_t logits_ld; /* row stride of a loss's logits: the vocabulary, and what keeps rows aligned */
     int64_t weight_bytes;
     struct sl_saved *saved; /* [layers], addresses in the arena of the running step */
-    int recompute;          /* see sl_model_recompute */
+    struct sl_recompute again; /* see sl_model_recompute */
     void *arena;
     size_t arena_cap, arena_used;
 };
 
 /* What the backward pass needs of a layer: nothing that can be recomputed by an element-wise pass.
  * In a forward pass alone all layers but the last share one; of the layers that are computed again
- * each has its own x, and they share the rest. In the last layer qkv holds K and V
+ * each has its own x, and they share the rest, or pre alone. In the last layer qkv holds K and V
  * only, and q, o, mid, pre, lse, mean2 and rstd2 have the out rows only.
  *
  * raw and raw_q are what the matrices made of Q, K and V. With norms of heads qkv and q hold the
@@ -137,7 +137,7 @@ void sl_forward(struct sl_model *m, struct sl_work *w, const float *prompts,
  * output. */
 void sl_loss(struct sl_model *m, struct sl_work *w, bool gradient);
 
-/* What the forward pass left of a layer, made again from its input. */
+/* What the forward pass left of a layer, made again from what is its own. */
 void sl_layer_again(struct sl_model *m, struct sl_work *w, int layer);
 
 /* model_back.c: from out_tmp (see sl_loss) to dprompts, which is added to. */

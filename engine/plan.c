@@ -49,18 +49,19 @@ static int64_t workspace_bytes(const struct sl_plan *p, const struct sl_model *m
 /* What passes with at most these counts take: small ones are padded where they may be captured
  * (model.c). */
 static void step_bytes(const struct sl_plan *p, const struct sl_model *m,
-                       const struct sl_batch *most, bool gradient, int recompute,
+                       const struct sl_batch *most, bool gradient, int n,
                        struct sl_step_bytes *ret)
 {
     struct sl_batch small = *most, padded;
+    struct sl_recompute again = sl_recompute_at(p->layers, n);
     struct sl_step_bytes bytes, other;
 
-    sl_model_step_bytes(m, most, gradient, recompute, &bytes);
+    sl_model_step_bytes(m, most, gradient, again, &bytes);
     if (p->device.accelerator && most->n_out) {
         int most_captured = SL_CAPTURE_NUMBERS_MAX / m->arch.hidden;
         small.n_tokens = small.n_tokens < most_captured ? small.n_tokens : most_captured;
         sl_batch_pad_bound(&small, &padded);
-        sl_model_step_bytes(m, &padded, gradient, recompute, &other);
+        sl_model_step_bytes(m, &padded, gradient, again, &other);
         if (other.total > bytes.total)
             bytes = other;
     }
@@ -105,7 +106,7 @@ int64_t sl_plan_cache_bytes(const struct sl_plan *p, int64_t most)
 void sl_plan_choose(struct sl_plan *p, const struct sl_model *model, const struct sl_batch *forward)
 {
     sl_plan_set(p, model, forward, 0);
-    for (int n = 2; n < p->layers && !sl_plan_fits(p); n++)
+    for (int n = 2; n <= sl_recompute_most(p->layers) && !sl_plan_fits(p); n++)
         sl_plan_set(p, model, forward, n);
 }
 
@@ -156,13 +157,17 @@ __attribute__((format(printf, 4, 5))) static void line(struct sl_buf *text, cons
     sl_buf_adds(text, "\n");
 }
 
-static const char *recomputed(const struct sl_plan *p, char ret_text[96])
+const char *sl_plan_again(const struct sl_plan *p, char ret_text[SL_PLAN_AGAIN_MAX])
 {
-    if (!p->recompute)
-        snprintf(ret_text, 96, "%d layers", p->layers);
+    struct sl_recompute again = sl_recompute_at(p->layers, p->recompute);
+    if (again.whole)
+        snprintf(ret_text, SL_PLAN_AGAIN_MAX,
+                 "layers 0 to %d keep their input alone and are computed again, of the others the "
+                 "MLP's first product",
+                 again.whole - 1);
     else
-        snprintf(ret_text, 96, "%d layers; 0 to %d keep their input and are computed again",
-                 p->layers, p->recompute - 1);
+        snprintf(ret_text, SL_PLAN_AGAIN_MAX, "the MLP's first product of layers 0 to %d is computed again",
+                 again.mlps - 1);
     return ret_text;
 }
 
@@ -174,7 +179,7 @@ static const char *precision_name(enum sl_precision p)
 
 void sl_plan_table(const struct sl_plan *p, struct sl_buf *text)
 {
-    char bytes[SL_BYTES_TEXT_MAX], more[96];
+    char bytes[SL_BYTES_TEXT_MAX], again[SL_PLAN_AGAIN_MAX];
     const struct sl_batch *b = &p->most;
 
     sl_buf_addf(text, "device: %s, precision %s\n", p->device.accelerator ? "NVIDIA GPU" : "CPU",
@@ -190,7 +195,8 @@ void sl_plan_table(const struct sl_plan *p, struct sl_buf *text)
          (double)p->encoder_parameters / (double)MIB, (double)p->encoder_gradients / (double)MIB,
          (double)p->encoder_moments / (double)MIB, (double)p->checkpoint / (double)MIB);
     line(text, "prompts, encoder's inside", p->others, p->n_trials > 1 ? "of all trials" : NULL);
-    line(text, "kept for backward", p->step.kept, "%s", recomputed(p, more));
+    line(text, "kept for backward", p->step.kept, "%d layers%s%s", p->layers, p->recompute ? "; " : "",
+         p->recompute ? sl_plan_again(p, again) : "");
     line(text, "scratch of a layer", p->step.scratch, NULL);
     line(text, "logits", p->step.logits, "a chunk of the rows with loss");
     line(text, "batch", p->step.batch, NULL);
@@ -207,11 +213,12 @@ void sl_plan_table(const struct sl_plan *p, struct sl_buf *text)
 json_t *sl_plan_json(const struct sl_plan *p)
 {
     const struct sl_batch *b = &p->most;
-    json_t *j = json_pack("{s:s, s:s, s:I, s:b, s:i, s:i, s:i}", "device",
+    struct sl_recompute again = sl_recompute_at(p->layers, p->recompute);
+    json_t *j = json_pack("{s:s, s:s, s:I, s:b, s:i, s:i, s:i, s:i}", "device",
                           p->device.accelerator ? "cuda" : "cpu", "precision",
                           precision_name(p->device.precision), "memory_bytes",
                           (json_int_t)p->device.memory_bytes, "fits", sl_plan_fits(p), "layers",
-                          p->layers, "recomputed_layers", p->recompute, "trials", p->n_trials);
+                          p->layers, "recomputed_layers", again.whole, "recomputed_mlps", again.mlps, "trials", p->n_trials);
     json_t *micro = json_pack("{s:i, s:i, s:i, s:i, s:i}", "micro_batch_size", p->micro_batch,
                               "rows", b->n_rows, "positions", b->n_tokens, "virtual", b->n_virtual,
                               "with_loss", b->n_out);

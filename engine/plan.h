@@ -26,7 +26,7 @@ struct sl_plan {
 
     int micro_batch;      /* rows of a trial that pass the model together */
     struct sl_batch most; /* counts that no micro-batch of the run exceeds; no arrays */
-    int recompute;        /* see sl_model_recompute */
+    int recompute;        /* see sl_recompute_at */
 
     /* bytes */
     int64_t weights;
@@ -49,17 +49,20 @@ int sl_count_open(const struct sl_plan_device *device, const struct sl_ops **ret
                   struct sl_backend **ret_be, struct sl_err *err);
 
 /* Sets recompute, step, arena, workspace, outside and total for p's device, layers, counts and
- * persistent bytes: as few layers computed again as let the run fit, all of them if none do.
+ * persistent bytes: as little computed again as lets the run fit, all of it if nothing does.
  * forward: counts of a validation pass. model may be one of the counting backend. */
 void sl_plan_choose(struct sl_plan *p, const struct sl_model *model,
                     const struct sl_batch *forward);
-/* The same with so many layers computed again. */
+/* The same with so much computed again: see sl_recompute_at. */
 void sl_plan_set(struct sl_plan *p, const struct sl_model *model, const struct sl_batch *forward,
                  int recompute);
 bool sl_plan_fits(const struct sl_plan *p);
 /* What a key/value cache may take of the memory that the run leaves: at most `most`, at least 1. */
 int64_t sl_plan_cache_bytes(const struct sl_plan *p, int64_t most);
 
+/* What is computed again (recompute not 0), as part of a sentence. */
+#define SL_PLAN_AGAIN_MAX 128
+const char *sl_plan_again(const struct sl_plan *p, char ret_text[SL_PLAN_AGAIN_MAX]);
 /* A table for people, lines ended; and the same numbers as JSON (new reference). */
 void sl_plan_table(const struct sl_plan *p, struct sl_buf *text);
 json_t *sl_plan_json(const struct sl_plan *p);

@@ -36,7 +36,7 @@ struct sl_trainer_options {
     int threads;         /* 0: all */
     const char *device;  /* engine/backend.h; NULL: by the environment, or automatic */
     int64_t memory_bytes; /* what the run may take, at most what the device has; 0: all */
-    int recompute;       /* so many layers (sl_model_recompute) instead of what fits: for tests. 0: by the plan */
+    int recompute;       /* so much (sl_recompute_at) instead of what fits: for tests. 0: by the plan */
     enum sl_fault fault; /* planted, for tests */
 };
 

@@ -230,7 +230,7 @@ static int load_all(struct sl_trainer *t, struct sl_err *err)
     if (rc)
         return rc;
     sl_model_plant(t->model, t->options.fault);
-    sl_model_recompute(t->model, t->plan.recompute);
+    sl_model_recompute(t->model, sl_recompute_at(t->plan.layers, t->plan.recompute));
     for (int k = 0; k < t->n_trials && !rc; k++) {
         rc = alloc_best(t, &t->trial[k], err);
         if (!rc)

@@ -439,7 +439,7 @@ int sl_trainer_too_large(struct sl_trainer *t, const struct sl_plan_device *devi
 
 int sl_trainer_fit(struct sl_trainer *t, struct sl_err *err)
 {
-    char total[SL_BYTES_TEXT_MAX], have[SL_BYTES_TEXT_MAX];
+    char total[SL_BYTES_TEXT_MAX], have[SL_BYTES_TEXT_MAX], again[SL_PLAN_AGAIN_MAX];
     struct sl_plan_device device = {.precision = t->trial[0].config->trainer.precision};
     struct sl_backend_info info;
     int rc;
@@ -458,10 +458,9 @@ int sl_trainer_fit(struct sl_trainer *t, struct sl_err *err)
         rc = sl_trainer_too_large(t, &device, err);
     if (!rc && t->plan.recompute)
         sl_emit_log(t->report, SL_INFO,
-                    "memory: %s of %s; layers 0 to %d keep only their input and are computed again "
-                    "in the backward pass",
+                    "memory: %s of %s; in the backward pass %s",
                     sl_bytes_text(t->plan.total, total), sl_bytes_text(device.memory_bytes, have),
-                    t->plan.recompute - 1);
+                    sl_plan_again(&t->plan, again));
     return rc;
 }
 

@@ -6,7 +6,7 @@
  * [virtual tokens, hidden] as raw fp32; the gradient of the check batch's loss by it (else of the first batch's) goes to
  * GRADIENT.f32. Then STEPS steps of p-tuning over the batches in turn, each timed by the host's clock until its gradient
  * norm is home; ENCODER is mlp (PEFT's, three linear layers) or lstm (two layers), of width E. Last the encoder and
- * optimizer alone. RECOMPUTE layers keep only their input and are computed again backward. Prints one JSON object. */
+ * optimizer alone. RECOMPUTE: what the backward pass computes again, see sl_recompute_at. Prints one JSON object. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -125,7 +125,7 @@ int main(int argc, char **argv)
     must(sl_backend_open(argv[1], precision_of(argv[2]), 0, &ops, &be, &err));
     opened = sl_boot_us();
     must(sl_model_new(w, ops, be, &m, &err));
-    sl_model_recompute(m, argc > 10 ? atoi(argv[10]) : 0);
+    sl_model_recompute(m, sl_recompute_at(sl_model_arch(m)->layers, argc > 10 ? atoi(argv[10]) : 0));
     loaded = sl_boot_us();
     sl_weights_close(w);
     ops->info(be, &info);

@@ -203,10 +203,14 @@ def measure(row, config, base, grads, peft, ours, args, rate, context):
         r["memory"] = {"rows": best["rows"], "ours_gib": mine.get("gib"), "peer_gib": best["gib"],
                        "peer_gib_driver": best["gib_driver"], "ours_useful_tok_s": mine.get("useful_tok_s")}
         over, layers = mine.get("gib", 0) - MEMORY_GOAL.get(name, 0.25) * best["gib"], config.num_hidden_layers
-        if over > 0:    # as few layers computed again as reach the goal
-            n = 2 + int(over / (0.8 * mine["activations_mib"] / 1024 / layers))
-            less, _ = ours.run(data, table, precision, encoder, 3, min(n, layers - 1))
-            r["memory"]["recomputed"] = {"layers": min(n, layers - 1), "of": layers, "gib": less.get("gib"),
+        if over > 0:    # as little computed again as reaches the goal: MLPs first, then whole layers (sl_recompute_at)
+            a_layer = mine["activations_mib"] / 1024 / layers
+            mlps, whole = 2 + int(over / (0.38 * a_layer)), 0
+            if mlps > layers - 1:
+                mlps, whole = layers - 1, 2 + int((over - 0.38 * a_layer * (layers - 2)) / (0.5 * a_layer))
+            n = min(mlps + max(0, whole - 1), 2 * layers - 3)
+            less, _ = ours.run(data, table, precision, encoder, 3, n)
+            r["memory"]["recomputed"] = {"mlps": mlps, "layers": whole, "of": layers, "gib": less.get("gib"),
                                          "useful_tok_s": less.get("useful_tok_s")}
     return r
 
@@ -243,8 +247,9 @@ def show(results):
             r.get("gradient_error", nan), r.get("gradient_error_torch_bf16", nan), r.get("gradient_cosine", nan)))
         less = memory.get("recomputed")
         if less and less["gib"]:
-            print("    memory with %d of %d layers computed again: %.1f GiB, ratio %.3f, %.0f t/s; with none %.0f t/s" % (
-                less["layers"], less["of"], less["gib"], less["gib"] / b, less["useful_tok_s"], memory["ours_useful_tok_s"]))
+            print("    memory with %d MLPs and %d of %d layers computed again: %.1f GiB, ratio %.3f, %.0f t/s; with none %.0f t/s" % (
+                less["mlps"], less["layers"], less["of"], less["gib"], less["gib"] / b, less["useful_tok_s"],
+                memory["ours_useful_tok_s"]))
         for x in r["ours"]:
             if "error" in x:
                 print("    " + x["error"])

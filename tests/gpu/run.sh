@@ -10,6 +10,7 @@
 #   demo       make demo DEVICE=cuda                                      generate   tokens/s beside transformers
 #   speed      steps and memory beside PEFT and the device's limit        first_step  seconds from the start to the first step
 #   trials     sixteen trials at once beside sixteen runs of PEFT
+#   profile    where a step's time goes, by ncu (not among all)
 #   model      only keeps a part of the model's file for later calls on this machine
 # Without STEP: all of them. Environment:
 #   GPU_PREBUILT=DIR   programs packed elsewhere (tests/gpu/pack.sh), for a machine without our libraries; else it builds here
@@ -160,7 +161,7 @@ for step in $steps; do
         sanitizer=(compute-sanitizer --error-exitcode 9)
         check memcheck_steps 60 few_steps bf16 "${sanitizer[@]}"
         check racecheck_steps_fp32 100 few_steps fp32 races
-        check memcheck_train 100 "${sanitizer[@]}" "$tests/test_golden_train"
+        check memcheck_train 300 "${sanitizer[@]}" "$tests/test_golden_train"
         check memcheck_ops 200 "${sanitizer[@]}" --report-api-errors no "$tests/test_ops_cuda"
         check racecheck_ops 250 races "$tests/test_ops_cuda"
         check racecheck_steps_bf16 150 few_steps bf16 races # slow: the checker steps through cublasLt's kernels
@@ -185,6 +186,9 @@ for step in $steps; do
     first_step)
         check first_step 150 "$python" tests/bench/gpu_first_step.py --worker "$bin/softlaunch-worker" --keep "$models" \
             --models "${GPU_MODELS:-gpt-125m,gpt-1.3b,gpt-5b}" --json "$out/first_step.json"
+        ;;
+    profile)
+        check profile 300 "$python" tests/bench/gpu_profile.py --bench "$tests/bench_gpu" --keep "$models" --json "$out/profile.json"
         ;;
     trials)
         check trials 400 "$python" tests/bench/gpu_trials.py --worker "$bin/softlaunch-worker" --keep "$models" \

@@ -58,7 +58,7 @@ struct result {
     int64_t arena;
 };
 
-static void step(struct sl_model *m, int recompute, struct result *ret)
+static void step(struct sl_model *m, struct sl_recompute again, struct result *ret)
 {
     struct sl_batch batch;
     float prompts[2 * V * HIDDEN];
@@ -67,7 +67,7 @@ static void step(struct sl_model *m, int recompute, struct result *ret)
         prompts[i] = (float)((i * 37) % 101 - 50) / 40;
     pack(&batch);
     memset(ret, 0, sizeof *ret);
-    sl_model_recompute(m, recompute);
+    sl_model_recompute(m, again);
     assert_int_equal(sl_model_step(m, &batch, prompts, ret->grad, ret->loss, NULL), 0);
     ret->arena = sl_model_arena_bytes(m);
     sl_batch_release(&batch);
@@ -75,16 +75,26 @@ static void step(struct sl_model *m, int recompute, struct result *ret)
 
 static void same_bits(struct sl_model *m)
 {
+    const struct sl_recompute nothing = {0, 0};
     struct result all, some, again;
+    int layers = sl_model_arch(m)->layers;
+    int64_t before;
 
-    step(m, 0, &all);
-    for (int n = 2; n < sl_model_arch(m)->layers; n++) {
-        step(m, n, &some);
+    step(m, nothing, &all);
+    before = all.arena;
+    for (int n = 2; n <= sl_recompute_most(layers); n++) {
+        step(m, sl_recompute_at(layers, n), &some);
         assert_memory_equal(all.loss, some.loss, sizeof all.loss);
         assert_memory_equal(all.grad, some.grad, sizeof all.grad);
-        assert_true(some.arena < all.arena || n == 2);
+        assert_true(some.arena < before);
+        before = some.arena;
     }
-    step(m, 0, &again);
+    for (int n = 2; n < layers; n++) { /* whole layers alone */
+        step(m, (struct sl_recompute){.whole = n}, &some);
+        assert_memory_equal(all.grad, some.grad, sizeof all.grad);
+        assert_true(some.arena < all.arena);
+    }
+    step(m, nothing, &again);
     assert_memory_equal(all.grad, again.grad, sizeof all.grad);
 }
 
@@ -118,8 +128,8 @@ static void test_what_is_kept(void **state)
 {
     const struct {
         const struct tiny *config;
-        int elements;
-    } cases[] = {{&gpt2, 10 * HIDDEN}, {&llama, 4 * HIDDEN + 2 * HIDDEN / 2 + 2 * 48}};
+        int elements, pre;
+    } cases[] = {{&gpt2, 10 * HIDDEN, 4 * HIDDEN}, {&llama, 4 * HIDDEN + 2 * HIDDEN / 2 + 2 * 48, 2 * 48}};
     const int tokens = 64, outs = 64; /* no rounding up */
     (void)state;
     for (int k = 0; k < 2; k++) {
@@ -135,12 +145,14 @@ static void test_what_is_kept(void **state)
         int64_t last = (int64_t)tokens * (HIDDEN + kv + 2) * 4 +
                        (int64_t)outs * (cases[k].elements - HIDDEN - kv + 6) * 4;
         tiny_open(cases[k].config, &t);
-        sl_model_step_bytes(t.model, &most, true, 0, &all);
+        sl_model_step_bytes(t.model, &most, true, (struct sl_recompute){0, 0}, &all);
         assert_int_equal(all.kept, (LAYERS - 1) * layer + last);
         for (int n = 2; n < LAYERS; n++) {
-            sl_model_step_bytes(t.model, &most, true, n, &some);
+            sl_model_step_bytes(t.model, &most, true, (struct sl_recompute){.whole = n}, &some);
             assert_int_equal(all.kept - some.kept,
                              (n - 1) * (layer - (int64_t)tokens * HIDDEN * 4));
+            sl_model_step_bytes(t.model, &most, true, (struct sl_recompute){.mlps = n}, &some);
+            assert_int_equal(all.kept - some.kept, (n - 1) * (int64_t)tokens * cases[k].pre * 4);
             assert_int_equal(all.scratch, some.scratch);
         }
         assert_int_equal(all.total, all.batch + all.kept + all.scratch + all.logits);
@@ -209,7 +221,7 @@ static void test_rows_left_out(void **state)
         assert_int_equal(sl_model_new(t.weights, &ops, t.be, &m, NULL), 0);
         n_seen = 0;
         memset(seen, 0, sizeof seen);
-        step(m, 0, &r);
+        step(m, (struct sl_recompute){0, 0}, &r);
         pack(&b);
         assert_true(b.n_out < b.n_tokens && b.n_virtual < b.n_tokens && b.n_out != b.n_virtual);
         for (int l = 0; l < LAYERS; l++) {
@@ -229,11 +241,19 @@ static void test_rows_left_out(void **state)
         n_seen =
             0; /* computed again: all of layers 0 to 2 but the way back to the residual stream */
         memset(seen, 0, sizeof seen);
-        step(m, 4, &r);
+        step(m, (struct sl_recompute){.whole = 4}, &r);
         for (int l = 0; l < LAYERS - 1; l++) {
             int64_t rows = (l < 3 ? 2 : 1) * (int64_t)b.n_tokens;
             expect_rows(m->layers[l].qkv, rows, l ? b.n_tokens : b.n_virtual);
             expect_rows(m->layers[l].up, rows, b.n_tokens);
+            expect_rows(m->layers[l].down, b.n_tokens, b.n_tokens);
+        }
+        n_seen = 0; /* the MLP's first product alone */
+        memset(seen, 0, sizeof seen);
+        step(m, (struct sl_recompute){.mlps = 4}, &r);
+        for (int l = 0; l < LAYERS - 1; l++) {
+            expect_rows(m->layers[l].qkv, b.n_tokens, l ? b.n_tokens : b.n_virtual);
+            expect_rows(m->layers[l].up, (l < 3 ? 2 : 1) * (int64_t)b.n_tokens, b.n_tokens);
             expect_rows(m->layers[l].down, b.n_tokens, b.n_tokens);
         }
         sl_batch_release(&b);
