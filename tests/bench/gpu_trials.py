@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Independent p-tuning trials over one frozen model on one GPU: ours together in one worker, PEFT's one after another.
 
-    gpu_trials.py --worker PATH [--models gpt-125m:500,gpt-1.3b:500,gpt-5b:60:fp8] [--trials 16] [--json FILE]
+    gpu_trials.py --worker PATH [--models gpt-125m:500,gpt-1.3b:500,gpt-5b:100:fp8] [--trials 16] [--json FILE]
 
 MODEL:STEPS[:PRECISION] says how many steps our side runs, and in what (bf16). Squad profile, 8 rows a step and trial, three-layer MLP encoder of width 2048,
 bf16; the trials differ in seed and learning rate. Ours is `softlaunch-worker train` from its start to its end, the tables on
-disk. Where STEPS is below --full, the seconds of --full steps are the measured ones and the rest at the median step.
+disk. Where STEPS is below --full, the seconds of --full steps are the measured ones and the rest at the median step; STEPS must
+last as long as a thread hashes the model (10 GB: 50 s), which the last checkpoint waits for.
 PEFT's is trials x (start-up + --full x its median step), both measured: start-up in --starts processes of its own, from
 their start to the end of the first step, less one median step. --check K: K trials of the first model also run alone for
 --check-steps, in bf16 and fp32. The JSON file is there after each model. Needs torch, transformers, peft (not with --no-peft).

@@ -192,7 +192,7 @@ for step in $steps; do
         ;;
     trials)
         check trials 400 "$python" tests/bench/gpu_trials.py --worker "$bin/softlaunch-worker" --keep "$models" \
-            --models "${GPU_TRIALS:-gpt-125m:500,gpt-1.3b:60,gpt-5b:20}" --json "$out/trials.json" --check 2
+            --models "${GPU_TRIALS:-gpt-125m:500,gpt-1.3b:60,gpt-5b:100:fp8}" --json "$out/trials.json" --check 2
         ;;
     *) echo "what is $step?" >&2; exit 2 ;;
     esac
