@@ -22,9 +22,9 @@ import torch
 
 from gpu_models import MODELS, VIRTUAL, batch, rows_for, save
 
-KINDS = [("products in fp8", r"e4m3|_qq|f8"), ("products in bf16", r"nvjet|cutlass|gemm|xmma|splitK"), ("attention", r"attention|attend|prefix|dq_|dkv"),
-         ("norms", r"norm"), ("rounding rows to fp8", r"rows_to_fp8|fp8"), ("activation", r"act"), ("loss", r"entropy|loss"),
-         ("encoder and optimizer", r"f32|adam|optim|bias|sum|clip")]
+KINDS = [("products in fp8", r"nvjet\w*qqtst|e4m3"), ("encoder and optimizer", r"sgemm|gemm_f32|adamw|sumsq|bias_act"),
+         ("products in bf16", r"nvjet|cutlass|gemm|xmma"), ("attention", r"\b(forward|backward_\w+)<|prefix"),
+         ("norms", r"norm|back_rows"), ("rounding rows to fp8", r"rows_to_fp8"), ("activation", r"act_"), ("loss", r"loss")]
 MICROS = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3}
 
 

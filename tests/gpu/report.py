@@ -55,6 +55,10 @@ def speed_rows(r, out):
         out["memory"].append(dict(key, rows=m["rows"], ours_gib=round(m["ours_gib"], 2), peer_gib=round(m["peer_gib"], 2),
                                   peer_gib_driver=round(m["peer_gib_driver"], 2),
                                   ratio_memory=round(m["ours_gib"] / m["peer_gib"], 3), goal=MEMORY.get(r["model"])))
+        less = m.get("recomputed")
+        if less and less.get("gib"):
+            out["memory"][-1]["recomputed"] = dict(less, ratio_memory=round(less["gib"] / m["peer_gib"], 3),
+                                                   ratio_tok_s=round(less["useful_tok_s"] / peer["useful_tok_s"], 2))
 
 
 def gather(folders):
