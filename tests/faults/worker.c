@@ -42,28 +42,16 @@ static int checkpoint(int step, uint64_t state, struct sl_err *err)
     return rc;
 }
 
-int main(int argc, char **argv)
+static int work(json_t *run, struct sl_control *control)
 {
     struct sl_err err = SL_ERR_INIT;
-    struct sl_control *control = NULL;
-    const char *dir = ".", *name;
-    int control_fd = -1, steps, step_ms, step = 0;
+    const char *name;
+    int steps, step_ms, step = 0;
     uint64_t state = UINT64_C(14695981039346656037);
     unsigned long long saved;
     char mode[16] = "ok", out[64];
-    json_t *run;
     FILE *f;
 
-    for (int i = 2; i + 1 < argc; i += 2) {
-        if (!strcmp(argv[i], "--run-dir"))
-            dir = argv[i + 1];
-        else if (!strcmp(argv[i], "--events-fd"))
-            events_fd = atoi(argv[i + 1]);
-        else if (!strcmp(argv[i], "--control-fd"))
-            control_fd = atoi(argv[i + 1]);
-    }
-    if (chdir(dir) || sl_control_new(control_fd, &control, &err) || sl_json_read("run.json", 1 << 20, &run, &err))
-        return 1;
     name = sl_json_str(run, "name", "");
     if (sscanf(name, "fault.%d.%d.%15[a-z]", &steps, &step_ms, mode) < 2)
         return end("failed", "spec", "the name is not fault.STEPS.STEP_MS.MODE", 1);
@@ -101,4 +89,27 @@ int main(int argc, char **argv)
     if (sl_mkdirs("out", &err) || sl_file_write("out/state", out, strlen(out), &err))
         return end("failed", sl_code_name(err.code), err.msg, 1);
     return end("succeeded", "ok", "", 0);
+}
+
+int main(int argc, char **argv)
+{
+    struct sl_err err = SL_ERR_INIT;
+    struct sl_control *control = NULL;
+    const char *dir = ".";
+    int control_fd = -1, status = 1;
+    json_t *run = NULL;
+
+    for (int i = 2; i + 1 < argc; i += 2) {
+        if (!strcmp(argv[i], "--run-dir"))
+            dir = argv[i + 1];
+        else if (!strcmp(argv[i], "--events-fd"))
+            events_fd = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--control-fd"))
+            control_fd = atoi(argv[i + 1]);
+    }
+    if (!chdir(dir) && !sl_control_new(control_fd, &control, &err) && !sl_json_read("run.json", 1 << 20, &run, &err))
+        status = work(run, control);
+    json_decref(run);
+    sl_control_free(control);
+    return status;
 }
