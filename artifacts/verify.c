@@ -48,7 +48,7 @@ static int64_t look(struct verify *v, const char *sha256, char why[256])
     if (rc == 0 && v->hash && strcmp(found, sha256) != 0)
         rc = sl_err_set(&err, SL_DATA, "blob %s has other bytes, of sha256 %s", sha256, found);
     if (rc)
-        snprintf(why, 256, "%s", err.msg);
+        snprintf(why, 256, "%.255s", err.msg);
     return rc ? -1 : bytes;
 }
 

@@ -360,8 +360,9 @@ static struct {
 } slow[SL_SCRIPT_COUNT + 1];
 static int kept, unjudged; /* parts */
 
-/* Does one part, and takes what it left in the slow log. Which scripts were slow while the processor was Redis's own? */
-static void part(const char *name, void (*f)(void), bool alone)
+/* Does one part, and takes what it left in the slow log. false: a script was slow, and the processor was not Redis's own
+ * all the time. */
+static bool part(const char *name, void (*f)(void), bool alone)
 {
     const long long before = stolen();
     int scripts = 0;
@@ -385,10 +386,8 @@ static void part(const char *name, void (*f)(void), bool alone)
     freeReplyObject(r);
     printf("# %s: %d scripts over %d us, %lld ticks stolen\n", name, scripts, SLOW_US, lost);
     fflush(stdout);
-    if (!scripts)
-        kept++;
-    else if (!alone || lost)
-        unjudged++;
+    kept += !scripts;
+    return !scripts || (alone && !lost);
 }
 
 static void write_report(const char *priority, long long lost)
@@ -432,8 +431,12 @@ int main(void)
              from, "");
     }
     const long long before = stolen();
-    for (int i = 0; i < n; i++)
-        part(parts[i].name, parts[i].f, !strcmp(priority, "real-time"));
+    for (int i = 0; i < n; i++) {
+        bool judged = false;
+        for (int again = 0; again < (parts[i].f == in_line ? 4 : 1) && !judged; again++)
+            judged = part(parts[i].name, parts[i].f, !strcmp(priority, "real-time"));
+        unjudged += !judged;
+    }
     const long long lost = stolen() - before;
     printf("# Redis at %s priority, %lld ticks stolen\n", priority, lost);
     write_report(priority, lost);
