@@ -1,4 +1,5 @@
 /* What stands between a request and its route: who it is, the route's role, the project's scope. */
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -186,6 +187,24 @@ static void reject(struct sl_http_req *req, bool wrong)
         sl_http_log_done(req, false);
 }
 
+/* To somebody of some projects, for what is the whole server's. */
+static void refuse_whole(struct sl_http_req *req)
+{
+    struct sl_buf names;
+    json_t *name;
+    size_t i;
+
+    sl_buf_init(&names, SL_ERR_MSG_MAX / 2);
+    json_array_foreach(req->who.projects, i, name)
+        sl_buf_addf(&names, "%s%s", i ? ", " : "", json_string_value(name));
+    sl_http_reply_problem(req, 403, "not allowed", NULL,
+                          "%s has the role %s for the projects %.200s only, and this belongs to the whole server: it "
+                          "needs the role %s for all projects",
+                          req->who.user, sl_role_word(req->who.role), names.len ? names.p : "(none)",
+                          sl_role_word(least_role(req->route)));
+    sl_buf_release(&names);
+}
+
 void sl_http_authorize(struct sl_http_req *req)
 {
     bool wrong;
@@ -210,9 +229,7 @@ void sl_http_authorize(struct sl_http_req *req)
             " with `csrf` from GET /api/v1/me");
     else if (req->route->scope == SL_SCOPE_PARAM && req->who.projects &&
              !sl_http_scoped_by(req->http, req->route))
-        sl_http_reply_problem(req, 403, "not allowed", NULL,
-                              "%s sees some projects only; this belongs to none of them",
-                              req->who.user);
+        refuse_whole(req);
     if (req->response)
         sl_http_log_done(req, false);
 }

@@ -18,7 +18,7 @@ static void problem(json_t *errors, const char *name, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(detail, sizeof detail, fmt, ap); /* NOLINT(clang-analyzer-valist.Uninitialized) */
     va_end(ap);
-    snprintf(path, sizeof path, "/parameters/%.128s", name);
+    snprintf(path, sizeof path, "parameters.%.128s", name);
     json_array_append_new(errors, json_pack("{s:s, s:s}", "path", path, "detail", detail));
 }
 
@@ -153,7 +153,7 @@ int sl_job_parameters(const json_t *parameters, const json_t *spec, json_t **ret
 
     if (!json_is_object(all) || json_object_size(all) > SL_JOB_PARAMETERS_MAX) {
         json_decref(all);
-        json_array_append_new(errors, json_pack("{s:s, s:s}", "path", "/parameters", "detail",
+        json_array_append_new(errors, json_pack("{s:s, s:s}", "path", "parameters", "detail",
                                                 "expected an object of at most 64 parameters"));
         return 0;
     }

@@ -110,7 +110,7 @@ def parameters_are_typed_and_bounded():
     r = w.command("enqueue", "--job", "letters", "lr=7", "max_steps=0")    # all errors at once
     assert "not in 0.0001" in r.stderr and "not in 1 to 100" in r.stderr, r.stderr
     status, problem = w.api("POST", "/api/v1/jobs/letters/runs", {"parameters": {"lr": "1e-3"}})
-    assert status == 422 and problem["errors"] == [{"path": "/parameters/lr", "detail": "expected a number"}], problem
+    assert status == 422 and problem["errors"] == [{"path": "parameters.lr", "detail": "expected a number"}], problem
     assert len(w.api("GET", "/api/v1/runs")[1]["runs"]) == before
     for param, said in (("lr=model.optim.lr:number", "expected NAME=KEY"), ("lr=model.optim.lr:float:0..1", "type: expected"),
                         ("lr=model.optim.lr:number:1..2", "0.02 is not in 1 to 2")):

@@ -126,4 +126,16 @@ def metrics():
     assert 'project="alpha"' in text("cleo") and 'project="beta"' in text("cleo")
 
 
-tap(w, [two_projects, jobs, the_registry, lineage, agents, metrics])
+def an_administrator_of_one_project():
+    must(ask(None, "POST", "/api/v1/users", {"user": "ada", "role": "admin", "projects": ["alpha"]}), 201)
+    token["ada"] = must(ask(None, "POST", "/api/v1/tokens", {"user": "ada"}), 201)["token"]
+    must(ask("ada", "POST", "/api/v1/projects/alpha", {"max_running": 3}), 200)
+    must(ask("ada", "POST", "/api/v1/projects/beta", {"max_running": 3}), 403, 404)
+    for method, path, body in (("POST", "/api/v1/queues/default", {"state": "paused"}), ("GET", "/api/v1/users", None), ("GET", "/api/v1/audit", None),
+                               ("POST", "/api/v1/users", {"user": "x", "role": "admin"}), ("PUT", "/api/v1/webhooks/x", {"url": "http://example.com/", "events": ["failed"]}),
+                               ("POST", "/api/v1/reindex", None)):
+        said = must(ask("ada", method, path, body), 403)["detail"]
+        assert "ada" in said and "alpha" in said and "all projects" in said, (path, said)
+
+
+tap(w, [two_projects, jobs, the_registry, lineage, agents, metrics, an_administrator_of_one_project])
