@@ -19,7 +19,7 @@ class Servers:
         self.procs = []
         atexit.register(self.close)
 
-    def start(self, name, *args, port=None, ready="ping", sentinel=None):
+    def start(self, name, *args, port=None, ready="ping", sentinel=None, env=None):
         """redis-server with these options, or a Sentinel with these lines of configuration."""
         folder = f"{self.dir}/{name}"
         os.makedirs(folder, exist_ok=True)
@@ -32,7 +32,7 @@ class Servers:
             argv = ["redis-server", "--port", str(port), "--dir", folder, "--appendonly", "yes", "--save", "",
                     "--bind", "127.0.0.1", *map(str, args)]
         log = open(folder + "/log", "ab")
-        p = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        p = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
         p.port, p.dir, p.argv = port, folder, argv
         self.procs.append(p)
         if ready:
