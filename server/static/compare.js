@@ -35,11 +35,11 @@ export async function show(root, {query}) {
     const rows = names.map(n => {
       const values = runs.map(r => r.metrics && r.metrics[n]), valid = values.filter(v => typeof v === "number");
       const comparable = !/majority|untuned/.test(n), best = LESS_IS_BETTER.test(n) ? Math.min(...valid) : Math.max(...valid), differs = comparable && new Set(valid).size > 1;
-      return h("tr", {}, h("th", {scope: "row", class: "mono key"}, n), values.map(v => h("td", {class: "num" + (differs && v === best ? " best" : "")},
+      return h("tr", {}, h("th", {scope: "row", class: "mono key"}, n), values.map(v => h("td", {class: differs && v === best ? "best" : null},
         number(v), differs && v === best ? h("span", {class: "badge right"}, "best") : null)));
     });
     fill(scores, table("Results", ["", ...runs.map((r, i) => h("th", {scope: "col"}, link("/runs/" + r.run, shown[i].name), " ", badge(r.state)))], [
-      h("tr", {}, h("th", {scope: "row"}, "Ran for"), runs.map(r => h("td", {class: "num"}, duration(r.run_ms)))), ...rows,
+      h("tr", {}, h("th", {scope: "row"}, "Ran for"), runs.map(r => h("td", {}, duration(r.run_ms)))), ...rows,
       h("tr", {}, h("th", {scope: "row"}, "Promote"), runs.map(r => h("td", {}, promoteButton(r) || h("span", {class: "faint"}, "no result yet"))))]));
   }
   drawScores();

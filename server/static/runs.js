@@ -9,11 +9,13 @@ const REFRESH_MS = 2500;
 const PAGE = 50;    // runs of one page
 const FILTERS = ["q", "status", "project", "queue", "tag", "sort", "group", "cursor"];
 
+// Why a run waits or has failed.
+const why = r => r.waiting_for || (r.state === "failed" || r.state === "dead" ? r.msg || r.cause : null);
 const metric = name => r => number(r.metrics && r.metrics[name]);
 // name, head, cell, what the server sorts by
 const COLUMNS = [
   ["name", "Name", r => link("/runs/" + r.run, r.name), "name"],
-  ["state", "State", r => [badge(r.state), r.waiting_for && h("span", {class: "why"}, r.waiting_for)], "state"],
+  ["state", "State", r => [badge(r.state), why(r) && h("span", {class: "why short", title: why(r)}, why(r))], "state"],
   ["progress", "Progress", progress, null],
   ["project", "Project", r => r.project, "project"],
   ["queue", "Queue", r => r.queue, "queue"],

@@ -96,7 +96,7 @@ def agent(n, offer):
             time.sleep(0.02)
             continue
         if mine.random() < 0.01:
-            time.sleep(1)    # some wait in line and can be moved
+            time.sleep(0.3)    # some wait in line and can be moved
         run = got[0].decode()
         try:
             for batch in (1, 2):

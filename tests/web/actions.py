@@ -50,6 +50,8 @@ def says_why_a_run_failed_and_requeues_it():
     w.agent()
     for r in ids.values():
         w.ended(r, 120)
+    b.open("/")
+    b.sees("the template names a field that no row has", "table")
     b.open("/runs/" + ids["bad"])
     b.sees("the template names a field that no row has", ".problem")
     b.click("button", "Requeue")
