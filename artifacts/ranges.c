@@ -1,24 +1,25 @@
 /* Long because a file's parts, its lanes and its hashing change one state together. */
 #include "artifacts/ranges.h"
+#include "artifacts/follow.h"
 #include "artifacts/job.h"
 #include "artifacts/web.h"
 #include "base/clock.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <openssl/evp.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define POLL_MS 100
 #define CHUNK_BYTES (256u << 10)
+#define HELD_BYTES (256u << 10) /* 1u << 20 leaves a core's cache: slower */
 
 enum state { MISSING, TAKEN, WHOLE };
 
 struct part {
     enum state state;
-    int64_t got; /* of its bytes, from its beginning */
+    int64_t got; /* of its bytes, from its beginning, that are in the file */
 };
 
 struct lane {
@@ -26,6 +27,8 @@ struct lane {
     struct ranges *of;
     int part;     /* -1: idle */
     bool checked; /* the answer's head */
+    char *held;   /* came and is not written yet: libcurl gives little at a time */
+    size_t held_len;
 };
 
 struct ranges {
@@ -41,14 +44,8 @@ struct ranges {
     int64_t retry_us;
     bool unsupported;
     char etag[SL_JOB_ETAG_MAX]; /* of the first answer */
-    /* shared with the thread that hashes */
-    pthread_t thread;
-    bool threaded;
-    pthread_mutex_t mutex;
-    pthread_cond_t cond;
-    int64_t front, hashed;
-    bool stop;
-    struct sl_err hash_err;
+    int64_t front; /* all below it is in the file */
+    struct sl_follow follow;
 };
 
 static int64_t part_bytes(const struct ranges *r, int i)
@@ -57,42 +54,11 @@ static int64_t part_bytes(const struct ranges *r, int i)
     return left < SL_PART_BYTES ? left : SL_PART_BYTES;
 }
 
-/* ---- hashing --------------------------------------------------------------------------------- */
+/* ---- what is there --------------------------------------------------------------------------- */
 
-static void *hash_front(void *arg)
-{
-    struct ranges *r = arg;
-    char *chunk = malloc(CHUNK_BYTES);
-    pthread_mutex_lock(&r->mutex);
-    if (!chunk)
-        sl_err_set(&r->hash_err, SL_NOMEM, "out of memory");
-    while (!r->stop && !r->hash_err.code && r->hashed < r->want->bytes) {
-        int64_t from = r->hashed, len = r->front - from;
-        if (len == 0) {
-            pthread_cond_wait(&r->cond, &r->mutex);
-            continue;
-        }
-        if (len > CHUNK_BYTES)
-            len = CHUNK_BYTES;
-        pthread_mutex_unlock(&r->mutex);
-        ssize_t n = pread(r->fill->fd, chunk, (size_t)len, from);
-        if (n > 0)
-            sl_sha256_update(&r->fill->digest, chunk, (size_t)n);
-        pthread_mutex_lock(&r->mutex);
-        if (n <= 0)
-            sl_err_errno(&r->hash_err, "reading %s", r->fill->path);
-        else
-            r->hashed += n;
-    }
-    pthread_cond_broadcast(&r->cond);
-    pthread_mutex_unlock(&r->mutex);
-    free(chunk);
-    return NULL;
-}
-
+/* Lets the digest follow. */
 static void move_front(struct ranges *r)
 {
-    pthread_mutex_lock(&r->mutex);
     int64_t front = r->front;
     while (front < r->want->bytes) {
         const struct part *p = &r->parts[front / SL_PART_BYTES];
@@ -101,43 +67,33 @@ static void move_front(struct ranges *r)
             break;
         front = end;
     }
-    if (front != r->front) {
-        r->front = front;
-        pthread_cond_broadcast(&r->cond);
+    if (front != r->front)
+        sl_follow_to(&r->follow, front);
+    r->front = front;
+}
+
+/* Writes what a lane holds. */
+static int flush(struct ranges *r, struct lane *lane, struct sl_err *err)
+{
+    struct part *p = &r->parts[lane->part];
+    int64_t at = lane->part * SL_PART_BYTES + p->got;
+    size_t len = lane->held_len;
+    lane->held_len = 0;
+    for (size_t done = 0; done < len;) {
+        ssize_t w = pwrite(r->fill->fd, lane->held + done, len - done, at + (int64_t)done);
+        if (w < 0 && errno == EINTR)
+            continue;
+        if (w <= 0)
+            return sl_err_errno(err,
+                                errno == ENOSPC || errno == EDQUOT
+                                    ? "the disk of the cache %s is full"
+                                    : "cache %s",
+                                r->fill->cache->dir);
+        done += (size_t)w;
     }
-    pthread_mutex_unlock(&r->mutex);
-}
-
-static int start_hash(struct ranges *r, struct sl_err *err)
-{
-    struct sl_sha256 fresh = {NULL};
-    int rc = sl_sha256_init(&fresh, err);
-    if (rc)
-        return rc;
-    sl_sha256_release(&r->fill->digest);
-    r->fill->digest = fresh;
-    r->front = r->hashed = 0;
-    r->stop = false;
+    p->got += (int64_t)len;
     move_front(r);
-    if (pthread_create(&r->thread, NULL, hash_front, r))
-        return sl_err_set(err, SL_NOMEM, "no thread to hash with");
-    r->threaded = true;
     return 0;
-}
-
-/* finish: waits until all is hashed. */
-static int end_hash(struct ranges *r, bool finish, struct sl_err *err)
-{
-    if (!r->threaded)
-        return 0;
-    pthread_mutex_lock(&r->mutex);
-    r->stop = !finish;
-    pthread_cond_broadcast(&r->cond);
-    pthread_mutex_unlock(&r->mutex);
-    pthread_join(r->thread, NULL);
-    r->threaded = false;
-    return finish && r->hash_err.code ? sl_err_set(err, r->hash_err.code, "%s", r->hash_err.msg)
-                                      : 0;
 }
 
 /* ---- what an earlier process left ------------------------------------------------------------ */
@@ -214,7 +170,7 @@ static size_t on_body(char *data, size_t size, size_t n, void *arg)
         return len;
     }
     struct part *p = &r->parts[lane->part];
-    int64_t at = lane->part * SL_PART_BYTES + p->got;
+    int64_t got = p->got + (int64_t)lane->held_len, at = lane->part * SL_PART_BYTES + got;
     if (status == 200) {
         r->unsupported = true;
         return 0;
@@ -232,27 +188,20 @@ static size_t on_body(char *data, size_t size, size_t n, void *arg)
     if (!lane->checked && !same_file(r, j))
         return 0;
     lane->checked = true;
-    if (p->got + (int64_t)len > part_bytes(r, lane->part)) {
+    if (got + (int64_t)len > part_bytes(r, lane->part)) {
         sl_err_set(&j->err, SL_DATA, "the server sent more than was asked for");
         return 0;
     }
-    for (size_t done = 0; done < len;) {
-        ssize_t w = pwrite(r->fill->fd, data + done, len - done, at + (int64_t)done);
-        if (w < 0 && errno == EINTR)
-            continue;
-        if (w <= 0) {
-            sl_err_errno(&j->err,
-                         errno == ENOSPC || errno == EDQUOT ? "the disk of the cache %s is full"
-                                                            : "cache %s",
-                         r->fill->cache->dir);
+    for (size_t done = 0, n_now; done < len; done += n_now) {
+        n_now = HELD_BYTES - lane->held_len;
+        n_now = n_now < len - done ? n_now : len - done;
+        memcpy(lane->held + lane->held_len, data + done, n_now);
+        lane->held_len += n_now;
+        if (lane->held_len == HELD_BYTES && flush(r, lane, &j->err))
             return 0;
-        }
-        done += (size_t)w;
     }
-    p->got += (int64_t)len;
     r->failures = 0;
     sl_watch_progress(&r->t->watch, (int64_t)len);
-    move_front(r);
     sl_pace_take(r->t->pace, (int64_t)len, &r->t->watch); /* holds all lanes back */
     return len;
 }
@@ -261,7 +210,7 @@ static size_t on_body(char *data, size_t size, size_t n, void *arg)
 static int give_part(struct ranges *r, struct lane *lane, struct sl_err *err)
 {
     char range[64];
-    int i = 0;
+    int i = (int)(r->front / SL_PART_BYTES);
     while (i < r->n && r->parts[i].state != MISSING)
         i++;
     if (i == r->n)
@@ -289,6 +238,7 @@ static int lane_ended(struct ranges *r, struct lane *lane, CURLcode code, struct
 {
     int i = lane->part;
     struct sl_job *j = &lane->job;
+    flush(r, lane, &j->err);
     curl_easy_getinfo(j->curl, CURLINFO_RESPONSE_CODE, &j->status);
     curl_multi_remove_handle(r->multi, j->curl);
     sl_job_done(j);
@@ -329,23 +279,27 @@ static int fetch_parts(struct ranges *r, struct sl_err *err)
         if (rc)
             break;
         curl_multi_perform(r->multi, &running);
+        bool ended = false; /* then a lane is free for the next part at once */
         int left;
         for (CURLMsg *m; rc == 0 && (m = curl_multi_info_read(r->multi, &left));) {
             struct lane *lane = NULL;
             CURLcode code = m->data.result;
             curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, (char **)&lane);
-            if (m->msg == CURLMSG_DONE && lane)
+            if (m->msg == CURLMSG_DONE && lane) {
                 rc = lane_ended(r, lane, code, err);
+                ended = true;
+            }
         }
         if (rc == 0 && sl_watch_stop(&r->t->watch))
             rc = sl_err_set(err, SL_CANCELLED, "%s: stopped", r->want->what);
-        if (rc == 0 && r->whole < r->n)
+        if (rc == 0 && !ended && r->whole < r->n)
             curl_multi_poll(r->multi, NULL, 0, POLL_MS, NULL);
     }
     for (int i = 0; i < SL_TRANSFER_LANES; i++)
         if (r->lanes[i].part >= 0) {
             curl_multi_remove_handle(r->multi, r->lanes[i].job.curl);
             sl_job_done(&r->lanes[i].job);
+            flush(r, &r->lanes[i], NULL); /* for who goes on */
             r->parts[r->lanes[i].part].state = MISSING;
             r->lanes[i].part = -1;
         }
@@ -410,11 +364,14 @@ static int run(struct ranges *r, struct sl_err *err)
     int rc = 0;
     for (int round = 1; rc == 0; round++) {
         int wrong = 0;
-        rc = start_hash(r, err);
-        if (rc == 0)
-            rc = fetch_parts(r, err);
+        r->front = 0;
+        rc = sl_follow_begin(&r->follow, r->fill->fd, r->fill->path, r->want->bytes, err);
+        if (rc)
+            break;
+        move_front(r);
+        rc = fetch_parts(r, err);
         bool finish = rc == 0 && !r->unsupported;
-        int hash_rc = end_hash(r, finish, rc ? NULL : err);
+        int hash_rc = sl_follow_end(&r->follow, finish, &r->fill->digest, rc ? NULL : err);
         rc = rc ? rc : hash_rc;
         if (rc || r->unsupported || !r->want->parts || !r->want->sha256 ||
             round > SL_RANGES_ROUNDS || digest_is_right(r))
@@ -445,8 +402,6 @@ int sl_ranges_fill(const struct sl_transfer *t, struct sl_fill *fill, const stru
         free(r);
         return sl_err_set(err, SL_NOMEM, "out of memory");
     }
-    pthread_mutex_init(&r->mutex, NULL);
-    pthread_cond_init(&r->cond, NULL);
     struct sl_transfer own = *t;
     own.curl = NULL;
     r->t = &own;
@@ -455,6 +410,9 @@ int sl_ranges_fill(const struct sl_transfer *t, struct sl_fill *fill, const stru
         r->lanes[lanes].job.fill = fill;
         r->lanes[lanes].of = r;
         r->lanes[lanes].part = -1;
+        r->lanes[lanes].held = malloc(HELD_BYTES);
+        if (rc == 0 && !r->lanes[lanes].held)
+            rc = sl_err_set(err, SL_NOMEM, "out of memory");
     }
     r->multi = curl_multi_init();
     if (rc == 0 && !r->multi)
@@ -478,11 +436,11 @@ int sl_ranges_fill(const struct sl_transfer *t, struct sl_fill *fill, const stru
         if (rc == 0) /* a partial file without a list has no gaps */
             unlink(r->list);
     }
-    for (int i = 0; i < lanes; i++)
+    for (int i = 0; i < lanes; i++) {
         sl_job_release(&r->lanes[i].job);
+        free(r->lanes[i].held);
+    }
     curl_multi_cleanup(r->multi);
-    pthread_cond_destroy(&r->cond);
-    pthread_mutex_destroy(&r->mutex);
     free(r->parts);
     free(r);
     return rc;
