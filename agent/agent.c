@@ -358,6 +358,9 @@ static void clear_slot(struct sl_slot *s)
 {
     sl_rundir_remove(&s->work.dir);
     sl_claim_release(&s->work.claim);
+    json_decref(s->work.inputs);
+    json_decref(s->work.started);
+    sl_secrets_release(&s->work.secrets);
     json_decref(s->main.result);
     json_decref(s->pusher.result);
     json_decref(s->ended.result);
