@@ -2,7 +2,7 @@
  *
  *   GET  /api/v1/projects/{project}/export   200, application/x-ndjson: a line for each entry, as artifacts/portable.h has them, then
  *        {"kind": "job", "job": one version of one}, {"kind": "events", "run", "events": some, oldest first},
- *        {"kind": "run", "run": an archived run's record, behind its events}. Runs that are not archived yet are not in it:
+ *        {"kind": "run", "run": an archived run's record, behind its events}, {"kind": "note", "run", "notes", "tags"} if it has any. Runs that are not archived yet are not in it:
  *        {"kind": "end", "project", "version": softlaunch's, "live_runs": how many} is the last line. Blobs go by GET /blobs/{sha256}.
  *   POST /api/v1/projects/{project}/import   such lines, a few at a time, in that order, after their blobs; for administrators.
  *        200 {"changed", "unchanged", "kept": [text, ...]}. Repeating it changes nothing. */
@@ -14,6 +14,7 @@
 #include "server/portable.h"
 #include "server/archive.h"
 #include "server/jobs.h"
+#include "server/note.h"
 #include "server/runs.h"
 #include <fcntl.h>
 #include <stdio.h>
@@ -87,6 +88,23 @@ static int on_event(void *arg, const json_t *event, struct sl_err *err)
     return json_array_size(w->events) < EVENTS_A_LINE ? 0 : flush_events(w, err);
 }
 
+static bool is_empty(const json_t *note)
+{
+    return !*sl_json_str(note, "notes", "") && !json_array_size(json_object_get(note, "tags"));
+}
+
+static int write_note(struct writing *w, const char *id, struct sl_err *err)
+{
+    json_t *note = NULL;
+    int rc = sl_archive_note(w->server->runs->archive, id, &note, err);
+
+    if (!rc && !is_empty(note))
+        rc = write_new(w, json_pack("{s:s, s:s, s:O, s:O}", "kind", "note", "run", id, "notes", json_object_get(note, "notes"), "tags",
+                                    json_object_get(note, "tags")), err);
+    json_decref(note);
+    return rc;
+}
+
 static int write_run(struct writing *w, const char *id, struct sl_err *err)
 {
     struct sl_archive *archive = w->server->runs->archive;
@@ -101,6 +119,8 @@ static int write_run(struct writing *w, const char *id, struct sl_err *err)
         rc = flush_events(w, err);
     if (!rc)
         rc = write_new(w, json_pack("{s:s, s:O}", "kind", "run", "run", run), err);
+    if (!rc)
+        rc = write_note(w, id, err);
     json_decref(run);
     return rc;
 }
@@ -312,11 +332,39 @@ static int import_run(struct sl_runs *runs, const char *project, const json_t *r
     return rc;
 }
 
+/* Notes that people have written here stay. */
+static int import_note(struct sl_runs *runs, const char *project, const json_t *entry, bool *changed, char **kept, struct sl_err *err)
+{
+    const char *id = sl_json_str(entry, "run", "");
+    json_t *errors = json_array(), *tags = NULL, *run = NULL, *here = NULL, *note = NULL;
+    const json_t *notes = NULL;
+    int rc = sl_archive_show(runs->archive, id, &run, err);
+
+    sl_note_read(entry, &notes, &tags, errors);
+    if (!rc && (json_array_size(errors) || strcmp(sl_json_str(run, "project", ""), project) != 0))
+        rc = sl_err_set(err, SL_SPEC, "the notes of run %.40s in the import are none, or of another project's run", id);
+    if (!rc)
+        rc = sl_archive_note(runs->archive, id, &here, err);
+    bool same = !rc && json_equal(json_object_get(here, "notes"), notes) && json_equal(json_object_get(here, "tags"), tags);
+    if (!rc && !same && is_empty(here)) {
+        rc = sl_history_note(runs->history, id, notes, tags, &note, err);
+        *changed = !rc;
+    } else if (!rc && !same && asprintf(kept, "the notes and tags of run %.12s stay as they are here", id) < 0) {
+        *kept = NULL;
+    }
+    json_decref(errors);
+    json_decref(tags);
+    json_decref(run);
+    json_decref(here);
+    json_decref(note);
+    return rc;
+}
+
 static int import_entry(struct sl_server *server, const char *project, const json_t *entry, bool *changed, char **kept,
                         struct sl_err *err)
 {
     const char *kind = sl_json_str(entry, "kind", "");
-    bool of_runs = !strcmp(kind, "job") || !strcmp(kind, "events") || !strcmp(kind, "run");
+    bool of_runs = !strcmp(kind, "job") || !strcmp(kind, "events") || !strcmp(kind, "run") || !strcmp(kind, "note");
 
     *changed = false;
     if (!of_runs)
@@ -327,6 +375,8 @@ static int import_entry(struct sl_server *server, const char *project, const jso
         return import_events(server->runs, entry, changed, err);
     if (!strcmp(kind, "run"))
         return import_run(server->runs, project, json_object_get(entry, "run"), changed, err);
+    if (!strcmp(kind, "note"))
+        return import_note(server->runs, project, entry, changed, kept, err);
     if (strcmp(sl_json_str(entry, "job.spec.project", "default"), project) != 0)
         return sl_err_set(err, SL_SPEC, "job %.100s of the import is of another project", sl_json_str(entry, "job.job", ""));
     return sl_jobs_import(server->runs->jobs, json_object_get(entry, "job"), changed, err);

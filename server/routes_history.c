@@ -5,14 +5,11 @@
  *   PATCH /api/v1/runs/{run}     {"notes": text, "tags": [texts]}, either: answers both as they are now
  *   POST  /api/v1/reindex        202; an administrator's. GET: how the last one went (history.h) */
 #include "base/json.h"
+#include "server/note.h"
 #include "server/runs.h"
 #include "server/scope.h"
 #include <stdlib.h>
 #include <string.h>
-
-#define NOTES_MAX 20000 /* bytes */
-#define TAGS_MAX 20
-#define TAG_MAX 64 /* bytes */
 
 static bool is_stopping(void *arg)
 {
@@ -77,61 +74,20 @@ static void list(struct sl_http_req *req, void *arg)
 
 /* ---- notes ----------------------------------------------------------------------------------- */
 
-static void complain(json_t *errors, const char *path, const char *detail)
-{
-    json_array_append_new(errors, json_pack("{s:s, s:s}", "path", path, "detail", detail));
-}
-
-static bool is_tag(const json_t *tag)
-{
-    const char *text = json_string_value(tag);
-    size_t len = json_string_length(tag);
-
-    if (!text || !len || len > TAG_MAX || strlen(text) != len)
-        return false;
-    for (size_t i = 0; i < len; i++)
-        if ((unsigned char)text[i] <= ' ' || text[i] == ',' || text[i] == 0x7f)
-            return false;
-    return true;
-}
-
-/* Each tag once. New reference, NULL: there are none given. */
-static json_t *read_tags(const json_t *given, json_t *errors)
-{
-    json_t *tags = json_array(), *tag, *seen = json_object();
-    size_t i;
-    bool good = json_is_array(given) && json_array_size(given) <= TAGS_MAX;
-
-    json_array_foreach(good ? given : NULL, i, tag) {
-        good &= is_tag(tag);
-        if (good && !json_object_get(seen, json_string_value(tag))) {
-            json_object_set_new(seen, json_string_value(tag), json_true());
-            json_array_append(tags, tag);
-        }
-    }
-    if (!good)
-        complain(errors, "tags", "expected at most 20 texts of 1 to 64 bytes without blanks and commas");
-    json_decref(seen);
-    return tags;
-}
-
 static void patch(struct sl_http_req *req, void *arg)
 {
     struct sl_runs *runs = arg;
-    const json_t *body = sl_http_json(req), *notes = json_object_get(body, "notes");
-    const json_t *given = json_object_get(body, "tags");
+    const json_t *body = sl_http_json(req), *notes = NULL;
     const char *run = sl_http_param(req, "run"), *key;
-    json_t *errors = json_array(), *tags = given ? read_tags(given, errors) : NULL, *value, *found, *note;
+    json_t *errors = json_array(), *tags = NULL, *value, *found, *note;
     struct sl_err err = SL_ERR_INIT;
 
+    sl_note_read(body, &notes, &tags, errors);
     json_object_foreach((json_t *)(uintptr_t)body, key, value)
         if (strcmp(key, "notes") != 0 && strcmp(key, "tags") != 0)
-            complain(errors, key, "cannot be changed: notes and tags can");
-    if (notes && (!json_is_string(notes) || json_string_length(notes) > NOTES_MAX ||
-                  strlen(json_string_value(notes)) != json_string_length(notes)))
-        complain(errors, "notes", "expected a text of at most 20000 bytes");
-    if (!json_is_object(body) || (!notes && !given && !json_array_size(errors)))
-        complain(errors, "", "expected an object with notes, tags or both");
+            sl_note_complain(errors, key, "cannot be changed: notes and tags can");
+    if (!json_is_object(body) || (!notes && !tags && !json_array_size(errors)))
+        sl_note_complain(errors, "", "expected an object with notes, tags or both");
     if (json_array_size(errors)) {
         sl_http_reply_problem(req, 422, "not valid", errors, "notes and tags stay as they were");
         json_decref(tags);

@@ -27,7 +27,8 @@ def archived(world):
     out = {}
     for r in world.api("GET", "/api/v1/runs?limit=100")[1]["runs"]:
         status, events = world.api("GET", f"/api/v1/runs/{r['run']}/events?limit=1000")
-        out[r["run"]] = (world.api("GET", f"/api/v1/runs/{r['run']}")[1], events["events"])
+        out[r["run"]] = (world.api("GET", f"/api/v1/runs/{r['run']}")[1], events["events"],
+                         {k: r.get(k) for k in ("notes", "tags")})
     return out
 
 
@@ -63,6 +64,7 @@ def a_project_with_everything():
     made["run"] = r["run"]
     command(w, "job", "create", "letters", "--from", r["run"], "--param", "lr=model.optim.lr:number:1e-4..0.1")
     w.end(agent)
+    command(w, "runs", "note", r["run"], "--tag", "kept", "--note", "the first of all")
     # until it is in the archive, the export says that it is not there
     wait(lambda: json.loads(command(w, "projects", "export", "team", w.dir + "/team.tar", "--json").stdout)["live_runs"] == 0, 60,
          "the run's archiving")
@@ -84,6 +86,7 @@ def an_empty_server_gets_all_of_it():
     assert made["run"] in b["runs"] and len(b["runs"][made["run"]][1]) > 3 and b["jobs"] and b["colours"][0] == 200, b
     for key in a:
         assert a[key] == b[key], (key, a[key], b[key])
+    assert b["runs"][made["run"]][2] == {"notes": "the first of all", "tags": ["kept"]}, b["runs"][made["run"]][2]
     command(v, "artifact", "verify", "--hash")
     # the inputs that are everybody's came along, and the files are those
     command(v, "artifact", "get", "words:v0", v.dir + "/words")
@@ -108,9 +111,11 @@ def twice_changes_nothing():
 def what_is_here_stays():
     command(v, "artifact", "alias", "ours:v2", "stable")
     command(v, "registry", "unstage", "colours", "candidate")
+    command(v, "runs", "note", made["run"], "--note", "ours now")
     r = command(v, "projects", "import", w.dir + "/team.tar", "--json")
     said = json.loads(r.stdout)
-    assert said["kept"] == ["ours:stable stays at v2"] and said["changed"] == 1, said  # the stage came back
+    assert said["kept"] == ["ours:stable stays at v2", f"the notes and tags of run {made['run'][:12]} stay as they are here"], said
+    assert said["changed"] == 1, said  # the stage came back
     assert v.api("GET", "/api/v1/artifacts/ours/stable")[1]["version"] == "v2"
     command(w, "artifact", "put", "clash", w.write("d", "here"), "--project", "team")
     command(w, "projects", "export", "team", w.dir + "/more.tar")
