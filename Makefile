@@ -195,7 +195,7 @@ demo: deps
 	deploy/demo.sh $(BUILD)
 
 # Programs that test scripts drive: rules above add theirs to TEST_PROGRAMS.
-TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump $(patsubst %,$(BUILD)/tests/bench/bench_%,step gpu encoder matmul rows queue attention)
+TEST_PROGRAMS += $(BUILD)/tests/golden/tok_dump $(patsubst %,$(BUILD)/tests/bench/bench_%,step gpu encoder matmul rows queue scripts attention)
 include tests/fuzz/rules.mk
 include tests/faults/rules.mk
 test-programs: $(TEST_PROGRAMS)
