@@ -86,15 +86,17 @@ static int all_names(struct sl_queue *q, const char *kind, size_t least,
         if (rc)
             break;
         got = reply->elements;
-        if (!got || got > CHUNK)
-            rc = sl_err_set(err, SL_DATA, "Redis's reply to names has an unknown form");
-        for (size_t i = 0; !rc && i < reply->elements; i++)
-            if (sl_queue_is_texts(reply->element[i], (int)least))
-                json_array_append_new(list,
-                                      make(reply->element[i]->element, reply->element[i]->elements));
-            else
-                rc = sl_err_set(err, SL_DATA, "Redis's reply to names has an unknown form");
-        freeReplyObject(reply);
+        bool odd = !got || got > CHUNK;
+        for (size_t i = 0; !odd && i < got; i++) {
+            const redisReply *one = reply->element[i];
+            odd = !sl_queue_is_texts(one, (int)least);
+            if (!odd)
+                json_array_append_new(list, make(one->element, one->elements));
+        }
+        if (odd)
+            rc = sl_queue_odd_reply("names", reply, err);
+        else
+            freeReplyObject(reply);
     }
     freeReplyObject(names);
     if (rc)
