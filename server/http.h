@@ -175,6 +175,8 @@ void sl_http_reply_file(struct sl_http_req *req, int fd_taken, int64_t bytes, co
 void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char *title,
                            json_t *errors_stolen, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
+/* Appends one such error. */
+void sl_http_complain(json_t *errors, const char *path, const char *detail);
 /* 422 with what a schema's check found (base/schema.h). */
 void sl_http_reply_faults(struct sl_http_req *req, const char *title, const json_t *faults, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));

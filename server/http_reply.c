@@ -164,6 +164,11 @@ void sl_http_reply_faults(struct sl_http_req *req, const char *title, const json
     sl_http_reply_problem(req, 422, title, errors, "%s", detail);
 }
 
+void sl_http_complain(json_t *errors, const char *path, const char *detail)
+{
+    json_array_append_new(errors, json_pack("{s:s, s:s}", "path", path, "detail", detail));
+}
+
 void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char *title,
                            json_t *errors_stolen, const char *fmt, ...)
 {

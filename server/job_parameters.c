@@ -2,6 +2,7 @@
 #include "artifacts/names.h"
 #include "base/json.h"
 #include "base/spec.h"
+#include "server/http.h"
 #include "server/jobs.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,7 +20,7 @@ static void problem(json_t *errors, const char *name, const char *fmt, ...)
     vsnprintf(detail, sizeof detail, fmt, ap); /* NOLINT(clang-analyzer-valist.Uninitialized) */
     va_end(ap);
     snprintf(path, sizeof path, "parameters.%.128s", name);
-    json_array_append_new(errors, json_pack("{s:s, s:s}", "path", path, "detail", detail));
+    sl_http_complain(errors, path, detail);
 }
 
 static bool is_kind(const json_t *p, const char *type)
@@ -153,8 +154,7 @@ int sl_job_parameters(const json_t *parameters, const json_t *spec, json_t **ret
 
     if (!json_is_object(all) || json_object_size(all) > SL_JOB_PARAMETERS_MAX) {
         json_decref(all);
-        json_array_append_new(errors, json_pack("{s:s, s:s}", "path", "parameters", "detail",
-                                                "expected an object of at most 64 parameters"));
+        sl_http_complain(errors, "parameters", "expected an object of at most 64 parameters");
         return 0;
     }
     json_object_foreach(all, name, p)

@@ -1,15 +1,11 @@
 #include "server/note.h"
+#include "server/http.h"
 #include <stdbool.h>
 #include <string.h>
 
 #define NOTES_MAX 20000 /* bytes */
 #define TAGS_MAX 20
 #define TAG_MAX 64 /* bytes */
-
-void sl_note_complain(json_t *errors, const char *path, const char *detail)
-{
-    json_array_append_new(errors, json_pack("{s:s, s:s}", "path", path, "detail", detail));
-}
 
 static bool is_tag(const json_t *tag)
 {
@@ -39,7 +35,7 @@ static json_t *read_tags(const json_t *given, json_t *errors)
         }
     }
     if (!good)
-        sl_note_complain(errors, "tags", "expected at most 20 texts of 1 to 64 bytes without blanks and commas");
+        sl_http_complain(errors, "tags", "expected at most 20 texts of 1 to 64 bytes without blanks and commas");
     json_decref(seen);
     return tags;
 }
@@ -50,7 +46,7 @@ void sl_note_read(const json_t *body, const json_t **ret_notes, json_t **ret_tag
 
     if (notes && (!json_is_string(notes) || json_string_length(notes) > NOTES_MAX ||
                   strlen(json_string_value(notes)) != json_string_length(notes)))
-        sl_note_complain(errors, "notes", "expected a text of at most 20000 bytes");
+        sl_http_complain(errors, "notes", "expected a text of at most 20000 bytes");
     *ret_notes = notes;
     *ret_tags = tags ? read_tags(tags, errors) : NULL;
 }

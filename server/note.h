@@ -6,7 +6,5 @@
 /* Either is NULL where body lacks it. *ret_notes is borrowed; *ret_tags, each once, is a new reference. What is wrong is
  * appended to errors. */
 void sl_note_read(const json_t *body, const json_t **ret_notes, json_t **ret_tags, json_t *errors);
-/* {"path", "detail"} */
-void sl_note_complain(json_t *errors, const char *path, const char *detail);
 
 #endif

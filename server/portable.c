@@ -2,8 +2,9 @@
  *
  *   GET  /api/v1/projects/{project}/export   200, application/x-ndjson: a line for each entry, as artifacts/portable.h has them, then
  *        {"kind": "job", "job": one version of one}, {"kind": "events", "run", "events": some, oldest first},
- *        {"kind": "run", "run": an archived run's record, behind its events}, {"kind": "note", "run", "notes", "tags"} if it has any. Runs that are not archived yet are not in it:
- *        {"kind": "end", "project", "version": softlaunch's, "live_runs": how many} is the last line. Blobs go by GET /blobs/{sha256}.
+ *        {"kind": "run", "run": an archived run's record, behind its events}, {"kind": "note", "run", "notes", "tags"} if it has any.
+ *        Runs that are not archived yet are not in it: {"kind": "end", "project", "version": softlaunch's, "live_runs": how many} is
+ *        the last line. Blobs go by GET /blobs/{sha256}.
  *   POST /api/v1/projects/{project}/import   such lines, a few at a time, in that order, after their blobs; for administrators.
  *        200 {"changed", "unchanged", "kept": [text, ...]}. Repeating it changes nothing. */
 #include "artifacts/names.h"

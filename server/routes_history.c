@@ -85,9 +85,9 @@ static void patch(struct sl_http_req *req, void *arg)
     sl_note_read(body, &notes, &tags, errors);
     json_object_foreach((json_t *)(uintptr_t)body, key, value)
         if (strcmp(key, "notes") != 0 && strcmp(key, "tags") != 0)
-            sl_note_complain(errors, key, "cannot be changed: notes and tags can");
+            sl_http_complain(errors, key, "cannot be changed: notes and tags can");
     if (!json_is_object(body) || (!notes && !tags && !json_array_size(errors)))
-        sl_note_complain(errors, "", "expected an object with notes, tags or both");
+        sl_http_complain(errors, "", "expected an object with notes, tags or both");
     if (json_array_size(errors)) {
         sl_http_reply_problem(req, 422, "not valid", errors, "notes and tags stay as they were");
         json_decref(tags);

@@ -8,11 +8,6 @@
 
 #define WATCH_PERIOD_US 1000000
 
-static void problem(json_t *problems, const char *path, const char *detail)
-{
-    json_array_append_new(problems, json_pack("{s:s, s:s}", "path", path, "detail", detail));
-}
-
 /* What server/openapi.c's check does not know. */
 static void check_rules(const struct sl_serve_config *config, const json_t *hook, json_t *problems)
 {
@@ -24,11 +19,11 @@ static void check_rules(const struct sl_serve_config *config, const json_t *hook
     json_array_foreach(json_object_get(hook, "events"), i, e)
         if (!strcmp(json_string_value(e), "metric") &&
             (!*sl_json_str(m, "name", "") || (!json_object_get(m, "above") && !json_object_get(m, "below"))))
-            problem(problems, "metric", "the event metric needs {\"name\": ..., \"above\" or \"below\": a number}");
+            sl_http_complain(problems, "metric", "the event metric needs {\"name\": ..., \"above\" or \"below\": a number}");
     if (secret && !sl_webhook_secret_valid(secret))
-        problem(problems, "secret", "expected whsec_ and base64 of 16 to 64 bytes; left out, one is made");
+        sl_http_complain(problems, "secret", "expected whsec_ and base64 of 16 to 64 bytes; left out, one is made");
     if (sl_webhook_url_check(sl_json_str(hook, "url", ""), config->webhook_allow, config->n_webhook_allow, &bad_url))
-        problem(problems, "url", bad_url.msg);
+        sl_http_complain(problems, "url", bad_url.msg);
 }
 
 /* False: it has answered that the name is none. */
