@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from gpu_models import MODELS, save, spec, text_rows
+from gpu_models import MODELS, ensure_model, spec, text_rows
 
 
 def run(worker, folder, device):
@@ -57,8 +57,7 @@ def main():
     results = []
     for name in args.models.split(","):
         model, config = os.path.join(args.keep, name, "model"), MODELS[name]
-        if not os.path.exists(model + "/config.json"):
-            save(config, model, args.device)
+        ensure_model(config, model, args.device)
         work = tempfile.mkdtemp()
         with open(work + "/train.jsonl", "w") as f:
             f.write(text_rows("squad", 64))

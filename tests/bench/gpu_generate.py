@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from gpu_models import MODELS, save, spec, text_rows
+from gpu_models import MODELS, ensure_model, spec, text_rows
 
 
 def table(args, work, model):
@@ -73,9 +73,7 @@ def main():
     args.add_argument("--json")
     args = args.parse_args()
     work, model = tempfile.mkdtemp(), os.path.join(args.keep, args.name, "model")
-    if not os.path.exists(model + "/config.json"):
-        os.makedirs(model, exist_ok=True)
-        save(MODELS[args.name], model, args.device)
+    ensure_model(MODELS[args.name], model, args.device)
     lines = text_rows("short", args.rows)
     with open(work + "/rows.jsonl", "w") as f:
         f.write(lines)

@@ -79,6 +79,15 @@ def save(config, folder, device="cuda"):
     byte_tokenizer(folder, config.vocab_size)
 
 
+def ensure_model(config, folder, device="cuda"):
+    """save(), unless the folder has a model already. Whether it had to be made."""
+    if os.path.exists(folder + "/config.json"):
+        return False
+    os.makedirs(folder, exist_ok=True)
+    save(config, folder, device)
+    return True
+
+
 def text_rows(profile, n, seed=0):
     """JSONL rows of letters for the shipped programs, in the profile's lengths: one letter a token, about."""
     g = torch.Generator().manual_seed(seed)

@@ -33,7 +33,7 @@ from peft import PromptEncoderConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import gpu_ceiling
-from gpu_models import MODELS, VIRTUAL, batch, rows_for, save
+from gpu_models import MODELS, VIRTUAL, batch, ensure_model, rows_for
 
 PEFT_ROWS = {  # batch sizes that were best for PEFT on an H200
     "gpt-125m": {"short": [64], "squad": [64], "long": [64]},
@@ -278,8 +278,7 @@ def main():
         config, work = MODELS[name], os.path.join(args.keep, name) if args.keep else tempfile.mkdtemp()
         mine = [r for r in rows if r[0] == name]
         os.makedirs(work, exist_ok=True)
-        if not os.path.exists(work + "/model/config.json"):
-            save(config, work + "/model")
+        if ensure_model(config, work + "/model"):
             clean()
         base = AutoModelForCausalLM.from_pretrained(work + "/model", dtype=torch.bfloat16, attn_implementation="sdpa")
         base = base.cuda().requires_grad_(False)

@@ -20,7 +20,7 @@ import tempfile
 
 import torch
 
-from gpu_models import MODELS, VIRTUAL, batch, rows_for, save
+from gpu_models import MODELS, VIRTUAL, batch, ensure_model, rows_for
 
 KINDS = [("products in fp8", r"nvjet\w*qqtst|e4m3"), ("encoder and optimizer", r"sgemm|gemm_f32|adamw|sumsq|bias_act"),
          ("products in bf16", r"nvjet|cutlass|gemm|xmma"), ("attention", r"\b(forward|backward_\w+)<|prefix"),
@@ -64,9 +64,7 @@ def main():
     for row in args.rows.split(","):
         model, kind, precision = row.split(":")
         folder = os.path.join(args.keep or tempfile.mkdtemp(), model)
-        os.makedirs(folder, exist_ok=True)
-        if not os.path.exists(folder + "/model/config.json"):
-            save(MODELS[model], folder + "/model")
+        ensure_model(MODELS[model], folder + "/model")
         r = {"model": model, "profile": kind, "precision": precision, **profile(args.bench, folder, model, kind, precision)}
         results.append(r)
         print(row + ": " + (r.get("error") or ", ".join("%s %.1f %%" % (k, 100 * x) for k, x in r["kinds"].items())), flush=True)

@@ -167,14 +167,12 @@ def main():
     args = args.parse_args()
     if args.peft_child:
         return peft_child(args.peft_child, args.steps)
-    from gpu_models import MODELS, save, text_rows
+    from gpu_models import MODELS, ensure_model, text_rows
     results, peers, keep = [], {}, args.keep or tempfile.mkdtemp()
     for part in args.models.split(","):
         name, steps, precision = (part + ":bf16").split(":")[:3]
         steps, model, work = int(steps), f"{keep}/{name}/model", tempfile.mkdtemp()
-        if not os.path.exists(model + "/config.json"):
-            os.makedirs(model, exist_ok=True)
-            save(MODELS[name], model, args.device)
+        if ensure_model(MODELS[name], model, args.device):
             os.sync()  # else our tables wait behind the model's bytes on their way to the disk
         with open(work + "/train.jsonl", "w") as f:
             f.write(text_rows("squad", ROWS * args.full))
