@@ -1,7 +1,7 @@
 """The arena over Redis with Sentinels, and over a Cluster of three primaries. What a line of an agent's own does (cut, slow)
 is left to the single Redis: here Sentinel or MOVED names the address that an agent goes to."""
 from arena import *
-from redis_fixture import Servers, free_port
+from redis_fixture import Servers
 import redis_fixture
 
 NAME = "prime"
@@ -51,16 +51,8 @@ class Sentinels(Nodes):
 
     def start_redis(self):
         self.servers, self.redis = Servers(), None
-        first = self.node("first")
-        second = self.node("second", "--replicaof", f"127.0.0.1 {first.port}")
-        self.nodes = [first, second]
-        wait(lambda: "master_link_status:up" in redis_fixture.cli(second.port, "info", "replication"), 30, "the replica is in step")
-        conf = (f"sentinel monitor {NAME} 127.0.0.1 {first.port} 2\nsentinel down-after-milliseconds {NAME} 500\n"
-                f"sentinel failover-timeout {NAME} 3000\n")
-        self.watchers = [self.servers.start(f"sentinel{i}", sentinel=conf) for i in range(3)]
-        for s in self.watchers:
-            wait(lambda: "num-other-sentinels\n2" in redis_fixture.cli(s.port, "sentinel", "master", NAME), 60,
-                 "the Sentinels know each other")
+        self.nodes = redis_fixture.start_pair(self.node)
+        self.watchers = redis_fixture.start_sentinels(self.servers, NAME, self.nodes[0])
         self.redis_url = "redis+sentinel://" + ",".join(f"127.0.0.1:{s.port}" for s in self.watchers) + "/" + NAME
 
     def holder(self):
@@ -93,12 +85,7 @@ class Cluster(Nodes):
 
     def start_redis(self):
         self.servers, self.redis = Servers(), None
-        self.nodes = [self.node(f"node{i}", "--cluster-enabled", "yes", "--cluster-port", free_port(), "--cluster-node-timeout", "1000")
-                      for i in range(3)]
-        subprocess.run(["redis-cli", "--cluster", "create", *(f"127.0.0.1:{n.port}" for n in self.nodes), "--cluster-yes"],
-                       check=True, capture_output=True, timeout=60)
-        self.home = None
-        self.whole()
+        self.nodes = redis_fixture.start_cluster(self.node, 1000)
         self.home = next(n for n in self.nodes if "MOVED" not in redis_fixture.cli(n.port, "exists", "{softlaunch}"))
         other = next(n for n in self.nodes if n is not self.home)
         self.redis_url = f"redis://127.0.0.1:{other.port}"

@@ -7,12 +7,8 @@ from redis_fixture import *
 
 P = "{softlaunch}"
 servers = Servers()
-nodes = [servers.start(f"node{i}", "--cluster-enabled", "yes", "--cluster-port", free_port(), "--cluster-node-timeout", "2000")
-         for i in range(3)]
-subprocess.run(["redis-cli", "--cluster", "create", *(f"127.0.0.1:{n.port}" for n in nodes), "--cluster-yes"], check=True,
-               capture_output=True, timeout=60)
+nodes = start_cluster(servers.start, 2000)
 for n in nodes:
-    wait(lambda: "cluster_state:ok" in cli(n.port, "cluster", "info"), 30, "the Cluster stands")
     n.id = cli(n.port, "cluster", "myid")
 SLOT = cli(nodes[0].port, "cluster", "keyslot", P)
 

@@ -52,6 +52,36 @@ def cli(port, *args, more=()):
     return r.stdout.strip()
 
 
+def start_pair(start):
+    """A primary and its replica, in step, each started by start(name, option...)."""
+    first = start("first")
+    second = start("second", "--replicaof", f"127.0.0.1 {first.port}")
+    wait(lambda: "master_link_status:up" in cli(second.port, "info", "replication"), 30, "the replica is in step")
+    return first, second
+
+
+def start_sentinels(servers, name, primary, conf="", **start):
+    """Three Sentinels that know each other and watch a primary under this name. conf: more lines; with `requirepass`, start says how
+    to ask: more=(redis-cli's options)."""
+    more = start.pop("more", ())
+    conf = (f"sentinel monitor {name} 127.0.0.1 {primary.port} 2\nsentinel down-after-milliseconds {name} 500\n"
+            f"sentinel failover-timeout {name} 3000\n" + conf)
+    found = [servers.start(f"sentinel{i}", sentinel=conf, **start) for i in range(3)]
+    for s in found:
+        wait(lambda: "num-other-sentinels\n2" in cli(s.port, "sentinel", "master", name, more=more), 60, "the Sentinels know each other")
+    return found
+
+
+def start_cluster(start, node_timeout_ms):
+    """Three primaries that have made a Cluster, each started by start(name, option...)."""
+    nodes = [start(f"node{i}", "--cluster-enabled", "yes", "--cluster-port", free_port(), "--cluster-node-timeout", node_timeout_ms)
+             for i in range(3)]
+    subprocess.run(["redis-cli", "--cluster", "create", *(f"127.0.0.1:{n.port}" for n in nodes), "--cluster-yes"], check=True,
+                   capture_output=True, timeout=60)
+    wait(lambda: all("cluster_state:ok" in cli(n.port, "cluster", "info") for n in nodes), 60, "the Cluster stands")
+    return nodes
+
+
 def openssl(*args):
     subprocess.run(["openssl", *args], check=True, capture_output=True)
 

@@ -7,16 +7,8 @@ from redis_fixture import *
 RUNS = 12
 P = "{softlaunch}"
 servers = Servers()
-first = servers.start("first")
-second = servers.start("second", "--replicaof", "127.0.0.1 %d" % first.port)
-wait(lambda: "master_link_status:up" in cli(second.port, "info", "replication"), 20, "the replica is in step")
-conf = (f"sentinel monitor prime 127.0.0.1 {first.port} 2\nsentinel down-after-milliseconds prime 500\n"
-        "sentinel failover-timeout prime 3000\nrequirepass watch\nsentinel sentinel-pass watch\n")
-sentinels = [servers.start(f"sentinel{i}", sentinel=conf, ready=None) for i in range(3)]
-for s in sentinels:
-    wait(lambda: "num-other-sentinels" in cli(s.port, "sentinel", "master", "prime", more=["-a", "watch"]) and
-         cli(s.port, "sentinel", "master", "prime", more=["-a", "watch"]).split("num-other-sentinels\n")[1].startswith("2"),
-         30, "the Sentinels know each other")
+first, second = start_pair(servers.start)
+sentinels = start_sentinels(servers, "prime", first, "requirepass watch\nsentinel sentinel-pass watch\n", ready=None, more=["-a", "watch"])
 hosts = ",".join(f"127.0.0.1:{s.port}" for s in sentinels)
 URL = f"redis+sentinel://{hosts}/prime?sentinel_password=watch"
 
