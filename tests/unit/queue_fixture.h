@@ -87,18 +87,14 @@ static inline void enqueue(const char *name, const char *priority, char run[SL_I
     json_decref(s);
 }
 
-/* Claims under `lease`; returns the run's name in a static buffer, or "" when nothing was in line.
- */
-static inline const char *claim_for(const char *lease, const char *name, int64_t lease_ms,
-                             struct sl_claim *ret)
+/* Sends a claim; the run's name in a static buffer, "" when nothing was in line. ret may be NULL. */
+static inline const char *claimed_by(struct sl_cmd *cmd, struct sl_claim *ret)
 {
     static char found[64];
     struct sl_claim c;
-    struct sl_cmd cmd;
     redisReply *reply;
 
-    sl_queue_cmd_claim(&cmd, lease, name, lease_ms, OFFER, queues, 1);
-    assert_int_equal(send_cmd(&cmd, &reply), 0);
+    assert_int_equal(send_cmd(cmd, &reply), 0);
     int rc = sl_queue_claim_reply(reply, &c, NULL);
     freeReplyObject(reply);
     if (rc == SL_NOTFOUND)
@@ -110,6 +106,15 @@ static inline const char *claim_for(const char *lease, const char *name, int64_t
     else
         sl_claim_release(&c);
     return found;
+}
+
+static inline const char *claim_for(const char *lease, const char *name, int64_t lease_ms,
+                             struct sl_claim *ret)
+{
+    struct sl_cmd cmd;
+
+    sl_queue_cmd_claim(&cmd, lease, name, lease_ms, OFFER, queues, 1);
+    return claimed_by(&cmd, ret);
 }
 
 static inline const char *claim(const char *lease)

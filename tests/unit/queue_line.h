@@ -37,27 +37,14 @@ static inline int try_put(const char *project, const char *more)
 static inline const char *take(const char *offer, const char *const *from, int n, struct sl_claim *ret,
                         char ret_lease[SL_ID_HEX + 1])
 {
-    static char name[64];
     char lease[SL_ID_HEX + 1];
-    struct sl_claim claimed;
     struct sl_cmd c;
-    redisReply *reply;
 
     sl_random_id(lease);
     sl_queue_cmd_claim(&c, lease, "a1", 60000, offer, from, n);
-    assert_int_equal(send_cmd(&c, &reply), 0);
-    int rc = sl_queue_claim_reply(reply, &claimed, NULL);
-    freeReplyObject(reply);
-    if (rc == SL_NOTFOUND)
-        return "";
-    assert_int_equal(rc, 0);
-    snprintf(name, sizeof name, "%s", claimed.name);
-    if (ret_lease)
+    const char *name = claimed_by(&c, ret);
+    if (*name && ret_lease)
         memcpy(ret_lease, lease, sizeof lease);
-    if (ret)
-        *ret = claimed;
-    else
-        sl_claim_release(&claimed);
     return name;
 }
 
@@ -85,26 +72,26 @@ static inline int64_t zcard(const char *key)
     return ask("ZCARD", key);
 }
 
-static inline int set_queue(const char *name, const char *changes)
+static inline int set_name(int (*set)(struct sl_queue *, const char *, const json_t *, struct sl_err *), const char *name,
+                           const char *changes)
 {
     json_t *j = json_loads(changes, 0, NULL);
     struct sl_err err = SL_ERR_INIT;
 
     assert_non_null(j);
-    int rc = sl_queue_set_queue(q, name, j, &err);
+    int rc = set(q, name, j, &err);
     json_decref(j);
     return rc;
 }
 
+static inline int set_queue(const char *name, const char *changes)
+{
+    return set_name(sl_queue_set_queue, name, changes);
+}
+
 static inline int set_project(const char *name, const char *changes)
 {
-    json_t *j = json_loads(changes, 0, NULL);
-    struct sl_err err = SL_ERR_INIT;
-
-    assert_non_null(j);
-    int rc = sl_queue_set_project(q, name, j, &err);
-    json_decref(j);
-    return rc;
+    return set_name(sl_queue_set_project, name, changes);
 }
 
 static inline void beat(const char *offer, const char *const *of, int n)

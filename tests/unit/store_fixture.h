@@ -3,21 +3,13 @@
 #define SL_TESTS_UNIT_STORE_FIXTURE_H
 #include "artifacts/manifest.h"
 #include "artifacts/store.h"
-#include "base/file.h"
 #include "base/json.h"
-#include <dirent.h>
+#include "tests/unit/files.h"
 #include <pthread.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
-// clang-format off
-#include <cmocka.h>
-// clang-format on
 
 struct fixture {
     char dir[64];
@@ -58,14 +50,8 @@ static inline void reopen(struct fixture *f)
 static inline int count_files(const struct fixture *f, const char *below)
 {
     char path[SL_PATH_MAX];
-    int n = 0;
     snprintf(path, sizeof path, "%s/%s", f->dir, below);
-    DIR *d = opendir(path);
-    assert_non_null(d);
-    for (struct dirent *e; (e = readdir(d));)
-        n += e->d_name[0] != '.';
-    closedir(d);
-    return n;
+    return files_at(path);
 }
 
 /* A manifest of one file with this content, both stored. */

@@ -3,26 +3,19 @@
 #define SL_TESTS_UNIT_STORE_SERVER_H
 #include "artifacts/api.h"
 #include "artifacts/store.h"
-#include "base/file.h"
 #include "server/http.h"
 #include "server/openapi.h"
 #include "server/serve.h"
-#include <setjmp.h>
-#include <stdarg.h>
+#include "tests/unit/files.h"
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
-// clang-format off
-#include <cmocka.h>
-// clang-format on
 
 #define TOKEN "a-token-that-is-long-enough"
 #define EMPTY_SHA "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-static char dir[64], base_url[64];
+static char base_url[64];
 static struct sl_server server;
 static struct sl_api *api;
-static struct sl_err err;
 static const struct sl_route *own_routes;
 static size_t n_own_routes;
 
@@ -57,26 +50,6 @@ static int teardown(void **state)
     sl_openapi_part_stop(description);
     sl_store_close(server.store);
     return sl_rmtree(dir, NULL);
-}
-
-static char *in_dir(const char *name)
-{
-    static char paths[4][SL_PATH_MAX];
-    static int next;
-    char *path = paths[next++ % 4];
-    snprintf(path, SL_PATH_MAX, "%s/%s", dir, name);
-    return path;
-}
-
-static void put_file(const char *name, const char *text)
-{
-    char path[SL_PATH_MAX];
-    snprintf(path, sizeof path, "%s", in_dir(name));
-    char *slash = strrchr(path, '/');
-    *slash = 0;
-    assert_int_equal(sl_mkdirs(path, &err), 0);
-    *slash = '/';
-    assert_int_equal(sl_file_write(path, text, strlen(text), &err), 0);
 }
 
 #define WITH_SERVER(f) cmocka_unit_test_setup_teardown(f, setup, teardown)

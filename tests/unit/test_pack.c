@@ -1,53 +1,13 @@
 /* Tarballs: equal folders give equal bytes; hostile archives leave nothing behind. */
 #include "artifacts/pack.h"
-#include "base/file.h"
 #include "base/json.h"
+#include "tests/unit/files.h"
 #include <archive.h>
 #include <archive_entry.h>
-#include <dirent.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <utime.h>
-// clang-format off
-#include <cmocka.h>
-// clang-format on
-
-static char dir[64];
-static struct sl_err err;
-
-static char *in_dir(const char *name)
-{
-    static char paths[4][SL_PATH_MAX];
-    static int next;
-    char *path = paths[next++ % 4];
-    snprintf(path, SL_PATH_MAX, "%s/%s", dir, name);
-    return path;
-}
-
-static void put(const char *name, const char *text)
-{
-    char path[SL_PATH_MAX];
-    snprintf(path, sizeof path, "%s", in_dir(name));
-    char *slash = strrchr(path, '/');
-    *slash = 0;
-    assert_int_equal(sl_mkdirs(path, &err), 0);
-    *slash = '/';
-    assert_int_equal(sl_file_write(path, text, strlen(text), &err), 0);
-}
-
-static void assert_content(const char *name, const char *text)
-{
-    struct sl_buf buf;
-    sl_buf_init(&buf, 1 << 20);
-    assert_int_equal(sl_file_read(in_dir(name), &buf, &err), 0);
-    assert_string_equal(buf.p, text);
-    sl_buf_release(&buf);
-}
 
 static int setup(void **state)
 {
@@ -69,10 +29,10 @@ static void pack_unpack(const char *tar)
     json_t *entries;
     char sha[65];
     int64_t bytes;
-    put("src/b.txt", "bee");
-    put("src/a/deep/er.txt", "deeper");
-    put("src/empty", "");
-    put("src/\xc3\xbc \xe6\xbc\xa2.txt", "unicode");
+    put_file("src/b.txt", "bee");
+    put_file("src/a/deep/er.txt", "deeper");
+    put_file("src/empty", "");
+    put_file("src/\xc3\xbc \xe6\xbc\xa2.txt", "unicode");
     assert_int_equal(chmod(in_dir("src/b.txt"), 04755), 0);
     if (sl_pack(in_dir("src"), in_dir(tar), NULL, &packed, &err))
         fail_msg("%s", err.msg);
@@ -120,10 +80,10 @@ static void equal_folders_give_equal_digests(void **state)
     struct sl_packed packed[4];
     struct utimbuf long_ago = {1000, 1000};
     (void)state;
-    put("one/b", "bee");
-    put("one/a/c", "sea");
-    put("two/a/c", "sea");
-    put("two/b", "bee");
+    put_file("one/b", "bee");
+    put_file("one/a/c", "sea");
+    put_file("two/a/c", "sea");
+    put_file("two/b", "bee");
     assert_int_equal(utime(in_dir("two/b"), &long_ago), 0);
     assert_int_equal(chmod(in_dir("two/b"), 0600), 0);
     for (int i = 0; i < 4; i++)
@@ -131,7 +91,7 @@ static void equal_folders_give_equal_digests(void **state)
             sl_pack(in_dir(i % 2 ? "two" : "one"), in_dir(tars[i]), NULL, &packed[i], &err), 0);
     assert_string_equal(packed[0].sha256, packed[1].sha256);
     assert_string_equal(packed[2].sha256, packed[3].sha256);
-    put("two/b", "boo");
+    put_file("two/b", "boo");
     for (int i = 0; i < 4; i++)
         json_decref(packed[i].entries);
     assert_int_equal(sl_pack(in_dir("two"), in_dir("3.tar.zst"), NULL, &packed[0], &err), 0);
@@ -143,7 +103,7 @@ static void what_cannot_be_packed_is_named(void **state)
 {
     struct sl_packed packed;
     (void)state;
-    put("src/a", "a");
+    put_file("src/a", "a");
     assert_int_equal(symlink("/etc/passwd", in_dir("src/link")), 0);
     assert_int_equal(sl_pack(in_dir("src"), in_dir("x.tar.zst"), NULL, &packed, &err), SL_SPEC);
     assert_non_null(strstr(err.msg, "src/link is a symbolic link"));
@@ -165,7 +125,7 @@ static void full_disk_while_packing(void **state)
 {
     struct sl_packed packed;
     (void)state;
-    put("src/a", "a");
+    put_file("src/a", "a");
     assert_int_equal(symlink("/dev/full", in_dir("x.tar")), 0);
     assert_int_equal(sl_pack(in_dir("src"), in_dir("x.tar"), NULL, &packed, &err), SL_IO);
     assert_non_null(strstr(err.msg, "No space left"));
@@ -278,7 +238,7 @@ static void hostile_archives(void **state)
         {'6', NULL, "a pipe"},
     };
     (void)state;
-    put("canary", "untouched");
+    put_file("canary", "untouched");
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
         tar_file("good");
         tar_file(paths[i].path);
@@ -355,7 +315,7 @@ static void bombs_and_cuts(void **state)
 {
     struct sl_packed packed;
     (void)state;
-    put("canary", "untouched");
+    put_file("canary", "untouched");
     build_bomb(192u << 20); /* 1000 to 1 */
     assert_refused("a bomb", "bomb");
     build_bomb(8u << 20); /* the same ratio is fine when it is small */
@@ -364,7 +324,7 @@ static void bombs_and_cuts(void **state)
     assert_int_equal(sl_rmtree(in_dir("dest"), NULL), 0);
     tar_len = tar_len / 2; /* a cut gzip stream */
     assert_refused("a cut gzip", "");
-    put("src/a", "some text that is long enough for a cut to fall into");
+    put_file("src/a", "some text that is long enough for a cut to fall into");
     static char random[70 << 20]; /* one file that is no bomb, above SL_UNPACK_RATIO_FROM */
     for (size_t i = 0; i < sizeof random; i++)
         random[i] = (char)(((uint64_t)i * UINT64_C(0x9E3779B97F4A7C15)) >> 29 ^ (i * i) >> 7);
@@ -400,8 +360,8 @@ static void unpack_replaces_nothing(void **state)
 {
     struct sl_packed packed;
     (void)state;
-    put("src/a", "new");
-    put("dest/a", "old");
+    put_file("src/a", "new");
+    put_file("dest/a", "old");
     assert_int_equal(sl_pack(in_dir("src"), in_dir("x.tar.zst"), NULL, &packed, &err), 0);
     json_decref(packed.entries);
     assert_int_equal(sl_unpack(in_dir("x.tar.zst"), in_dir("dest"), NULL, NULL, &err), SL_CONFLICT);
@@ -419,9 +379,9 @@ static void stops_when_asked(void **state)
     int asked = 0;
     const struct sl_watch watch = {.arg = &asked, .stop = stop_now};
     (void)state;
-    put("src/a", "1");
-    put("src/b", "2");
-    put("src/c", "3");
+    put_file("src/a", "1");
+    put_file("src/b", "2");
+    put_file("src/c", "3");
     assert_int_equal(sl_pack(in_dir("src"), in_dir("x.tar.zst"), &watch, &packed, &err),
                      SL_CANCELLED);
     assert_false(sl_file_exists(in_dir("x.tar.zst")));

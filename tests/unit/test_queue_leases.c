@@ -71,12 +71,32 @@ static void a_claim_repeated_gives_the_same_run(void **state)
 
 /* Every write under a lease that is not the run's current one is refused and leaves no trace,
  * whether the lease was never any, is another's, or was the run's own before. */
+/* Every write under each of three leases is refused and leaves the run as it is. */
+static void write_nothing(const char *run, const char *const leases[3])
+{
+    bool cancelled, revived, is_new;
+    int number;
+    char *before = snapshot(run);
+
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(renew(run, leases[i], 1000, &cancelled, &revived), SL_LEASE);
+        assert_int_equal(append(run, leases[i], 1, "{\"msg\":\"stale\"}"), SL_LEASE);
+        assert_int_equal(checkpoint(run, leases[i], "m", 1), SL_LEASE);
+        assert_int_equal(give_back(run, leases[i], NULL), SL_LEASE);
+        assert_int_equal(fail_run(run, leases[i], "crash", NULL), SL_LEASE);
+        assert_int_equal(fail_run(run, leases[i], "cancelled", NULL), SL_LEASE);
+        assert_int_equal(finish(run, leases[i], 1, &number, &is_new), SL_LEASE);
+    }
+    char *after = snapshot(run);
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+}
+
 static void a_stale_lease_writes_nothing(void **state)
 {
     char run[SL_ID_HEX + 1];
-    const char *stale[] = {L1, L3, ""};
-    bool cancelled, revived, is_new;
-    int number;
+    const char *const stale[] = {L1, L3, ""};
 
     (void)state;
     enqueue("x", "medium", run);
@@ -84,20 +104,7 @@ static void a_stale_lease_writes_nothing(void **state)
     usleep(5000);
     reap(1, 0);
     assert_string_equal(claim_for(L2, "a2", 60000, NULL), "x");
-    char *before = snapshot(run);
-    for (int i = 0; i < 3; i++) {
-        assert_int_equal(renew(run, stale[i], 1000, &cancelled, &revived), SL_LEASE);
-        assert_int_equal(append(run, stale[i], 1, "{\"msg\":\"stale\"}"), SL_LEASE);
-        assert_int_equal(checkpoint(run, stale[i], "m", 1), SL_LEASE);
-        assert_int_equal(give_back(run, stale[i], NULL), SL_LEASE);
-        assert_int_equal(fail_run(run, stale[i], "crash", NULL), SL_LEASE);
-        assert_int_equal(fail_run(run, stale[i], "cancelled", NULL), SL_LEASE);
-        assert_int_equal(finish(run, stale[i], 1, &number, &is_new), SL_LEASE);
-    }
-    char *after = snapshot(run);
-    assert_string_equal(before, after);
-    free(before);
-    free(after);
+    write_nothing(run, stale);
     assert_int_equal(append(run, L2, 1, "{}"), 0); /* and the owner can still write */
 }
 
@@ -106,9 +113,7 @@ static void a_stale_lease_writes_nothing(void **state)
 static void a_run_in_line_takes_no_writes(void **state)
 {
     char run[SL_ID_HEX + 1];
-    const char *wrong[] = {"", L2, L3};
-    bool cancelled, revived, is_new;
-    int number;
+    const char *const wrong[] = {"", L2, L3};
 
     (void)state;
     for (int reaped = 0; reaped < 2; reaped++) {
@@ -119,19 +124,7 @@ static void a_run_in_line_takes_no_writes(void **state)
             usleep(5000);
             reap(1, 0);
         }
-        char *before = snapshot(run);
-        for (int i = 0; i < 3; i++) {
-            assert_int_equal(append(run, wrong[i], 1, "{}"), SL_LEASE);
-            assert_int_equal(renew(run, wrong[i], 1000, &cancelled, &revived), SL_LEASE);
-            assert_int_equal(checkpoint(run, wrong[i], "m", 1), SL_LEASE);
-            assert_int_equal(give_back(run, wrong[i], NULL), SL_LEASE);
-            assert_int_equal(fail_run(run, wrong[i], "crash", NULL), SL_LEASE);
-            assert_int_equal(finish(run, wrong[i], 1, &number, &is_new), SL_LEASE);
-        }
-        char *after = snapshot(run);
-        assert_string_equal(before, after);
-        free(before);
-        free(after);
+        write_nothing(run, wrong);
     }
 }
 

@@ -4,7 +4,6 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "tests/unit/store_server.h"
-#include <dirent.h>
 #include <netdb.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
@@ -218,17 +217,6 @@ static void huge_headers_are_refused(void **state)
     assert_int_equal(raw(GET("/api/v1/health", ""), NULL, 0), 200);
 }
 
-static int count_tmp(void)
-{
-    int n = 0;
-    DIR *d = opendir(in_dir("store/tmp"));
-    assert_non_null(d);
-    for (struct dirent *e; (e = readdir(d));)
-        n += e->d_name[0] != '.';
-    closedir(d);
-    return n;
-}
-
 static void cut_and_wrong_uploads_leave_nothing(void **state)
 {
     char sha[65], request[512], answer[1024];
@@ -238,9 +226,9 @@ static void cut_and_wrong_uploads_leave_nothing(void **state)
              "PUT /api/v1/blobs/%s HTTP/1.1\r\nHost: x\r\n%%TOKENContent-Length: 500\r\n\r\nhello",
              sha);
     assert_int_equal(raw_request(request, true, NULL, 0), 0); /* cut in the middle */
-    for (int i = 0; i < 100 && count_tmp() > 0; i++)
+    for (int i = 0; i < 100 && files_at(in_dir("store/tmp")) > 0; i++)
         usleep(10000);
-    assert_int_equal(count_tmp(), 0);
+    assert_int_equal(files_at(in_dir("store/tmp")), 0);
     assert_int_equal(sl_blob_stat(server.store, sha, NULL, NULL), SL_NOTFOUND);
     snprintf(request, sizeof request,
              "PUT /api/v1/blobs/%s HTTP/1.1\r\nHost: x\r\n%%TOKENContent-Length: 5\r\n\r\nHELLO",
@@ -248,7 +236,7 @@ static void cut_and_wrong_uploads_leave_nothing(void **state)
     assert_int_equal(raw(request, answer, sizeof answer), 422);
     assert_non_null(strstr(answer, sha));
     assert_non_null(strstr(answer, "wrong sha256"));
-    assert_int_equal(count_tmp(), 0);
+    assert_int_equal(files_at(in_dir("store/tmp")), 0);
     snprintf(request, sizeof request,
              "PUT /api/v1/blobs/%s HTTP/1.1\r\nHost: x\r\n%%TOKENContent-Length: 5\r\n\r\nhello",
              sha);
@@ -406,7 +394,7 @@ static void two_putters_of_one_blob(void **state)
     int64_t bytes;
     assert_int_equal(sl_blob_stat(server.store, sha, &bytes, &err), 0);
     assert_int_equal(bytes, sizeof big);
-    assert_int_equal(count_tmp(), 0);
+    assert_int_equal(files_at(in_dir("store/tmp")), 0);
     const struct sl_transfer t = {.server = base_url, .token = "some-other-token-of-length"};
     assert_int_equal(sl_transfer_put(&t, "big", in_dir("big"), sha, NULL), SL_DENIED);
     const struct sl_transfer ok = {.server = base_url, .token = TOKEN};

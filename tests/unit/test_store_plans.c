@@ -10,16 +10,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-static void assert_content(const char *name, const char *text)
-{
-    struct sl_buf buf;
-    sl_buf_init(&buf, 1 << 20);
-    if (sl_file_read(in_dir(name), &buf, &err))
-        fail_msg("%s", err.msg);
-    assert_string_equal(buf.p, text);
-    sl_buf_release(&buf);
-}
-
 static int publish(const char *name, const char *folder)
 {
     /* By hand what `artifact put` does: blobs, manifest, version. */

@@ -2,21 +2,15 @@
 #include "artifacts/cache.h"
 #include "artifacts/transfer.h"
 #include "base/clock.h"
-#include "base/file.h"
+#include "tests/unit/files.h"
 #include "tests/unit/http_script.h"
-#include <dirent.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-// clang-format off
-#include <cmocka.h>
-// clang-format on
+
 #define BODY_BYTES (1u << 20)
 #define TOKEN "a-token-that-is-long-enough"
 
-static char dir[64], body[BODY_BYTES], body_sha[65], url[128];
-static struct sl_err err;
+static char body[BODY_BYTES], body_sha[65], url[128];
 static struct sl_cache cache;
 static struct script server;
 static struct sl_got got;
@@ -65,14 +59,8 @@ static int get(const char *sha256, int64_t bytes)
 static int count(const char *below)
 {
     char path[SL_PATH_MAX];
-    int n = 0;
     snprintf(path, sizeof path, "%s/cache/%s", dir, below);
-    DIR *d = opendir(path);
-    assert_non_null(d);
-    for (struct dirent *e; (e = readdir(d));)
-        n += e->d_name[0] != '.';
-    closedir(d);
-    return n;
+    return files_at(path);
 }
 
 static void assert_got_body(void)
