@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -217,8 +218,7 @@ static int give_part(struct ranges *r, struct lane *lane, struct sl_err *err)
         return 0;
     sl_web_reset(lane->job.curl);
     int64_t first = i * SL_PART_BYTES;
-    snprintf(range, sizeof range, "%lld-%lld", (long long)(first + r->parts[i].got),
-             (long long)(first + part_bytes(r, i) - 1));
+    snprintf(range, sizeof range, "%" PRId64 "-%" PRId64, first + r->parts[i].got, first + part_bytes(r, i) - 1);
     curl_easy_setopt(lane->job.curl, CURLOPT_RANGE, range);
     lane->checked = false;
     lane->job.range_from = lane->job.range_total = -1;

@@ -119,7 +119,7 @@ int sl_queue_events(struct sl_queue *q, const char *run, const char *after, int 
             json_decref(events);
             return rc;
         }
-        last = take_entries(reply->element[0], events);
+        last = take_entries(reply->element[0], events); /* NOLINT(clang-analyzer-core.NullDereference): 0 comes with a reply */
         if (last)
             snprintf(at, sizeof at, "%s", last);
         trimmed = trimmed || reply->element[1]->integer == 1;

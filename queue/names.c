@@ -76,7 +76,7 @@ static int all_names(struct sl_queue *q, const char *kind, size_t least,
         json_decref(list);
         return rc;
     }
-    qsort(names->element, names->elements, sizeof *names->element, by_name);
+    qsort(names->element, names->elements, sizeof *names->element, by_name); /* NOLINT(bugprone-sizeof-expression): pointers */
     for (size_t from = 0, got; !rc && from < names->elements; from += got) {
         sl_queue_cmd(&c, SL_SCRIPT_NAMES);
         sl_cmd_add(&c, kind);
