@@ -157,7 +157,7 @@ static int generate(const struct args *a, struct sl_err *err)
     struct sl_generator g = {.config = &config, .tuned = !a->untuned, .phase = "answering"};
     struct sl_dataset_options how = {.answer = SL_ANSWER_NONE, .no_virtual = a->untuned};
     struct sl_emitter report;
-    char digest[SL_SHA256_HEX + 1], input[SL_PATH_MAX] = "";
+    char digest[SL_SHA256_HEX + 1] = "", input[SL_PATH_MAX] = "";
     const char *file = a->input;
     float *prompts = NULL;
     char **texts = NULL;
@@ -177,6 +177,8 @@ static int generate(const struct args *a, struct sl_err *err)
     }
     if (!rc)
         rc = sl_weights_open(a->model, &weights, err);
+    if (!rc && tables.model_digest[0])
+        sl_weights_digest_begin(weights);
     if (!rc)
         rc = sl_weights_tokenizer(weights, &tok, err);
     if (!rc)
@@ -188,15 +190,15 @@ static int generate(const struct args *a, struct sl_err *err)
                       (long long)(sl_dataset_counts(ds).read - sl_dataset_rows(ds)),
                       (long long)sl_dataset_counts(ds).read);
     if (!rc)
-        rc = sl_weights_digest(weights, digest, err);
-    if (!rc && tables.model_digest[0] && strcmp(digest, tables.model_digest) != 0)
-        sl_emit_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
-                                        "another quantisation of it) than %s", a->model);
-    if (!rc)
         rc = sl_backend_open(a->device, config.trainer.precision, a->threads, &ops, &be,
                              err);
     if (!rc)
         rc = sl_model_new(weights, ops, be, &g.model, err);
+    if (!rc && tables.model_digest[0])
+        rc = sl_weights_digest(weights, digest, err);
+    if (!rc && digest[0] && strcmp(digest, tables.model_digest) != 0)
+        sl_emit_log(&report, SL_WARN, "warning: these prompts were trained on another model (or "
+                                        "another quantisation of it) than %s", a->model);
     if (!rc)
         rc = upload_tables(&tables, ops, be, sl_model_arch(g.model)->hidden, &prompts, err);
     g.tok = tok;

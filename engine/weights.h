@@ -66,9 +66,9 @@ struct sl_weights;
 int sl_weights_open(const char *path, struct sl_weights **ret_weights, struct sl_err *err);
 void sl_weights_close(struct sl_weights *w);
 const struct sl_arch *sl_weights_arch(const struct sl_weights *w); /* valid until close */
-/* sha256 over the model's tensor names, types, shapes and bytes, in name order, rows in the order
- * above: names the base model in prompt tables. Computed at the first call (reads everything) and
- * kept. */
+/* sha256 over the sha256 of each tensor's name, type, shape and bytes (rows in the order above), as hexadecimal texts that
+ * end in a zero, in the order of the names: names the base model in prompt tables. Computed at the first call (reads
+ * everything, on half the processors) and kept. */
 int sl_weights_digest(struct sl_weights *w, char ret_hex[SL_SHA256_HEX + 1], struct sl_err *err);
 /* Begins with it on a thread of its own, for which sl_weights_digest then waits: hashing a large model takes longer than
  * loading it. Everything here may be called meanwhile; close gives it up. */

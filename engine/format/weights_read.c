@@ -3,9 +3,12 @@
 #include "engine/ops.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 
 #define PARALLEL_MIN (1 << 15)  /* elements; below, one thread reads */
 #define FORGET_BYTES (1u << 20) /* a larger tensor's pages are given back once it is hashed */
+#define HASHING_THREADS_MIN 2
+#define HASHING_THREADS_MAX 8   /* more would only wait for the file */
 #define COLUMN_ROWS 32          /* rows that are read together of a tensor stored by columns */
 
 /* Where Hugging Face's row i of Q or K is stored. Of a head's d rows ggml keeps i and i + d/2 side
@@ -236,22 +239,54 @@ static int digest_tensor(struct sl_sha256 *d, const struct sl_tensor *t, struct 
     return 0;
 }
 
-static int compute_digest(struct sl_weights *w, struct sl_err *err)
+/* Tensors hashed at a time: half the processors, since a model is hashed beside the work that needs them. */
+static int hashing_threads(void)
+{
+    int half = get_nprocs() / 2;
+    return half < HASHING_THREADS_MIN   ? HASHING_THREADS_MIN
+           : half > HASHING_THREADS_MAX ? HASHING_THREADS_MAX
+                                        : half;
+}
+
+static int hash_tensor(const struct sl_tensor *t, char ret_hex[SL_SHA256_HEX + 1], struct sl_err *err)
 {
     struct sl_sha256 d;
     int rc = sl_sha256_init(&d, err);
     if (rc < 0)
         return rc;
-    for (int i = 0; rc == 0 && i < w->n_tensors && !atomic_load(&w->give_up); i++) {
-        const struct sl_tensor *t = &w->tensors[i];
-        rc = digest_tensor(&d, t, err);
-        if ((size_t)t->rows * sl_tensor_row_bytes(t) > FORGET_BYTES)
-            sl_weights_forget(w);
-    }
+    rc = digest_tensor(&d, t, err);
     if (rc < 0)
         sl_sha256_release(&d);
     else
-        sl_sha256_hex(&d, w->digest);
+        sl_sha256_hex(&d, ret_hex);
+    return rc;
+}
+
+/* One hash per tensor, several tensors at a time, and one over these in the order of the names: a hash over all bytes
+ * would take one processor 40 s for 10 GB. */
+static int compute_digest(struct sl_weights *w, struct sl_err *err)
+{
+    char(*each)[SL_SHA256_HEX + 1] = calloc((size_t)w->n_tensors, sizeof *each);
+    int rc = 0, threads = hashing_threads();
+    (void)threads; /* without OpenMP: one */
+    if (!each)
+        return sl_err_set(err, SL_NOMEM, "out of memory for the digests of %d weights", w->n_tensors);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int i = 0; i < w->n_tensors; i++) {
+        const struct sl_tensor *t = &w->tensors[i];
+        struct sl_err mine = SL_ERR_INIT;
+        if (atomic_load(&w->give_up))
+            continue;
+        int failed = hash_tensor(t, each[i], &mine);
+        if (failed)
+#pragma omp critical
+            rc = sl_err_set(err, failed, "%s", mine.msg);
+        if ((size_t)t->rows * sl_tensor_row_bytes(t) > FORGET_BYTES)
+            sl_weights_forget(w);
+    }
+    if (!rc && !atomic_load(&w->give_up))
+        rc = sl_sha256_data(each, (size_t)w->n_tensors * sizeof *each, w->digest, err);
+    free(each);
     return rc;
 }
 

@@ -78,9 +78,9 @@ def main():
             runs.append(run(args.worker, folder, args.device))
         times = [r["first_step"] for r in runs]
         results.append({"model": name, "seconds": statistics.median(times), "all": times, "runs": runs})
-        print("%-12s first step after %.2f s (%s); model ready after %.2f s; %s" % (
+        print("%-12s first step after %.2f s (%s); model ready after %.2f s; three steps and the digest after %.1f s; %s" % (
             name, statistics.median(times), ", ".join("%.2f" % t for t in times),
-            statistics.median(r["start"] for r in runs), runs[0]["kernel"]), flush=True)
+            statistics.median(r["start"] for r in runs), statistics.median(r["end"] for r in runs), runs[0]["kernel"]), flush=True)
         print("             " + runs[0].get("memory", ""), flush=True)
     if args.json:
         with open(args.json, "w") as f:

@@ -135,7 +135,7 @@ for step in $steps; do
     begun=$SECONDS
     case $step in
     ops)
-        check ops 60 "$tests/test_ops_cuda"
+        check ops 150 "$tests/test_ops_cuda"
         check selftest 30 "$bin/softlaunch-worker" selftest --device cuda --json
         ;;
     train)
@@ -184,7 +184,7 @@ for step in $steps; do
             --tokens "${GPU_TOKENS:-16384}" ${GPU_ROWS:+--rows "$GPU_ROWS"}
         ;;
     first_step)
-        check first_step 150 "$python" tests/bench/gpu_first_step.py --worker "$bin/softlaunch-worker" --keep "$models" \
+        check first_step 250 "$python" tests/bench/gpu_first_step.py --worker "$bin/softlaunch-worker" --keep "$models" \
             --models "${GPU_MODELS:-gpt-125m,gpt-1.3b,gpt-5b}" --json "$out/first_step.json"
         ;;
     profile)

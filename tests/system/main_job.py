@@ -132,6 +132,13 @@ def the_published_table_generates_the_same():
         assert r.returncode == 0 and "10 predictions in" in r.stdout, r.stderr + r.stdout
         again = [json.loads(line)["prediction"] for line in open(out)]
         assert again == [p["untuned" if untuned else "prediction"] for p in table], (again, table)
+        assert "another model" not in r.stderr + r.stdout, r.stderr
+    weights, other = bytearray(open(MODEL, "rb").read()), w.dir + "/other.gguf"
+    weights[-100] ^= 1    # within the last tensor
+    open(other, "wb").write(weights)
+    r = subprocess.run([BIN, "generate", "--model", other, "--prompts", first["dir"], "--input", w.dir + "/test.jsonl",
+                        "--output", out, "inference.tokens_to_generate=1"], capture_output=True, text=True, env=env)
+    assert r.returncode == 0 and "trained on another model" in r.stderr + r.stdout, r.stderr + r.stdout
     r = subprocess.run([BIN, "generate", "--model", MODEL, "--prompts", first["dir"], "--task", "shape", "--input",
                         w.dir + "/test.jsonl", "--output", out], capture_output=True, text=True, env=env)
     assert r.returncode == 1 and "shape" in r.stderr, r.stderr
