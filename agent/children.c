@@ -218,7 +218,7 @@ void sl_slot_start_push(struct sl_slot *s)
 
     if (s->pusher.child || !w->pending[0])
         return;
-    rc = sl_rundir_checkpoint_plan(&w->dir, &w->claim, w->lease, s->agent->config->server_url,
+    rc = sl_rundir_checkpoint_plan(&w->dir, &w->claim, w->inputs, w->lease, s->agent->config->server_url,
                                    w->pending, plan, &err);
     if (!rc)
         rc = start_transfer(s, &s->pusher, ROLE_CHECKPOINT, plan, &err);

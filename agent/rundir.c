@@ -1,4 +1,5 @@
 #include "agent/rundir.h"
+#include "artifacts/plan.h"
 #include "base/json.h"
 #include <dirent.h>
 #include <errno.h>
@@ -174,6 +175,10 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
 
     for (int i = 0; i < plan->n_allow_paths; i++)
         json_array_append_new(roots, json_string(plan->allow_paths[i]));
+    /* First: it says of which versions the others are. */
+    if (claim->checkpoint[0])
+        json_array_append_new(items, json_pack("{s:s, s:s, s:b}", "manifest", claim->checkpoint,
+                                               "dest", "checkpoint", "unpack", 1));
     json_array_append_new(items, fetch_item(sl_json_get(claim->spec, "model"), "inputs/model"));
     for (size_t k = 0; k < N_KINDS; k++) {
         snprintf(key, sizeof key, "datasets.%s", kinds[k]);
@@ -193,9 +198,6 @@ int sl_rundir_fetch_plan(const struct sl_rundir *dir, const struct sl_claim *cla
         json_array_append_new(items, json_pack("{s:s, s:s, s:s}", "ref",
                                                sl_json_str(claim->spec, RESTORE_KEY, NULL), "dest",
                                                INPUTS RESTORE, "unpack", "tarball"));
-    if (claim->checkpoint[0])
-        json_array_append_new(items, json_pack("{s:s, s:s, s:b}", "manifest", claim->checkpoint,
-                                               "dest", "checkpoint", "unpack", 1));
     return write_plan(dir, "fetch.json",
                       json_pack("{s:s, s:s, s:I, s:o, s:s, s:o}", "server", plan->server, "cache",
                                 plan->cache, "cache_bytes", (json_int_t)plan->cache_bytes, "allow_paths", roots, "run_dir", dir->path, "items",
@@ -280,7 +282,7 @@ void sl_rundir_name_sources(const struct sl_rundir *dir, const struct sl_claim *
     free(old);
 }
 
-int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
+int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim, const json_t *inputs,
                               const char *lease, const char *server, const char *from,
                               char ret_plan[SL_PATH_MAX], struct sl_err *err)
 {
@@ -288,9 +290,10 @@ int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim
         return sl_err_set(err, SL_DATA, "the worker names a checkpoint outside its folder: %s",
                           from);
     return write_plan(dir, "push-checkpoint.json",
-                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s}]}", "server", server,
+                      json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s, s:s, s:o*}]}", "server", server,
                                 "run", claim->run, "lease", lease, "run_dir", dir->path, "items",
-                                "output", "checkpoint", "tar", "checkpoint.tar.zst", "dir", from),
+                                "output", "checkpoint", "tar", "checkpoint.tar.zst", "dir", from, "inputs",
+                                inputs ? sl_plan_inputs(inputs) : NULL),
                       ret_plan, err);
 }
 

@@ -47,8 +47,8 @@ int sl_rundir_run_json(const struct sl_rundir *dir, const struct sl_claim *claim
  * "words:latest/train.jsonl:417". Left as it is when there is no room (size) for that. */
 void sl_rundir_name_sources(const struct sl_rundir *dir, const struct sl_claim *claim, char *text,
                             size_t size);
-/* Writes push-checkpoint.json for the folder `from` (relative). */
-int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim,
+/* Writes push-checkpoint.json for the folder `from` (relative). inputs: as in sl_publish_plan, for the attempts that go on. */
+int sl_rundir_checkpoint_plan(const struct sl_rundir *dir, const struct sl_claim *claim, const json_t *inputs,
                               const char *lease, const char *server, const char *from,
                               char ret_plan[SL_PATH_MAX], struct sl_err *err);
 struct sl_publish_plan {

@@ -23,6 +23,7 @@ struct fetch {
     struct sl_api *api; /* NULL: the plan names no server */
     struct sl_transfer transfer;
     struct sl_cache cache;
+    json_t *inputs; /* what the checkpoint was made of, NULL until one is fetched */
 };
 
 /* One item, and what becomes known of it. */
@@ -224,6 +225,10 @@ static int fetch_manifest(struct fetch *f, struct item *it, const char *sha256, 
         rc = sl_manifest_check(manifest, NULL, err);
     if (rc == 0)
         rc = fetch_files(f, it, manifest, sha256, "", err);
+    if (rc == 0 && json_is_array(json_object_get(manifest, "inputs"))) {
+        json_decref(f->inputs);
+        f->inputs = json_incref(json_object_get(manifest, "inputs"));
+    }
     json_decref(manifest);
     return rc;
 }
@@ -428,15 +433,21 @@ static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, st
                       .path = sl_json_str(given, "dest", ""),
                       .unpack = sl_json_bool(given, "unpack", false),
                       .unpack_tarball = strcmp(sl_json_str(given, "unpack", ""), "tarball") == 0};
+    char pinned[SL_PLAN_REF_BYTES];
     json_t *record = NULL;
     if (!named || !sl_entry_path_valid(it.path))
         return sl_err_set(
             err, SL_SPEC,
             "an item needs `ref`, `blob` or `manifest`, and `dest` below the run's folder");
+    int rc = sl_plan_pinned(f->inputs, it.path, &ref, &it.sha256, pinned, err);
+    if (rc)
+        return rc;
+    if (ref)
+        it.ref = ref;
     if (it.sha256 && !sl_sha256_valid(it.sha256))
         return sl_err_set(err, SL_SPEC, "%s: not a sha256 (64 lower-case hex digits): %.80s", named,
                           it.sha256);
-    int rc = sl_path(it.dest, err, "%s/%s", f->run_dir, it.path);
+    rc = sl_path(it.dest, err, "%s/%s", f->run_dir, it.path);
     if (rc == 0)
         rc = sl_rmtree(it.dest, err);
     if (rc)
@@ -502,6 +513,7 @@ int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *
             break;
     }
     sl_api_free(f.api);
+    json_decref(f.inputs);
     sl_cache_evict(&f.cache, cache_bytes, NULL, NULL);
     if (rc == 0)
         *ret_resolved = json_incref(resolved);

@@ -148,3 +148,15 @@ int sl_ref_parse(const char *text, struct sl_ref *ret_ref, struct sl_err *err)
     *ret_ref = ref;
     return 0;
 }
+
+int sl_ref_pin(const char *text, const char *name, const char *version, char *ret_text, size_t size,
+               struct sl_err *err)
+{
+    struct sl_ref ref;
+    int rc = sl_ref_parse(text, &ref, err);
+    if (rc)
+        return rc;
+    if (snprintf(ret_text, size, "%s:%s%s%s", name, version, ref.file[0] ? "/" : "", ref.file) >= (int)size)
+        return sl_err_set(err, SL_SPEC, "artifact reference is too long: %.200s", text);
+    return 0;
+}

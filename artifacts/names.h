@@ -9,6 +9,7 @@
 #define SL_ARTIFACTS_NAMES_H
 #include "base/err.h"
 #include <stdbool.h>
+#include <stddef.h>
 
 #define SL_NAME_MAX 128
 #define SL_ENTRY_PATH_MAX 512 /* bytes of a path inside an artifact or archive */
@@ -31,6 +32,9 @@ bool sl_alias_valid(const char *alias);
 bool sl_entry_path_valid(const char *path);
 /* SL_SPEC says what is wrong with the text. */
 int sl_ref_parse(const char *text, struct sl_ref *ret_ref, struct sl_err *err);
+/* The same file or files of exactly this version: "words:latest/train.jsonl", words, v3 -> "words:v3/train.jsonl". SL_SPEC. */
+int sl_ref_pin(const char *text, const char *name, const char *version, char *ret_text, size_t size,
+               struct sl_err *err);
 /* Whether what the server found is of the project that the reference names. SL_NOTFOUND. found: its project, may be NULL. */
 int sl_ref_check_project(const struct sl_ref *ref, const char *found, struct sl_err *err);
 

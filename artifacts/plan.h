@@ -8,7 +8,8 @@
  *      http(s)://..., s3://, gs:// and hf:// as artifacts/source.h has them
  *      /abs/path or file:///abs/path, below one of allow_paths
  *   {"blob": sha256, "dest", "unpack"}
- *   {"manifest": sha256, "dest", "unpack"}
+ *   {"manifest": sha256, "dest", "unpack"}: a manifest with "inputs", a checkpoint's, says of which version and sha256 the
+ *      items behind it are that have their dests, whatever their aliases point at by now
  * One file becomes a file, several a folder, a local path a symbolic link; with "unpack" a tarball
  * becomes a folder, compared with its manifest's entries; "unpack": "tarball" does so for a file that is
  * called one, and leaves others as they are. Resolved, in the items' order:
@@ -18,7 +19,8 @@
  * Push plan:
  *   {"server", "run", "lease", "run_dir", "publish": object (optional),
  *    "items": [{"output", "tar": file name, "dir": below run_dir,
- *               "artifact", "aliases": the last two for publishing}]}
+ *               "artifact", "aliases": the last two for publishing,
+ *               "inputs": for the manifest (sl_plan_inputs; optional)}]}
  * Each dir becomes a tarball blob and a manifest blob. Result:
  *   {"manifests": [{"output", "sha256", "bytes", "blob"}], "reply": of the publishing}
  * With "publish" it ends in POST /api/v1/runs/{run}/publish
@@ -35,10 +37,18 @@
 
 #define SL_PLAN_MAX_BYTES (1u << 20)
 #define SL_PLAN_MAX_ITEMS 256
+#define SL_PLAN_REF_BYTES 1024
 #define SL_PUBLISH_ROUNDS 5 /* of the API client's own tries */
 
 int sl_plan_fetch(const json_t *plan, const char *token, const struct sl_watch *watch,
                   json_t **ret_resolved, struct sl_err *err);
+/* What a fetch has resolved, as a checkpoint's manifest keeps it for the attempts that go on from there:
+ * [{"path", "sha256", "name" and "version" of an artifact}]. New reference, or NULL: out of memory. */
+json_t *sl_plan_inputs(const json_t *resolved);
+/* What such a list says of the item with this dest; "ref" becomes one of exactly that version. ref and sha256 stay as they are
+ * when it says nothing. ret_text: room for the new reference. SL_DATA: the list is not as it should be. */
+int sl_plan_pinned(const json_t *inputs, const char *dest, const char **ref, const char **sha256,
+                   char ret_text[SL_PLAN_REF_BYTES], struct sl_err *err);
 int sl_plan_push(const json_t *plan, const char *token, const struct sl_watch *watch,
                  json_t **ret_result, struct sl_err *err);
 

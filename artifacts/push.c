@@ -14,9 +14,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Uploads a tarball that lies at path, and its manifest. */
+/* Uploads a tarball that lies at path, and its manifest. inputs: for the manifest, may be NULL. */
 static int upload(const struct sl_transfer *t, const char *output, const char *tar,
-                  const char *path, const struct sl_packed *packed,
+                  const char *path, const struct sl_packed *packed, json_t *inputs,
                   char ret_manifest[SL_SHA256_HEX + 1], struct sl_err *err)
 {
     char side[SL_PATH_MAX], digest[SL_SHA256_HEX + 1];
@@ -26,9 +26,9 @@ static int upload(const struct sl_transfer *t, const char *output, const char *t
         if (rc)
             return sl_err_wrap(err, rc, "uploading %s", output);
     }
-    json_t *manifest = json_pack("{s:[{s:s, s:s, s:I, s:O, s:o*}]}", "files", "path", tar, "sha256",
+    json_t *manifest = json_pack("{s:[{s:s, s:s, s:I, s:O, s:o*}], s:O*}", "files", "path", tar, "sha256",
                                  packed->sha256, "bytes", (json_int_t)packed->bytes, "entries",
-                                 packed->entries, "parts", parts);
+                                 packed->entries, "parts", parts, "inputs", inputs);
     char *text = manifest ? sl_json_dump(manifest) : NULL;
     json_decref(manifest);
     int rc = text ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
@@ -85,7 +85,7 @@ static int push_item(const struct sl_transfer *t, const char *run_dir, const jso
     if (rc)
         return rc;
     sl_watch_expect(&t->watch, packed.bytes);
-    rc = upload(t, output, tar, path, &packed, manifest, err);
+    rc = upload(t, output, tar, path, &packed, json_object_get(item, "inputs"), manifest, err);
     unlink(path);
     json_decref(packed.entries);
     if (rc)

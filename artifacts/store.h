@@ -15,7 +15,7 @@
  * A manifest, in the form of sl_json_dump (so that equal content has an equal digest):
  *   {"files": [{"path", "sha256", "bytes", "parts": [sha256, ...],
  *               "entries": [{"path", "sha256", "bytes"}]}]}
- * `parts` (optional) are the digests of the file's 16 MiB parts (manifest.h).
+ * `parts` (optional) are the digests of the file's 16 MiB parts (manifest.h). A checkpoint's has "inputs" beside "files" (plan.h).
  * `entries` (optional) tells what is inside a tarball. A record, as every ret_record here gives it:
  *   {"name", "version": "v3", "number": 3, "manifest": sha256, "created": time,
  *    "created_by", "project" when known, "bytes": sum of the files, "made_by": {"run", "output", "project"} when

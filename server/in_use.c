@@ -96,6 +96,47 @@ static bool spec_names(struct sl_store *store, const json_t *spec, const char *n
     return false;
 }
 
+/* Whether a run that goes on from this checkpoint needs the version. One that cannot be read keeps nothing. */
+static bool checkpoint_names(struct sl_store *store, const char *checkpoint, const char *name, int number)
+{
+    json_t *manifest = NULL, *in;
+    bool found = false;
+    size_t i;
+    if (*checkpoint && sl_store_manifest(store, checkpoint, &manifest, NULL, NULL) == 0)
+        json_array_foreach(json_object_get(manifest, "inputs"), i, in)
+            found |= !strcmp(sl_json_str(in, "name", ""), name) &&
+                     sl_version_number(sl_json_str(in, "version", NULL)) == number;
+    json_decref(manifest);
+    return found;
+}
+
+/* listed: as a page of the queue has it. */
+static int guard_run(struct sl_runs *runs, const json_t *listed, const char *name, int number, struct sl_err *err)
+{
+    static const char *const live[] = {"running", "queued", "delayed"};
+    const char *id = sl_json_str(listed, "run", ""), *state = sl_json_str(listed, "state", "");
+    struct sl_store *store = runs->server->store;
+    json_t *whole = NULL;
+    bool is_live = false;
+    for (size_t i = 0; i < sizeof live / sizeof *live; i++)
+        is_live |= !strcmp(state, live[i]);
+    if (!is_live)
+        return 0;
+    if (checkpoint_names(store, sl_json_str(listed, "checkpoint", ""), name, number))
+        return sl_err_set(err, SL_CONFLICT, "%s:v%d is in use: run %s goes on with it", name, number, id);
+    if (strcmp(state, "running") != 0)
+        return 0;
+    int rc = sl_queue_show(runs->queue, id, &whole, err);
+    if (rc == SL_NOTFOUND) { /* ended and archived meanwhile */
+        sl_err_clear(err);
+        rc = 0;
+    } else if (rc == 0 && spec_names(store, json_object_get(whole, "spec"), name, number)) {
+        rc = sl_err_set(err, SL_CONFLICT, "%s:v%d is in use: run %s was started with it", name, number, id);
+    }
+    json_decref(whole);
+    return rc;
+}
+
 int sl_runs_guard_version(void *arg, const char *name, int number, struct sl_err *err)
 {
     struct sl_runs *runs = arg;
@@ -105,21 +146,9 @@ int sl_runs_guard_version(void *arg, const char *name, int number, struct sl_err
     while (rc == 0 && more) {
         json_t *page = NULL, *run;
         size_t i;
-        rc = sl_queue_list(runs->queue, *below ? below : NULL, PAGE, "running", NULL, NULL, &page,
-                           err);
+        rc = sl_queue_list(runs->queue, *below ? below : NULL, PAGE, NULL, NULL, NULL, &page, err);
         json_array_foreach(rc ? NULL : json_object_get(page, "runs"), i, run) {
-            const char *id = sl_json_str(run, "run", "");
-            json_t *whole = NULL;
-            rc = sl_queue_show(runs->queue, id, &whole, err);
-            if (rc == SL_NOTFOUND) { /* ended and archived meanwhile */
-                sl_err_clear(err);
-                rc = 0;
-            } else if (rc == 0 && spec_names(runs->server->store, json_object_get(whole, "spec"),
-                                             name, number)) {
-                rc = sl_err_set(err, SL_CONFLICT, "%s:v%d is in use: run %s was started with it",
-                                name, number, id);
-            }
-            json_decref(whole);
+            rc = guard_run(runs, run, name, number, err);
             if (rc)
                 break;
         }

@@ -20,18 +20,10 @@ static const json_t *next_input(const json_t *facts, const char *role, size_t *a
 /* "words:latest/train.jsonl" -> "words:v3/train.jsonl"; what is no artifact stays. */
 static int pinned_ref(const char *ref, const json_t *input, char *ret_ref, size_t size, struct sl_err *err)
 {
-    struct sl_ref parsed;
-    int rc = 0;
-
-    if (!sl_json_str(input, "name", NULL)) {
-        snprintf(ret_ref, size, "%s", ref);
-        return 0;
-    }
-    rc = sl_ref_parse(ref, &parsed, err);
-    if (!rc)
-        snprintf(ret_ref, size, "%s:%s%s%s", sl_json_str(input, "name", ""), sl_json_str(input, "version", ""),
-                 parsed.file[0] ? "/" : "", parsed.file);
-    return rc;
+    if (sl_json_str(input, "name", NULL))
+        return sl_ref_pin(ref, sl_json_str(input, "name", ""), sl_json_str(input, "version", ""), ret_ref, size, err);
+    snprintf(ret_ref, size, "%s", ref);
+    return 0;
 }
 
 static int pin(const json_t *source, const json_t *input, json_t **ret_source, struct sl_err *err)

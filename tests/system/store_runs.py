@@ -83,6 +83,37 @@ def what_a_run_was_started_with_is_not_deleted():
     assert json.loads(w.command("artifact", "ls", "model", "--json").stdout)["latest"] == "v1"
 
 
+def inputs_of(output):
+    """{role: version} of the run that made it."""
+    graph = json.loads(w.command("artifact", "lineage", f"{output['artifact']}:v{output['number']}", "--json").stdout)
+    labels = {n["id"]: n["label"] for n in graph["nodes"]}
+    return {e["role"]: labels[e["from"]] for e in graph["edges"] if e["to"].startswith("run")}
+
+
+def what_goes_on_keeps_what_it_was_started_with():
+    """`latest` is another version by then; what it was must not be deleted meanwhile."""
+    was = {name: w.api("GET", f"/api/v1/artifacts/{name}/latest")[1] for name in ("model", "data")}
+    a = w.agent("before", more=["--max-runs", "1"])
+    run = w.enqueue("fake.400.20.ok.kept", outputs={"artifact": "kept", "aliases": []})
+    w.until(run, lambda r: r.get("checkpoint"), 60)
+    w.end(a, timeout=60)
+    w.until(run, lambda r: r["state"] == "queued", 60)
+    for name in was:
+        w.put(name, f"other {name}")
+        assert w.api("GET", f"/api/v1/artifacts/{name}/latest")[1]["version"] != was[name]["version"]
+        r = w.command("artifact", "rm", f"{name}:{was[name]['version']}")
+        assert r.returncode == 1 and run in r.stderr, r.stderr
+    b = w.agent("after", more=["--max-runs", "1"])
+    r = w.ended(run, 90)
+    assert r["state"] == "succeeded" and went_on(run, 2), r
+    w.end(b)
+    output = w.until(run, lambda r: "bytes" in r["outputs"][0], 60)["outputs"][0]
+    assert inputs_of(output) == {role: f"{name}:{was[name]['version']}" for role, name in (("model", "model"), ("train", "data"))}, inputs_of(output)
+    for name in was:    # nothing needs them any more
+        assert w.command("artifact", "rm", f"{name}:{was[name]['version']}").returncode == 0
+    assert w.command("artifact", "rm", "kept:v0").returncode == 0
+
+
 def deleting_gives_storage_back():
     before = used()
     a = w.agent("maker", more=["--max-runs", "2"])
@@ -119,4 +150,4 @@ def a_store_that_served_runs_is_not_collected_without_redis():
 
 
 tap(w, [checkpoints_are_kept_as_long_as_a_run_goes_on_from_them, what_a_run_was_started_with_is_not_deleted,
-        deleting_gives_storage_back, a_store_that_served_runs_is_not_collected_without_redis])
+        what_goes_on_keeps_what_it_was_started_with, deleting_gives_storage_back, a_store_that_served_runs_is_not_collected_without_redis])
