@@ -10,6 +10,7 @@
 #define HASHING_THREADS_MIN 2
 #define HASHING_THREADS_MAX 8   /* more would only wait for the file */
 #define COLUMN_ROWS 32          /* rows that are read together of a tensor stored by columns */
+#define COLUMN_TILE 32          /* and columns, where they are copied */
 
 /* Where Hugging Face's row i of Q or K is stored. Of a head's d rows ggml keeps i and i + d/2 side
  * by side, since its rotary embedding turns adjacent pairs. */
@@ -39,14 +40,24 @@ static void read_columns(const struct sl_tensor *t, int64_t row0, int64_t n, flo
     }
 }
 
-/* The same as they are stored. */
+/* The same as they are stored, a tile of columns at a time: what is read stays in the first cache, what is written lies in a
+ * line. For elements of a size known here, since a call for each would take longer than hashing them. */
+#define COPY_TILED(from, bytes)                                                                    \
+    for (int64_t c0 = 0; c0 < t->cols; c0 += COLUMN_TILE)                                          \
+        for (int64_t i = 0; i < n; i++)                                                            \
+            for (int64_t c = c0; c < t->cols && c < c0 + COLUMN_TILE; c++)                         \
+                memcpy(out + (i * t->cols + c) * (bytes),                                          \
+                       (from) + c * (int64_t)t->column_bytes + i * (bytes), bytes)
 static void copy_columns(const struct sl_tensor *t, int64_t row0, int64_t n, unsigned char *out)
 {
-    size_t bytes = (size_t)sl_dtype_info(t->dtype)->block_bytes;
-    const unsigned char *from = t->data + (size_t)row0 * bytes;
-    for (int64_t c = 0; c < t->cols; c++, from += t->column_bytes)
-        for (int64_t i = 0; i < n; i++)
-            memcpy(out + (size_t)(i * t->cols + c) * bytes, from + (size_t)i * bytes, bytes);
+    int64_t bytes = (int64_t)sl_dtype_info(t->dtype)->block_bytes;
+    const unsigned char *from = t->data + row0 * bytes;
+    if (bytes == 2)
+        COPY_TILED(from, 2);
+    else if (bytes == 4)
+        COPY_TILED(from, 4);
+    else
+        COPY_TILED(from, bytes);
 }
 
 /* Row i of part p of a layout, or element i. */

@@ -306,4 +306,36 @@ static inline void hm_write(const struct hm *m)
     json_decref(root);
 }
 
+/* The digest as weights.h has it, from the values that are read; type: of two bytes. */
+static inline void hm_expect_digest(struct sl_weights *w, const char *type)
+{
+    char want[SL_SHA256_HEX + 1], got[SL_SHA256_HEX + 1], one[SL_SHA256_HEX + 1];
+    struct sl_buf each, all;
+    sl_buf_init(&each, 1 << 20);
+    sl_buf_init(&all, 1 << 20);
+    for (int i = 0; i < w->n_tensors; i++) {
+        const struct sl_tensor *t = &w->tensors[i];
+        const char *name = sl_dtype_info(t->dtype)->name;
+        int64_t shape[2];
+        unsigned char element[4];
+        float *x = hm_read(w, t->name, &shape[0], &shape[1]);
+        sl_buf_reset(&each);
+        sl_buf_add(&each, t->name, strlen(t->name) + 1);
+        sl_buf_add(&each, name, strlen(name) + 1);
+        sl_buf_add(&each, shape, sizeof shape);
+        for (int64_t e = 0; e < shape[0] * shape[1]; e++) {
+            hm_element(type, x[e], element);
+            sl_buf_add(&each, element, 2);
+        }
+        free(x);
+        assert_int_equal(sl_sha256_data(each.p, each.len, one, NULL), 0);
+        sl_buf_add(&all, one, sizeof one);
+    }
+    assert_int_equal(sl_sha256_data(all.p, all.len, want, NULL), 0);
+    assert_int_equal(sl_weights_digest(w, got, NULL), 0);
+    assert_string_equal(got, want);
+    sl_buf_release(&each);
+    sl_buf_release(&all);
+}
+
 #endif
