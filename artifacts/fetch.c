@@ -350,8 +350,22 @@ static bool allowed(const json_t *roots, const char *path)
     return false;
 }
 
-/* The digest that a manifest of the folder's files would have. */
-static int hash_folder(const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int64_t *ret_bytes,
+/* A path that does not exist: allowed when what would be above it is. */
+static bool missing_allowed(const json_t *roots, const char *path)
+{
+    return !strstr(path, "/../") && allowed(roots, path);
+}
+
+static int denied(const char *path, struct sl_err *err)
+{
+    return sl_err_set(err, SL_DENIED,
+                      "%s is not below a folder that this agent allows: start the agent with "
+                      "--allow-path, or put the file into the artifact store",
+                      path);
+}
+
+/* The digest that a manifest of the folder's files would have. A link in it may lead to what is allowed only. */
+static int hash_folder(const json_t *roots, const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int64_t *ret_bytes,
                        struct sl_err *err)
 {
     struct sl_tree tree;
@@ -361,7 +375,12 @@ static int hash_folder(const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int6
         return rc;
     json_t *files = json_array();
     for (size_t i = 0; rc == 0 && i < tree.n; i++) {
+        char real[SL_PATH_MAX];
         rc = sl_path(path, err, "%s/%s", dir, tree.files[i].path);
+        if (rc == 0 && !realpath(path, real))
+            rc = sl_err_errno(err, "looking at %s", path);
+        if (rc == 0 && !allowed(roots, real))
+            rc = denied(path, err);
         if (rc == 0)
             rc = sl_sha256_file(path, hex, NULL, err);
         json_array_append_new(files,
@@ -386,15 +405,17 @@ static int fetch_local(struct fetch *f, struct item *it, struct sl_err *err)
     if (path[0] != '/')
         return sl_err_set(err, SL_SPEC, "%s: a file URL has three slashes, then the path", it->ref);
     bool there = realpath(path, real) != NULL;
+    int why = errno;
     /* Outside of what is allowed nobody learns what exists. */
-    if (there ? !allowed(f->allow_paths, real) : !allowed(f->allow_paths, path))
-        return sl_err_set(err, SL_DENIED,
-                          "%s is not below a folder that this agent allows: start the agent with "
-                          "--allow-path, or put the file into the artifact store",
-                          it->ref);
-    if (!there || stat(real, &st))
-        return sl_err_set(err, SL_NOTFOUND, "%s: %s", it->ref, strerror(errno));
-    int rc = S_ISDIR(st.st_mode) ? hash_folder(real, it->digest, &it->bytes, err)
+    if (there ? !allowed(f->allow_paths, real) : !missing_allowed(f->allow_paths, path))
+        return denied(it->ref, err);
+    if (there && stat(real, &st)) {
+        there = false;
+        why = errno;
+    }
+    if (!there)
+        return sl_err_set(err, SL_NOTFOUND, "%s: %s", it->ref, strerror(why));
+    int rc = S_ISDIR(st.st_mode) ? hash_folder(f->allow_paths, real, it->digest, &it->bytes, err)
                                  : sl_sha256_file(real, it->digest, &it->bytes, err);
     if (rc == 0)
         rc = expect_digest(it, it->digest, err);

@@ -67,7 +67,11 @@ static void fetch_plans(void **state)
     put_file("two/test.jsonl", "{\"b\":2}");
     put_file("allowed/mine.txt", "local");
     put_file("secret/mine.txt", "secret");
+    put_file("allowed/folder/inside", "inside");
+    put_file("allowed/open/inside", "inside");
     assert_int_equal(symlink("../secret/mine.txt", in_dir("allowed/sneaky")), 0);
+    assert_int_equal(symlink("../../secret", in_dir("allowed/folder/out")), 0);
+    assert_int_equal(symlink("../mine.txt", in_dir("allowed/open/near")), 0);
     assert_int_equal(publish("model", "one"), 0);
     assert_int_equal(publish("data", "two"), 0);
     snprintf(link, sizeof link, "file://%s", in_dir("allowed/mine.txt"));
@@ -120,6 +124,18 @@ static void fetch_plans(void **state)
     snprintf(link, sizeof link, "%s", in_dir("allowed/gone"));
     assert_int_equal(fetch(json_pack("[{s:s, s:s}]", "ref", link, "dest", "x"), &resolved),
                      SL_NOTFOUND);
+    assert_non_null(strstr(err.msg, "No such file"));
+    /* What is outside is not told apart from what is not there. */
+    snprintf(link, sizeof link, "%s/../secret/none", in_dir("allowed"));
+    assert_int_equal(fetch(json_pack("[{s:s, s:s}]", "ref", link, "dest", "x"), &resolved), SL_DENIED);
+    snprintf(link, sizeof link, "%s", in_dir("allowed/folder")); /* with a link that leads outside */
+    assert_int_equal(fetch(json_pack("[{s:s, s:s}]", "ref", link, "dest", "x"), &resolved), SL_DENIED);
+    assert_non_null(strstr(err.msg, "out/mine.txt"));
+    assert_false(sl_file_exists(in_dir("run/x")));
+    snprintf(link, sizeof link, "%s", in_dir("allowed/open")); /* with one that does not */
+    assert_int_equal(fetch(json_pack("[{s:s, s:s}]", "ref", link, "dest", "x"), &resolved), 0);
+    json_decref(resolved);
+    assert_content("run/x/near", "local");
     assert_int_equal(fetch(json_pack("[{s:s, s:s}]", "ref", "model", "dest", "../x"), &resolved),
                      SL_SPEC);
     assert_int_equal(
