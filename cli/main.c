@@ -3,6 +3,7 @@
 #include "cli/cli.h"
 #include "base/file.h"
 #include "base/proc.h"
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -73,6 +74,7 @@ static void usage(FILE *to)
 int main(int argc, char **argv)
 {
     sl_unpack_main(argc, argv);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit (ulimit -f) is an error that is told, not the end */
     if (argc < 2) {
         usage(stderr);
         return 2;

@@ -41,7 +41,7 @@ struct port {
     /* export */
     struct sl_bundle *bundle;
     json_t *seen; /* digests in it */
-    int64_t versions, runs, live, blobs;
+    int64_t told, versions, runs, live, blobs; /* told: entries of any kind */
     /* import */
     char project[SL_NAME_MAX + 1], entries_sha256[SL_SHA256_HEX + 1], entries[SL_PATH_MAX];
     int64_t changed, unchanged;
@@ -155,6 +155,7 @@ static int take_line(struct port *p, char *line, size_t len, struct sl_err *err)
         p->versions++;
     }
     p->runs += strcmp(kind, "run") == 0;
+    p->told += strcmp(kind, "end") != 0;
     if (strcmp(kind, "end") == 0)
         p->live = sl_json_int(entry, "live_runs", 0);
     json_decref(entry);
@@ -185,6 +186,9 @@ static int export(struct port *p, const char *project, const char *file, struct 
     rc = add_head(p, project, index.sha256, err);
     if (rc == 0)
         rc = each_line(index.path, take_line, p, err);
+    if (rc == 0 && !p->told)
+        rc = sl_err_set(err, SL_NOTFOUND, "project %s has nothing that can be exported%s", project,
+                        p->live ? ": its runs have not ended, or are not in the archive yet" : "; `softlaunch projects` lists those with runs");
     if (rc == 0)
         rc = sl_bundle_add(p->bundle, ENTRIES, index.path, index.sha256, err);
     if (rc)

@@ -165,6 +165,8 @@ def what_is_damaged_is_refused():
         command(u, "projects", "import", w.write("text.tar", "not a tarball\n" * 999), fails="text.tar")
         command(u, "projects", "import", w.dir + "/none.tar", fails="none.tar")
         command(u, "projects", "export", "../x", w.dir + "/y.tar", fails="not a project's name")
+        command(u, "projects", "export", "nobody", w.dir + "/nobody.tar", fails="nothing that can be exported")
+        assert not os.path.exists(w.dir + "/nobody.tar") and not os.path.exists(w.dir + "/nobody.tar.part")
         assert not u.api("GET", "/api/v1/artifacts")[1]["artifacts"]
         assert not os.path.exists(w.dir + "/y.tar") and not os.path.exists(w.dir + "/../out")
         # Records that lie: digests hold, and the server judges each line.

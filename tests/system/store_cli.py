@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -337,6 +338,10 @@ def mount_tmpfs(path, size):
 def full_disks(tmp, s):
     big_file(tmp / "big.bin", 12_000_000)
     run(["artifact", "put", "big", tmp / "big.bin"], s.env, True)
+    # A limit of files' sizes is as a full disk: said, and nothing half.
+    p = run(["artifact", "get", "big", tmp / "limited"], s.env, False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000)))
+    assert "File too large" in p.stderr and not (tmp / "limited" / "big.bin").exists(), p.stderr
     small = tmp / "small"
     mount_tmpfs(small, "8m")
     try:
