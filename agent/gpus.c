@@ -90,16 +90,17 @@ static nvml_device find(const struct nvml *n, const char *id)
     return NULL;
 }
 
-static void look(const struct nvml *n, nvml_device d, struct sl_gpu_use *ret_use, bool *ret_known)
+/* Whether the driver says what a device does now. */
+static bool look(const struct nvml *n, nvml_device d, struct sl_gpu_use *ret_use)
 {
     struct nvml_rates rates;
     struct nvml_memory memory;
 
-    *ret_known = !n->memory(d, &memory);
-    if (!*ret_known)
-        return;
+    if (n->memory(d, &memory))
+        return false;
     ret_use->memory_bytes = (double)memory.used;
     ret_use->percent = n->rates(d, &rates) ? -1 : (double)rates.gpu;
+    return true;
 }
 
 static void drop(struct sl_gpus *g) /* with the mutex held */
@@ -130,12 +131,11 @@ static void look_at_all(struct sl_gpus *g, const struct nvml *n, const nvml_devi
 {
     for (int i = 0; i < g->devices.n && !g->ending; i++) {
         struct sl_gpu_use use;
-        bool known;
 
         if (!devices[i] || !(g->watched >> i & 1))
             continue;
         pthread_mutex_unlock(&g->mutex);
-        look(n, devices[i], &use, &known);
+        bool known = look(n, devices[i], &use);
         pthread_mutex_lock(&g->mutex);
         if (known && g->watched >> i & 1)
             add(&g->seen[i], &use);
@@ -145,7 +145,7 @@ static void look_at_all(struct sl_gpus *g, const struct nvml *n, const nvml_devi
 static void *watcher(void *arg)
 {
     struct sl_gpus *g = arg;
-    nvml_device devices[SL_DEVICES_MAX];
+    nvml_device devices[SL_DEVICES_MAX] = {NULL};
     struct nvml n;
     bool there = load(&n);
 

@@ -119,7 +119,7 @@ static int token_by_key(struct sl_gcloud *g, const char *path, struct sl_err *er
     json_t *claims =
         rc ? NULL
            : json_pack("{s:s, s:s, s:s, s:I, s:I}", "iss", email, "scope", SCOPE, "aud", uri, "iat",
-                       (json_int_t)now, "exp", (json_int_t)(now + JWT_LIFE_S));
+                       (json_int_t)now, "exp", (json_int_t)now + JWT_LIFE_S);
     char *text = claims ? sl_json_dump(claims) : NULL;
     if (rc == 0 && (!text || add_base64url(&jwt, head, strlen(head)) || sl_buf_addc(&jwt, '.') ||
                     add_base64url(&jwt, text, strlen(text))))

@@ -129,7 +129,7 @@ int sl_job_judge(struct sl_job *j, CURLcode code, struct sl_err *err)
     char detail[512] = "";
     sl_answer_reason(j->reply.p, j->reply.len, detail + 2, sizeof detail - 2);
     if (detail[2])
-        memcpy(detail, ": ", 2);
+        detail[0] = ':', detail[1] = ' ';
     long s = j->status;
     if (s == 404 || s == 410)
         return sl_err_set(err, SL_NOTFOUND, "%s is not there: %s answered %ld%s", j->what, j->url,

@@ -7,11 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-int sl_store_nomem(struct sl_err *err)
-{
-    return sl_err_set(err, SL_NOMEM, "out of memory");
-}
-
 int sl_store_check_name(const char *what, const char *name, struct sl_err *err)
 {
     if (sl_name_valid(name))

@@ -206,7 +206,7 @@ int sl_source_hf(const char *ref, const struct sl_watch *watch, struct sl_source
     if (len >= sizeof hub->endpoint)
         return sl_err_set(err, SL_SPEC, "HF_ENDPOINT has more than %zu bytes",
                           sizeof hub->endpoint - 1);
-    memcpy(hub->endpoint, endpoint, len);
+    snprintf(hub->endpoint, sizeof hub->endpoint, "%.*s", (int)len, endpoint);
     rc = read_token(hub, err);
     sl_buf_init(&url, URL_MAX_BYTES);
     if (rc == 0 && (sl_buf_addf(&url, "%s/api/%s/%s/revision/", hub->endpoint,

@@ -61,7 +61,10 @@ int sl_store_record_path(const struct sl_store *store, const char *name, int num
 
 int sl_store_read_manifest(struct sl_store *store, const char *sha256, json_t **ret_manifest,
                            struct sl_err *err);
-int sl_store_nomem(struct sl_err *err);
+static inline int sl_store_nomem(struct sl_err *err)
+{
+    return sl_err_set(err, SL_NOMEM, "out of memory");
+}
 int sl_store_check_name(const char *what, const char *name, struct sl_err *err);
 int sl_store_check_alias(const char *alias, struct sl_err *err);
 int sl_store_check_sha256(const char *sha256, struct sl_err *err);

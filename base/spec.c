@@ -85,12 +85,12 @@ static void check_markers(struct rules *r, const char *path, const char *text, i
     int count[SL_SPEC_MAX_SPLITS] = {0}, all = 0;
     const json_t *found = NULL;
     const char *p = text;
-    char *end = NULL;
 
     while ((p = strstr(p, MARKER))) {
+        char *end = NULL; /* of the number, where one stands */
         p += strlen(MARKER);
         unsigned long k = isdigit((unsigned char)*p) ? strtoul(p, &end, 10) : 0;
-        if (!isdigit((unsigned char)*p) || strncmp(end, "|>", 2) != 0) {
+        if (!end || strncmp(end, "|>", 2) != 0) {
             broken(r, path, "markers written <|VIRTUAL_PROMPT_0|>", found,
                    "\"%s%.12s\" is no marker; write <|VIRTUAL_PROMPT_0|>", MARKER, p);
             return;

@@ -78,17 +78,18 @@ int sl_backend_open(const char *device, enum sl_precision precision, int threads
 
     if (!device)
         device = getenv("SOFTLAUNCH_DEVICE");
-    if (device && !strcmp(device, "cpu"))
+    if (device && strcmp(device, "cpu") == 0)
         return open_cpu(precision, threads, ret_ops, ret_be, err);
-    if (!device || !strcmp(device, "auto")) {
+    if (!device || strcmp(device, "auto") == 0) {
         rc = open_cuda(0, precision, threads, ret_ops, ret_be, &why);
         if (rc == SL_NOTFOUND)
             return open_cpu(precision, threads, ret_ops, ret_be, err);
         return rc ? sl_err_set(err, rc, "%s (--device cpu does without the GPU)", why.msg) : 0;
     }
-    if (!strncmp(device, "cuda:", 5))
+    if (strncmp(device, "cuda:", 5) == 0)
         number = strtol(device + 5, &end, 10);
-    if (strcmp(device, "cuda") && (!end || end == device + 5 || *end || number < 0 || number > INT32_MAX))
+    if (strcmp(device, "cuda") != 0 &&
+        (!end || end == device + 5 || *end || number < 0 || number > INT32_MAX))
         return sl_err_set(err, SL_SPEC, "device '%s': expected auto, cpu, cuda or cuda:N", device);
     return open_cuda((int)number, precision, threads, ret_ops, ret_be, err);
 }

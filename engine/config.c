@@ -85,7 +85,8 @@ static void free_strings(int n, char **s)
 static int position(const json_t *list, const char *name)
 {
     for (size_t i = 0; i < json_array_size(list); i++)
-        if (!strcmp(json_string_value(json_array_get(list, i)), name))
+        /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): the schema wants a taskname */
+        if (strcmp(json_string_value(json_array_get(list, i)), name) == 0)
             return (int)i;
     return -1;
 }
@@ -140,7 +141,7 @@ static int fill_tasks(struct sl_config *c, const json_t *config)
                   : c->n_new_tasks; /* methods and texts go with new_tasks */
         c->n_new_tasks++;
         const char *method = json_string_value(json_array_get(methods, (size_t)at));
-        if (!method || strcmp(method, "text"))
+        if (!method || strcmp(method, "text") != 0)
             continue;
         t->init_method = SL_INIT_TEXT;
         t->init_text = strdup(json_string_value(json_array_get(texts, (size_t)at)));

@@ -46,8 +46,8 @@ int sl_prompt_positions(const struct sl_config *c, int model_positions, int *ret
 
 struct row_state {
     struct sl_ids context; /* prompt and generated tokens */
+    size_t text_end;       /* of the generated text, before a stop string; SIZE_MAX: all of it */
     int n_prompt;
-    size_t text_end; /* of the generated text, before a stop string; SIZE_MAX: all of it */
     bool done;
 };
 

@@ -173,7 +173,7 @@ static void note(struct copies *c, const char *file, const char *error)
         pause_s = SL_COPY_PAUSE_MAX_S;
     if (error)
         json_object_set_new(c->tries, file, json_pack("{s:I, s:s, s:I}", "tries", (json_int_t)tries, "error", error, "next_us",
-                                                      (json_int_t)(sl_boot_us() + pause_s * 1000000)));
+                                                      (json_int_t)sl_boot_us() + (json_int_t)pause_s * 1000000));
     else
         json_object_del(c->tries, file);
     pthread_mutex_unlock(&c->mutex);

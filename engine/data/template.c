@@ -71,7 +71,7 @@ static int add_literal(struct sl_template *t, const char *text, size_t len, stru
         control = false;
         rc = id_bytes(t, ids.id[i], &buf, &control, err);
         if (!rc && control) {
-            if (at + buf.len > len || memcmp(text + at, buf.p, buf.len))
+            if (at + buf.len > len || memcmp(text + at, buf.p, buf.len) != 0)
                 break; /* the tokenizer changes the text: leave it as it stands */
             if (at > start)
                 rc = add_part(t, LITERAL, 0, text + start, at - start, err);
@@ -145,7 +145,7 @@ static int parse(struct sl_template *t, struct sl_err *err)
         if (marker) {
             p += strlen(MARKER);
             unsigned long k = strtoul(p, &end, 10);
-            if (!isdigit((unsigned char)*p) || strncmp(end, "|>", 2) ||
+            if (!isdigit((unsigned char)*p) || strncmp(end, "|>", 2) != 0 ||
                 k >= (unsigned long)t->task->n_splits)
                 return sl_err_set(err, SL_SPEC, "marker %s%.12s has no virtual token split", MARKER,
                                   p);
@@ -426,6 +426,7 @@ static int mark_targets(const struct sl_template *t, const struct sl_render *how
         (how->answer == SL_ANSWER_ROW && t->task->answer_only_loss))
         first = out->answer_start > 1 ? out->answer_start : 1;
     if (n > out->cap_targets) {
+        /* NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI): n is above a capacity, so above 0 */
         uint8_t *p = realloc(out->target, (size_t)n);
         if (!p)
             return sl_err_set(err, SL_NOMEM, "out of memory");

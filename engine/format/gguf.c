@@ -124,7 +124,7 @@ struct sl_gguf_str sl_gguf_next_str(const unsigned char **p)
 
 static bool same(struct sl_gguf_str a, struct sl_gguf_str b)
 {
-    return a.len == b.len && !memcmp(a.p, b.p, a.len);
+    return a.len == b.len && (a.len == 0 || memcmp(a.p, b.p, a.len) == 0);
 }
 
 static bool is(struct sl_gguf_str s, const char *name)
@@ -328,7 +328,7 @@ static int parse(struct cursor *c, struct sl_gguf *g)
     const unsigned char *magic = take(c, 4, "the magic number");
     if (!magic)
         return SL_DATA;
-    if (memcmp(magic, "GGUF", 4))
+    if (memcmp(magic, "GGUF", 4) != 0)
         return sl_err_set(c->err, SL_DATA, "not a GGUF file");
     if (get_u32(c, "the version", &version) < 0)
         return SL_DATA;
@@ -428,7 +428,7 @@ int sl_gguf_num(const struct sl_gguf *g, const char *name, double *ret_value, st
         memcpy(&value, key->value, sizeof value);
     } else {
         int rc = sl_gguf_int(g, name, &i, err);
-        if (rc < 0)
+        if (rc)
             return rc;
         value = (double)i;
     }

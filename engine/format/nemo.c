@@ -94,7 +94,7 @@ static int open_ranks(struct nemo *n, struct sl_err *err)
 
     if (rc)
         return rc;
-    n->rank = calloc((size_t)(n->tp * n->pp), sizeof *n->rank);
+    n->rank = calloc((size_t)n->tp * (size_t)n->pp, sizeof *n->rank);
     if (!n->rank)
         return sl_err_set(err, SL_NOMEM, "out of memory for %d ranks", n->tp * n->pp);
     for (int i = 0; i < n->tar.n; i++) {

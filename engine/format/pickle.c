@@ -1,31 +1,16 @@
 /* One function an opcode family, under the names of pickletools.py. Every push goes through
  * sl_pickle_push(), every value through sl_pickle_make(), so that the limits hold whatever the text
- * says. Long because every opcode of the format has its place here. */
+ * says. */
 #include "engine/format/pickle_reader.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define CHUNK_BYTES (64u << 10) /* of the arena; a longer list has a chunk of its own */
-#define ARENA_MAX (24u << 20)   /* bytes */
 #define PROTOCOL_MAX 5
+#define STACK_FIRST 256 /* values; it grows */
 
-/* ---- the arena ---- */
-
-struct chunk {
-    struct chunk *next;
-    size_t used, size;
-    max_align_t data[];
-};
-
-struct sl_pickle_doc {
-    struct chunk *chunks;
-    size_t bytes;
-    const struct sl_pickle *root;
-};
-
-int sl_pickle_bad(struct sl_pickle_reader *r, const char *fmt, ...)
+int (sl_pickle_bad)(struct sl_pickle_reader *r, const char *fmt, ...)
 {
     char text[256];
     va_list ap;
@@ -36,86 +21,19 @@ int sl_pickle_bad(struct sl_pickle_reader *r, const char *fmt, ...)
     return sl_err_set(r->err, SL_DATA, "the pickle at byte %zu: %s", r->op_at, text);
 }
 
-static int no_memory(struct sl_pickle_reader *r)
-{
-    return sl_err_set(r->err, SL_NOMEM, "out of memory for a pickle");
-}
-
-int sl_pickle_arena(struct sl_pickle_reader *r, size_t bytes, void **ret_p)
-{
-    struct sl_pickle_doc *d = r->doc;
-
-    bytes = (bytes + sizeof(max_align_t) - 1) / sizeof(max_align_t) * sizeof(max_align_t);
-    if (!d->chunks || d->chunks->size - d->chunks->used < bytes) {
-        size_t size = bytes > CHUNK_BYTES ? bytes : CHUNK_BYTES;
-        struct chunk *c;
-
-        if (size > ARENA_MAX - d->bytes)
-            return sl_pickle_bad(r, "its values need more than %u MiB", ARENA_MAX >> 20);
-        c = malloc(sizeof *c + size);
-        if (!c)
-            return no_memory(r);
-        *c = (struct chunk){d->chunks, 0, size};
-        d->chunks = c;
-        d->bytes += size;
-    }
-    *ret_p = (char *)d->chunks->data + d->chunks->used;
-    d->chunks->used += bytes;
-    return 0;
-}
-
-int sl_pickle_make(struct sl_pickle_reader *r, enum sl_pickle_type type, struct sl_pickle **ret_v)
-{
-    void *p = NULL;
-    int rc;
-
-    if (++r->n_values > SL_PICKLE_MAX_VALUES)
-        return sl_pickle_bad(r, "more than %d values", SL_PICKLE_MAX_VALUES);
-    rc = sl_pickle_arena(r, sizeof **ret_v, &p);
-    if (rc)
-        return rc;
-    *ret_v = memset(p, 0, sizeof **ret_v);
-    (*ret_v)->type = type;
-    return 0;
-}
-
-int sl_pickle_add_items(struct sl_pickle_reader *r, struct sl_pickle *list,
-                        struct sl_pickle *const *items, size_t n)
-{
-    if (n > list->cap - list->n) {
-        size_t cap = list->cap * 2 > list->n + n ? list->cap * 2 : list->n + n;
-        void *p = NULL;
-        int rc;
-
-        if (cap > UINT32_MAX / 2)
-            return sl_pickle_bad(r, "a list of %zu items", cap);
-        rc = sl_pickle_arena(r, cap * sizeof *items, &p);
-        if (rc)
-            return rc;
-        if (list->n)
-            memcpy(p, list->u.item, list->n * sizeof *items);
-        list->u.item = p;
-        list->cap = (uint32_t)cap;
-    }
-    if (n)
-        memcpy(list->u.item + list->n, items, n * sizeof *items);
-    list->n += (uint32_t)n;
-    return 0;
-}
-
 /* ---- stack and text ---- */
 
 int sl_pickle_push(struct sl_pickle_reader *r, struct sl_pickle *v)
 {
     if (r->n_stack == r->cap_stack) {
-        size_t cap = r->cap_stack ? r->cap_stack * 2 : 256;
+        size_t cap = r->cap_stack * 2;
         struct sl_pickle **p;
 
         if (r->n_stack >= SL_PICKLE_MAX_VALUES)
             return sl_pickle_bad(r, "more than %d values on its stack", SL_PICKLE_MAX_VALUES);
         p = realloc(r->stack, cap * sizeof *p);
         if (!p)
-            return no_memory(r);
+            return sl_pickle_nomem(r);
         r->stack = p;
         r->cap_stack = cap;
     }
@@ -257,7 +175,7 @@ static int memo_put(struct sl_pickle_reader *r, uint64_t index)
             cap *= 2;
         p = realloc(r->memo, cap * sizeof *p);
         if (!p)
-            return no_memory(r);
+            return sl_pickle_nomem(r);
         memset(p + r->cap_memo, 0, (cap - r->cap_memo) * sizeof *p);
         r->memo = p;
         r->cap_memo = cap;
@@ -481,16 +399,15 @@ int sl_pickle_read(const void *text, size_t len, struct sl_pickle_doc **ret_doc,
         return sl_err_set(err, SL_DATA, "a pickle of %zu bytes; the limit is %u", len,
                           SL_PICKLE_MAX_BYTES);
     r = calloc(1, sizeof *r);
-    if (r)
-        r->doc = calloc(1, sizeof *r->doc);
-    if (!r || !r->doc) {
-        free(r);
+    if (!r)
         return sl_err_set(err, SL_NOMEM, "out of memory for a pickle");
-    }
     r->text = text;
     r->len = len;
     r->err = err;
-    rc = run(r);
+    r->doc = calloc(1, sizeof *r->doc);
+    r->stack = calloc(STACK_FIRST, sizeof *r->stack);
+    r->cap_stack = STACK_FIRST;
+    rc = r->doc && r->stack ? run(r) : sl_pickle_nomem(r);
     if (rc)
         sl_pickle_free(r->doc);
     else
@@ -499,22 +416,4 @@ int sl_pickle_read(const void *text, size_t len, struct sl_pickle_doc **ret_doc,
     free(r->memo);
     free(r);
     return rc;
-}
-
-void sl_pickle_free(struct sl_pickle_doc *doc)
-{
-    if (!doc)
-        return;
-    while (doc->chunks) {
-        struct chunk *next = doc->chunks->next;
-
-        free(doc->chunks);
-        doc->chunks = next;
-    }
-    free(doc);
-}
-
-const struct sl_pickle *sl_pickle_root(const struct sl_pickle_doc *doc)
-{
-    return doc->root;
 }

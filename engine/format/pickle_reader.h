@@ -1,9 +1,15 @@
-/* What the two halves of the pickle reader share: pickle.c is the machine (limits, stack, memo and
- * opcodes), pickle_torch.c what a pickle may import and call. Not for anybody else. */
+/* What the parts of the pickle reader share: pickle.c is the machine (stack, memo and opcodes), pickle_doc.c
+ * keeps the values it makes, pickle_torch.c is what a pickle may import and call. Not for anybody else. */
 #ifndef SL_ENGINE_PICKLE_READER_H
 #define SL_ENGINE_PICKLE_READER_H
 #include "engine/format/pickle.h"
 #include <stdbool.h>
+
+struct sl_pickle_doc {
+    struct sl_pickle_chunk *chunks; /* all values, freed together */
+    size_t bytes;
+    const struct sl_pickle *root;
+};
 
 struct sl_pickle_reader {
     const unsigned char *text;
@@ -22,6 +28,13 @@ struct sl_pickle_reader {
 /* Each returns 0 or a negative code with r->err filled. */
 int sl_pickle_bad(struct sl_pickle_reader *r, const char *fmt, ...)
     __attribute__((format(printf, 2, 3))); /* SL_DATA, with the place */
+#ifdef __clang_analyzer__ /* as in base/err.h: it cannot see that this is never 0 */
+#define sl_pickle_bad(...) ((sl_pickle_bad)(__VA_ARGS__), SL_DATA)
+#endif
+static inline int sl_pickle_nomem(struct sl_pickle_reader *r)
+{
+    return sl_err_set(r->err, SL_NOMEM, "out of memory for a pickle");
+}
 int sl_pickle_arena(struct sl_pickle_reader *r, size_t bytes, void **ret_p);
 int sl_pickle_make(struct sl_pickle_reader *r, enum sl_pickle_type type, struct sl_pickle **ret_v);
 int sl_pickle_add_items(struct sl_pickle_reader *r, struct sl_pickle *list,

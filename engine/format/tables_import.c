@@ -52,6 +52,7 @@ static int add_table(struct import *im, const char *task, int64_t v, int64_t hid
     if (p)
         t->table = p;
     one.task = strdup(task);
+    /* NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI): both are at least 1 */
     one.rows = malloc((size_t)(v * hidden) * sizeof *one.rows);
     one.virtual_tokens = (int)v;
     one.hidden = (int)hidden;

@@ -339,7 +339,7 @@ static void put_header(unsigned char *h, const struct sl_tar_member *m)
     memcpy(h + 136, "00000000000", 12); /* 1970: the same content gives the same bytes */
     h[156] = '0';
     memcpy(h + 257, "ustar", 6);
-    memcpy(h + 263, "00", 2);
+    h[263] = h[264] = '0'; /* its version */
     snprintf((char *)h + 148, 8, "%06o", checksum(h));
     h[155] = ' ';
 }

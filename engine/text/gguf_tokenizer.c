@@ -107,6 +107,7 @@ static int bpe(const struct sl_gguf *g, struct sl_tokenizer_spec *spec,
                           &spec->merge_len, err);
     if (rc == 0)
         rc = sl_tokenizer_new(spec, ret_tok, err);
+    spec->pre = NULL; /* it ends with this call; the tokenizer has its own */
     free((void *)spec->merges);
     free((void *)spec->merge_len);
     return rc;

@@ -84,10 +84,8 @@ static inline uint32_t rank_of(const struct sl_merges *m, int32_t left, int32_t 
                                int32_t *ret_whole)
 {
     const struct entry *e = find(m, left, right);
-    if (!e)
-        return NO_RANK;
-    *ret_whole = e->whole;
-    return e->rank;
+    *ret_whole = e ? e->whole : -1;
+    return e ? e->rank : NO_RANK;
 }
 
 static int merge_short(const struct sl_merges *m, int32_t *id, int n)
@@ -105,8 +103,9 @@ static int merge_short(const struct sl_merges *m, int32_t *id, int n)
             break;
         id[best] = whole[best];
         n--;
-        for (int i = best + 1; i < n; i++) {
+        for (int i = best + 1; i < n; i++)
             id[i] = id[i + 1];
+        for (int i = best + 1; i + 1 < n; i++) {
             rank[i] = rank[i + 1];
             whole[i] = whole[i + 1];
         }

@@ -16,10 +16,11 @@ static int no_memory(struct sl_err *err)
 /* "<0x0A>", as byte pieces are written; -1 for anything else. */
 static int byte_of(struct sl_text piece)
 {
-    static const char digits[] = "0123456789ABCDEF";
+    static const char digits[16] = "0123456789ABCDEF"; /* without a zero */
     if (piece.len != 6 || memcmp(piece.p, "<0x", 3) != 0 || piece.p[5] != '>')
         return -1;
-    const char *high = memchr(digits, piece.p[3], 16), *low = memchr(digits, piece.p[4], 16);
+    const char *high = memchr(digits, piece.p[3], sizeof digits),
+               *low = memchr(digits, piece.p[4], sizeof digits);
     return high && low ? (int)(16 * (high - digits) + (low - digits)) : -1;
 }
 
