@@ -11,19 +11,15 @@ import sys
 
 import sources
 import targets
-from queue_fixture import HERE, World, tap, wait
+from queue_fixture import HERE, TOKEN, World, wait
 
-try:
-    url, _ = sources.start_s3()
-except ImportError as e:
-    print(f"not run: {e}; run it with tests/peer-python.sh's Python")
-    sys.exit(77)
-gate = targets.Gate(url)
-for key in [k for k in os.environ if k.startswith(("AWS_", "GOOGLE_", "GCE_", "STORAGE_"))]:
-    del os.environ[key]
-os.environ.update(sources.s3_env, AWS_ENDPOINT_URL=gate.url, AWS_EC2_METADATA_DISABLED="true")
+gate = targets.s3_here()
 BIG = os.urandom(1 << 20) * 40  # several parts, and ranges
 w = World(serve=("--blobs", "s3://models/blobs/", "--blobs-local", "1", "--collect-every", "0"))
+
+
+def env():
+    return {**os.environ, "SOFTLAUNCH_SERVER": w.url, "SOFTLAUNCH_TOKEN": TOKEN}
 
 
 def command(*args, fails=None):
@@ -126,7 +122,7 @@ def copies_keep_to_their_limit():
     got("big", "big", BIG)
     wait(lambda: not copies(), 30, "the copies go")
     ps = [subprocess.Popen([targets.BIN, "artifact", "get", "big", f"{w.dir}/at-once-{i}"], stdout=subprocess.DEVNULL,
-                           env={**os.environ, "SOFTLAUNCH_SERVER": w.url, **token()}) for i in range(4)]
+                           env=env()) for i in range(4)]
     assert [p.wait(120) for p in ps] == [0] * 4
     for i in range(4):
         with open(f"{w.dir}/at-once-{i}/big", "rb") as f:
@@ -146,7 +142,7 @@ def killed_while_it_puts():
         path = file("killed", data)
         seen = len(gate.seen)
         p = subprocess.Popen([targets.BIN, "artifact", "put", f"killed{i}", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                             env={**os.environ, "SOFTLAUNCH_SERVER": w.url, **token()})
+                             env=env())
         wait(lambda: len(gate.seen) >= seen + i or p.poll() is not None, 60, "a request")
         w.end(w.server, signal.SIGKILL)
         p.kill()
@@ -159,11 +155,6 @@ def killed_while_it_puts():
         got(f"killed{i}", "killed", data)
 
 
-def token():
-    from queue_fixture import TOKEN
-    return {"SOFTLAUNCH_TOKEN": TOKEN}
-
-
 def runs_on_such_a_store():
     p = subprocess.run([sys.executable, HERE + "/store_runs.py"], capture_output=True, text=True, timeout=400,
                        env={**os.environ, "SL_SERVE": "--blobs s3://models/runs/"})
@@ -174,9 +165,4 @@ def runs_on_such_a_store():
 
 tests = [what_is_put_is_in_the_bucket, it_comes_back_without_the_disks_copies, damaged_objects_are_not_believed,
          what_the_bucket_refuses_makes_no_version, collections_delete_objects, copies_keep_to_their_limit, killed_while_it_puts, runs_on_such_a_store]
-try:
-    tap(w, tests)
-except SystemExit as e:
-    w.close()
-    sys.stdout.flush()
-    os._exit(e.code)  # moto's threads need no ceremony
+targets.tap_and_leave(w, tests)

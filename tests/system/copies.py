@@ -5,23 +5,14 @@ S3 is moto with authentication enforced behind targets.py's gate. Environment: S
 import json
 import os
 import signal
-import sys
 
 import sources
 import targets
-from queue_fixture import Skip, World, make_spec, tap, wait
+from queue_fixture import World, make_spec, wait
 
 TO = "s3://models/out/"
 made = {}
-try:
-    url, _ = sources.start_s3()
-except ImportError as e:
-    print(f"not run: {e}; run it with tests/peer-python.sh's Python")
-    sys.exit(77)
-gate = targets.Gate(url)
-for key in [k for k in os.environ if k.startswith(("AWS_", "GOOGLE_", "GCE_", "STORAGE_"))]:
-    del os.environ[key]
-os.environ.update(sources.s3_env, AWS_ENDPOINT_URL=gate.url, AWS_EC2_METADATA_DISABLED="true")
+gate = targets.s3_here()
 w = World(serve=("--copy-to", TO, "--copy-to", "gs://other/"))
 w.put("model", "m\n")
 w.put("data", "x\n")
@@ -117,9 +108,4 @@ def no_secret_is_told():
 
 
 tests = [a_result_is_copied, other_places_are_refused, what_is_away_comes_later, killed_in_the_middle, no_secret_is_told]
-try:
-    tap(w, tests)
-except SystemExit as e:
-    w.close()
-    sys.stdout.flush()
-    os._exit(e.code)  # moto's threads need no ceremony
+targets.tap_and_leave(w, tests)

@@ -6,12 +6,11 @@ in all that comes to it and in every process's command line; afterwards it is lo
 Environment: SL_BIN, the folder of `softlaunch`. Prints TAP."""
 import json
 import os
-import shutil
 import subprocess
-import sys
 
 import sources
-from sources import BIN, CANARY, Server, bad, check, good, sha, work
+from sources import CANARY, Server, bad, good, sha
+from transfer_fixture import BIN, StoreServer, check, failed, leave, work
 
 DATA = b"what lies at the other end"
 found = []    # where the canary was seen
@@ -172,34 +171,30 @@ def the_token_of_hf_stays():
 
 
 def what_is_sent_on_to_a_bucket_goes_nowhere_else():
-    before, token = len(visits), work / "token"
-    token.write_text(CANARY + "-token")
-    store = subprocess.Popen([BIN, "serve", "--data", str(work / "store"), "--token-file", str(token), "--listen", "127.0.0.1:0",
-                              "--port-file", str(work / "port")], stdout=subprocess.PIPE, stderr=open(work / "serve.log", "wb"), text=True)
+    before = len(visits)
+    store = StoreServer(work / "store", CANARY + "-token")
     try:
-        env = {"SOFTLAUNCH_SERVER": store.stdout.readline().split()[1], "SOFTLAUNCH_TOKEN": CANARY + "-token"}
         file = work / "f"
         file.write_bytes(b"x" * 100)
-        run(["artifact", "put", "a", file], env, works=True)
+        run(["artifact", "put", "a", file], store.env, works=True)
         aws = {"AWS_ACCESS_KEY_ID": CANARY + "-id", "AWS_SECRET_ACCESS_KEY": CANARY + "-secret", "AWS_SESSION_TOKEN": CANARY + "-s",
                "AWS_REGION": "r"}
         meta = Server(lambda *a: (200, {}, json.dumps({"access_token": CANARY + "-gs", "expires_in": 3600}).encode()))
 
         def do(server, status):
-            run(["artifact", "export", "a", "s3://bucket/x/"], {**env, **aws, "AWS_ENDPOINT_URL": server.url})
-            run(["artifact", "export", "a", "gs://bucket/x/"], {**env, "STORAGE_EMULATOR_HOST": server.url,
+            run(["artifact", "export", "a", "s3://bucket/x/"], {**store.env, **aws, "AWS_ENDPOINT_URL": server.url})
+            run(["artifact", "export", "a", "gs://bucket/x/"], {**store.env, "STORAGE_EMULATOR_HOST": server.url,
                                                            "GCE_METADATA_HOST": meta.url.removeprefix("http://")})
         each(do)
     finally:
-        store.kill()
-        store.wait()
+        store.end()
     nobody_came(before)
 
 
 def the_canary_is_found_nowhere():
     assert not found, found[:3]
     assert not any(CANARY in o for o in sources.outputs), [o for o in sources.outputs if CANARY in o][0][-500:]
-    own = {work / "identity", work / "token"}    # where the secrets were given
+    own = {work / "identity", work / "store" / "token"}    # where the secrets were given
     for path in work.rglob("*"):
         if path.is_file() and path not in own and path.stat().st_size < 1 << 26:
             assert CANARY.encode() not in path.read_bytes(), path
@@ -207,16 +202,11 @@ def the_canary_is_found_nowhere():
 
 
 def main():
-    try:
-        for f in (our_token_is_not_taken_along, a_url_of_somebody_gets_nothing, keys_of_s3_stay, keys_by_web_identity_and_of_the_machine_stay,
-                  tokens_of_gs_stay, the_token_of_hf_stays, what_is_sent_on_to_a_bucket_goes_nowhere_else, the_canary_is_found_nowhere):
-            check(f.__name__.replace("_", " "), f)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return 1 if sources.failed else 0
+    for f in (our_token_is_not_taken_along, a_url_of_somebody_gets_nothing, keys_of_s3_stay, keys_by_web_identity_and_of_the_machine_stay,
+              tokens_of_gs_stay, the_token_of_hf_stays, what_is_sent_on_to_a_bucket_goes_nowhere_else, the_canary_is_found_nowhere):
+        check(f.__name__.replace("_", " "), f)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)
+    leave(main())

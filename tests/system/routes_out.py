@@ -8,22 +8,17 @@ import base64
 import http.server
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import traceback
 from pathlib import Path
 
-BIN = os.path.join(os.environ.get("SL_BIN", "build/bin"), "softlaunch")
-TOKEN = "route-test-token-0123456789"
+from transfer_fixture import BIN, TOKEN, StoreServer, check, failed, leave, work
+
 PASSWORD = "canary" + os.urandom(8).hex()
-work = Path(tempfile.mkdtemp(prefix="sl-routes-"))
-failed = 0
 
 
 class Files:
@@ -243,32 +238,8 @@ def of_a_project(server):
     server.call(["artifact", "get", "others/squad:v0", str(work / "got2")], fails="project others has no artifact")
 
 
-class Server:
-    def __init__(self):
-        (work / "token").write_text(TOKEN)
-        self.p = subprocess.Popen([BIN, "serve", "--data", str(work / "data"), "--token-file", str(work / "token"), "--listen", "127.0.0.1:0"],
-                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.url = self.p.stdout.readline().split()[1]
-
-    def call(self, args, fails=None):
-        p = subprocess.run([BIN, *args], env={**os.environ, "SOFTLAUNCH_SERVER": self.url, "SOFTLAUNCH_TOKEN": TOKEN}, capture_output=True,
-                           text=True, timeout=120)
-        assert (p.returncode == 0) if fails is None else (p.returncode == 1 and fails in p.stderr), (args, p.stderr)
-
-
-def check(name, function, *args):
-    global failed
-    try:
-        function(*args)
-        print("ok -", name, flush=True)
-    except BaseException:
-        failed += 1
-        print("not ok -", name, flush=True)
-        print("# " + traceback.format_exc().replace("\n", "\n# "), flush=True)
-
-
 def main():
-    server = Server()
+    server = StoreServer(work / "server")
     try:
         ca, cert = make_ca()
         check("http through a proxy; loopback and no_proxy around it", by_http_proxy)
@@ -278,11 +249,9 @@ def main():
         check("a limit of the bandwidth holds, for one file, several, ranges and uploads", limited, server)
         check("project/name:alias", of_a_project, server)
     finally:
-        server.p.terminate()
-        server.p.wait(20)
-        shutil.rmtree(work, ignore_errors=True)
+        server.end()
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,4 +1,4 @@
-"""Long because three services are set up and tested alike. Inputs from s3://, gs:// and hf://, fetched by `softlaunch transfer fetch` as an agent does.
+"""Inputs from s3://, gs:// and hf://, fetched by `softlaunch transfer fetch` as an agent does.
 
 S3 is moto with authentication enforced (it signs each request again, with botocore), GCS gcp-storage-emulator behind a
 gate that wants the token, Hugging Face a stub of its published interface. Needs the packages of tests/peer-python.sh.
@@ -9,24 +9,20 @@ import http.server
 import json
 import logging
 import os
-import shutil
 import socketserver
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
-BIN = os.path.join(os.environ.get("SL_BIN", "build/bin"), "softlaunch")
+from transfer_fixture import BIN, check, failed, leave, work
+
 CANARY = "canary-" + os.urandom(12).hex()  # part of every secret here; must be found nowhere
-failed = 0
 outputs = []  # all that our command wrote
-work = Path(tempfile.mkdtemp(prefix="sl-sources-"))
 
 
 class Server:
@@ -135,11 +131,15 @@ s3_env = {}
 
 
 def start_s3():
-    import boto3
-    from moto import settings
-    from moto.core.responses import ActionAuthenticatorMixin
-    from moto.s3.models import s3_backends
-    from moto.server import ThreadedMotoServer
+    try:
+        import boto3
+        from moto import settings
+        from moto.core.responses import ActionAuthenticatorMixin
+        from moto.s3.models import s3_backends
+        from moto.server import ThreadedMotoServer
+    except ImportError as e:
+        print(f"not run: {e}; run it with tests/peer-python.sh's Python")
+        leave(77)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -463,44 +463,24 @@ def no_secret_is_anywhere():
             assert not any(s.encode() in data for s in secrets), p
 
 
-def check(name, function, *args):
-    global failed
-    try:
-        function(*args)
-        print("ok -", name, flush=True)
-    except BaseException:
-        failed += 1
-        print("not ok -", name, flush=True)
-        print("# " + traceback.format_exc().replace("\n", "\n# "), flush=True)
-
-
 def main():
-    try:
-        url, role = start_s3()
-    except ImportError as e:
-        print(f"not run: {e}; run it with tests/peer-python.sh's Python")
-        return 77
-    try:
-        check("s3: files and folders, odd names, what is missing", s3_file_and_folder)
-        check("s3: a listing of several pages", s3_many_pages)
-        check("s3: a large file, by ranges", s3_large, url)
-        check("s3: wrong keys and none are refused", s3_wrong_keys)
-        check("s3: a flipped byte of the signature is refused", s3_flipped_signature, url)
-        check("s3: keys and region from files, by profile", s3_keys_from_files, url)
-        check("s3: keys by web identity, with a session token", s3_web_identity, url, role)
-        check("s3: keys of the machine, by IMDSv2", s3_machine_keys)
-        check("s3: a redirect to another host gets no keys", s3_redirect_is_not_followed)
-        check("gs: files and folders, by service account and by the machine's", gs_objects)
-        check("hf: a repository, one file, a revision; the token stays with the hub", hf_repository)
-        check("hf: a file that is not git's blob is refused", hf_changed_file)
-        check("hf: the second time nothing large is transferred", hf_second_time)
-        check("secrets are found nowhere", no_secret_is_anywhere)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    url, role = start_s3()
+    check("s3: files and folders, odd names, what is missing", s3_file_and_folder)
+    check("s3: a listing of several pages", s3_many_pages)
+    check("s3: a large file, by ranges", s3_large, url)
+    check("s3: wrong keys and none are refused", s3_wrong_keys)
+    check("s3: a flipped byte of the signature is refused", s3_flipped_signature, url)
+    check("s3: keys and region from files, by profile", s3_keys_from_files, url)
+    check("s3: keys by web identity, with a session token", s3_web_identity, url, role)
+    check("s3: keys of the machine, by IMDSv2", s3_machine_keys)
+    check("s3: a redirect to another host gets no keys", s3_redirect_is_not_followed)
+    check("gs: files and folders, by service account and by the machine's", gs_objects)
+    check("hf: a repository, one file, a revision; the token stays with the hub", hf_repository)
+    check("hf: a file that is not git's blob is refused", hf_changed_file)
+    check("hf: the second time nothing large is transferred", hf_second_time)
+    check("secrets are found nowhere", no_secret_is_anywhere)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)  # the servers' threads need no ceremony
+    leave(main())

@@ -9,19 +9,18 @@ import http.server
 import json
 import os
 import random
-import shutil
 import socketserver
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import sources
-from sources import BIN, CANARY, check, sha, work
+from queue_fixture import tap
+from sources import CANARY, sha
+from transfer_fixture import BIN, TOKEN, StoreServer, check, failed, leave, work
 
-TOKEN = "system-test-token-0123456789"
 PART = 16 << 20
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -119,16 +118,12 @@ class Gate:
         return None
 
 
-class Store:
+class Store(StoreServer):
     """A softlaunch server with some artifacts."""
 
     def __init__(self):
         self.dir = work / "store"
-        self.dir.mkdir()
-        (self.dir / "token").write_text(TOKEN)
-        self.p = subprocess.Popen([BIN, "serve", "--data", str(self.dir / "data"), "--token-file", str(self.dir / "token"), "--listen",
-                                   "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.url = self.p.stdout.readline().split()[1]
+        super().__init__(self.dir)
         self.files = {"config.json": b'{"a": 1}', "sub/with space+plus \u00fc.txt": b"x" * 999, "empty": b"",
                       "weights.bin": random.Random(5).randbytes(1 << 20) * 53 + b"tail"}  # four parts
         for name, data in self.files.items():
@@ -140,8 +135,8 @@ class Store:
 
     def call(self, args, env, fails=None):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "HF_", "GOOGLE_", "GCE_", "STORAGE_"))}
-        clean.update(SOFTLAUNCH_SERVER=self.url, SOFTLAUNCH_TOKEN=TOKEN, HOME=str(self.dir), AWS_EC2_METADATA_DISABLED="true",
-                     GCE_METADATA_HOST="127.0.0.1:1", TMPDIR=str(self.dir))
+        clean.update(self.env, HOME=str(self.dir), AWS_EC2_METADATA_DISABLED="true", GCE_METADATA_HOST="127.0.0.1:1",
+                     TMPDIR=str(self.dir))
         clean.update(env)
         p = subprocess.Popen([BIN] + args, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         out, errors = p.communicate(timeout=200)
@@ -357,17 +352,28 @@ def gs_folder_and_breaks(store):
     assert not other.seen
 
 
+def s3_here():
+    """The bucket `models` behind a Gate, where every process of this suite finds it."""
+    gate = Gate(sources.start_s3()[0])
+    for key in [k for k in os.environ if k.startswith(("AWS_", "GOOGLE_", "GCE_", "STORAGE_"))]:
+        del os.environ[key]
+    os.environ.update(sources.s3_env, AWS_ENDPOINT_URL=gate.url, AWS_EC2_METADATA_DISABLED="true")
+    return gate
+
+
+def tap_and_leave(world, tests):
+    try:
+        tap(world, tests)
+    except SystemExit as e:
+        world.close()
+        leave(e.code)
+
+
 def main():
-    try:
-        url, _ = sources.start_s3()
-    except ImportError as e:
-        print(f"not run: {e}; run it with tests/peer-python.sh's Python")
-        return 77
-    gate = Gate(url)
+    gate = Gate(sources.start_s3()[0])
     env = {**sources.s3_env, "AWS_ENDPOINT_URL": gate.url}
-    store = None
+    store = Store()
     try:
-        store = Store()
         check("s3: a folder and a file; large ones in parts, each under its digest", s3_folder_and_file, store, gate, env)
         check("s3: a flipped byte of the signature, an altered body, wrong keys and none are refused", s3_refusals, store, gate, env)
         check("s3: broken lines, 503, a lost answer to the end", s3_breaks, store, gate, env)
@@ -376,14 +382,9 @@ def main():
         check("gs: a folder and a file; goes on after breaks; an altered body is refused", gs_folder_and_breaks, store)
         check("secrets are found nowhere", sources.no_secret_is_anywhere)
     finally:
-        if store:
-            store.p.terminate()
-            store.p.wait(20)
-        shutil.rmtree(work, ignore_errors=True)
-    return 1 if sources.failed else 0
+        store.end()
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)
+    leave(main())

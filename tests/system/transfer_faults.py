@@ -11,19 +11,15 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
-BIN = os.path.join(os.environ.get("SL_BIN", "build/bin"), "softlaunch")
+from transfer_fixture import BIN, TOKEN, StoreServer, leave, work
+
 TRANSFERS = int(os.environ.get("SL_TRANSFERS", "100"))
 SEED = int(os.environ.get("SL_SEED", str(random.randrange(1 << 30))))
-TOKEN = "fault-test-token-0123456789"
 CODES = {"retry", "data", "io", "spec", "not_found"}
-work = Path(tempfile.mkdtemp(prefix="sl-faults-"))
 rng, rng_lock, struck = random.Random(SEED), threading.Lock(), Counter()
 FAULTS = ["cut", "delay", "corrupt", "truncate", "long", "range", "whole", "status", "silent"]
 
@@ -142,22 +138,17 @@ def one(i, proxy, digests, keep):
 
 
 def main():
-    data, token = work / "data", work / "token"
-    token.write_text(TOKEN)
     source = work / "files"
     source.mkdir()
     content = random.Random(1)
     for name, size in {"empty": 0, "small": 20_000, "middle": 1_500_000, "large": 50_000_000}.items():
         (source / name).write_bytes(content.randbytes(size))
-    server = subprocess.Popen([BIN, "serve", "--data", str(data), "--token-file", str(token), "--listen", "127.0.0.1:0",
-                               "--port-file", str(work / "port")], stdout=subprocess.PIPE, text=True)
+    server = StoreServer(work / "server")
     results, wrong = Counter(), []
     try:
-        url = server.stdout.readline().split()[1]
-        env = dict(os.environ, SOFTLAUNCH_SERVER=url, SOFTLAUNCH_TOKEN=TOKEN)
-        subprocess.run([BIN, "artifact", "put", "files", str(source)], env=env, check=True, capture_output=True)
+        server.call(["artifact", "put", "files", str(source)])
         digests = {p.name: sha(p) for p in source.iterdir()}
-        proxy = Proxy(int(url.rsplit(":", 1)[1]))
+        proxy = Proxy(int(server.url.rsplit(":", 1)[1]))
         numbers, lock = iter(range(TRANSFERS)), threading.Lock()
 
         def work_off():
@@ -179,9 +170,7 @@ def main():
         for t in threads:
             t.join()
     finally:
-        server.kill()
-        server.wait()
-        shutil.rmtree(work, ignore_errors=True)
+        server.end()
     print(f"# seed {SEED}; faults {dict(struck)}; results {dict(results)}")
     for w in wrong[:5]:
         print("# " + w[:1000].replace("\n", "\n# "))
@@ -195,6 +184,4 @@ def main():
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)
+    leave(main())
