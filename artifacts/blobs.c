@@ -243,6 +243,47 @@ int sl_blob_put(struct sl_store *store, const void *data, size_t len,
     return sl_blob_commit(w, ret_sha256, err);
 }
 
+static int opened(int fd, const char *path, int *ret_fd, int64_t *ret_bytes, struct sl_err *err)
+{
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st)) {
+        int rc = sl_err_errno(err, "opening %s", path);
+        if (fd >= 0)
+            close(fd);
+        return rc;
+    }
+    *ret_fd = fd;
+    *ret_bytes = st.st_size;
+    return 0;
+}
+
+int sl_blob_open_here(struct sl_store *store, const char *sha256, int *ret_fd, int64_t *ret_bytes,
+                      struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    int rc = sl_store_blob_path(store, sha256, path, err);
+    if (rc)
+        return rc;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
+        return sl_err_set(err, SL_NOTFOUND, "there is no blob %s here", sha256);
+    return opened(fd, path, ret_fd, ret_bytes, err);
+}
+
+int sl_blob_size_here(struct sl_store *store, const char *sha256, int64_t *ret_bytes, struct sl_err *err)
+{
+    char path[SL_PATH_MAX];
+    struct stat st;
+    int rc = sl_store_blob_path(store, sha256, path, err);
+    if (rc)
+        return rc;
+    if (stat(path, &st))
+        return errno == ENOENT ? sl_err_set(err, SL_NOTFOUND, "there is no blob %s here", sha256)
+                               : sl_err_errno(err, "looking at %s", path);
+    *ret_bytes = st.st_size;
+    return 0;
+}
+
 int sl_blob_open(struct sl_store *store, const char *sha256, int *ret_fd, int64_t *ret_bytes,
                  struct sl_err *err)
 {
@@ -259,16 +300,7 @@ int sl_blob_open(struct sl_store *store, const char *sha256, int *ret_fd, int64_
     }
     if (fd < 0 && errno == ENOENT)
         return sl_err_set(err, SL_NOTFOUND, "there is no blob %s", sha256);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st)) {
-        rc = sl_err_errno(err, "opening %s", path);
-        if (fd >= 0)
-            close(fd);
-        return rc;
-    }
-    *ret_fd = fd;
-    *ret_bytes = st.st_size;
-    return 0;
+    return opened(fd, path, ret_fd, ret_bytes, err);
 }
 
 int sl_blob_stat(struct sl_store *store, const char *sha256, int64_t *ret_bytes, struct sl_err *err)

@@ -9,7 +9,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define WHOLE_TIME_S 946684800 /* 2000-01-01: the time of change of a file that nobody wrote to */
 #define LOCK_POLL_US 50000
 #define CHUNK_BYTES (256u << 10)
 
@@ -30,10 +29,28 @@ int sl_cache_open(const char *dir, struct sl_cache *ret_cache, struct sl_err *er
     return 0;
 }
 
+/* Its turn to be evicted comes anew. Another owner's file keeps its time. */
+static int touch(const char *path, struct stat *ret_st)
+{
+    static const struct timespec now[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
+    utimensat(AT_FDCWD, path, now, 0);
+    return stat(path, ret_st);
+}
+
+bool sl_cache_has(const struct sl_cache *cache, const char *sha256, char ret_path[SL_PATH_MAX],
+                  int64_t *ret_bytes)
+{
+    struct stat st;
+    if (sl_path(ret_path, NULL, "%s/sha256/%s", cache->dir, sha256) || touch(ret_path, &st) ||
+        st.st_mtim.tv_sec != SL_CACHE_WHOLE_TIME_S)
+        return false;
+    *ret_bytes = st.st_size;
+    return true;
+}
+
 int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_path[SL_PATH_MAX],
                   int64_t *ret_bytes, struct sl_err *err)
 {
-    static const struct timespec now[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
     char path[SL_PATH_MAX], found[SL_SHA256_HEX + 1];
     struct stat st;
     if (!sl_sha256_valid(sha256))
@@ -41,11 +58,8 @@ int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_pat
     int rc = sl_path(path, err, "%s/sha256/%s", cache->dir, sha256);
     if (rc)
         return rc;
-    /* Its turn to be evicted comes anew; an eviction under way ends first. Another owner's file keeps its
-     * time. */
-    int lock = sl_cache_lock(cache->dir, false);
-    utimensat(AT_FDCWD, path, now, 0);
-    bool missing = stat(path, &st);
+    int lock = sl_cache_lock(cache->dir, false); /* an eviction under way ends first */
+    bool missing = touch(path, &st) != 0;
     int why = errno;
     if (lock >= 0)
         close(lock);
@@ -55,7 +69,7 @@ int sl_cache_find(const struct sl_cache *cache, const char *sha256, char ret_pat
             return sl_err_set(err, SL_NOTFOUND, "%s is not in the cache", sha256);
         return sl_err_errno(err, "looking at %s", path);
     }
-    if (st.st_mtim.tv_sec != WHOLE_TIME_S) {
+    if (st.st_mtim.tv_sec != SL_CACHE_WHOLE_TIME_S) {
         rc = sl_sha256_file(path, found, NULL, err);
         if (rc)
             return rc;
@@ -193,7 +207,7 @@ int sl_fill_restart(struct sl_fill *fill, struct sl_err *err)
 int sl_fill_commit(struct sl_fill *fill, const char *expected, char ret_sha256[SL_SHA256_HEX + 1],
                    char ret_path[SL_PATH_MAX], struct sl_err *err)
 {
-    static const struct timespec whole[2] = {{.tv_nsec = UTIME_NOW}, {.tv_sec = WHOLE_TIME_S}};
+    static const struct timespec whole[2] = {{.tv_nsec = UTIME_NOW}, {.tv_sec = SL_CACHE_WHOLE_TIME_S}};
     char found[SL_SHA256_HEX + 1], path[SL_PATH_MAX] = "", dir[SL_PATH_MAX] = "";
     sl_sha256_hex(&fill->digest, found);
     int rc = 0;

@@ -3,6 +3,8 @@
  *   sha256/<digest>       whole files, checked, read-only, with a fixed time of change: a file that
  *                         has another was written to; it is hashed again, and dropped if it differs
  *   partial/<key>         what is being fetched; who fetches it holds its lock (flock)
+ *   partial/<id>/         small files that come together (a batch); who fetches them holds the folder's
+ *                         lock, and a folder without a holder goes with the next eviction
  *   urls/<sha256 of URL>  {"url", "etag", "sha256"}: what a URL without a digest gave last
  *   uses/<digest>.<id>    a symbolic link to a place outside this file system that uses the file
  *   lock                  shared (flock) while a file is placed, exclusive while one is evicted
@@ -23,6 +25,7 @@
 #include <stdint.h>
 
 #define SL_CACHE_KEEP_S 60
+#define SL_CACHE_WHOLE_TIME_S 946684800 /* 2000-01-01: the time of change of a file that nobody wrote to */
 #define SL_CACHE_PARTIAL_S (7 * 86400) /* a partial file that nobody went on with for so long is dropped */
 
 struct sl_cache {
@@ -59,6 +62,30 @@ int sl_fill_restart(struct sl_fill *fill, struct sl_err *err);
 int sl_fill_commit(struct sl_fill *fill, const char *expected, char ret_sha256[SL_SHA256_HEX + 1],
                    char ret_path[SL_PATH_MAX], struct sl_err *err);
 void sl_fill_abort(struct sl_fill *fill); /* keeps the partial file, for who goes on */
+
+/* ---- small files together: cache_batch.c ------------------------------------------------------ */
+
+/* Files that get their names only when sync has made all of them durable: one sync instead of one for each. A process
+ * that is killed leaves none of them. */
+struct sl_cache_batch {
+    const struct sl_cache *cache;
+    char path[SL_PATH_MAX];
+    int fd; /* the folder's, locked */
+};
+int sl_cache_batch_begin(const struct sl_cache *cache, struct sl_cache_batch *ret_batch,
+                         struct sl_err *err);
+/* data: all of the file's bytes, which the caller has checked. */
+int sl_cache_batch_write(struct sl_cache_batch *b, const char *sha256, const void *data, size_t len,
+                         struct sl_err *err);
+/* Waits for all that the file system has not written yet, other programs' too (syncfs). */
+int sl_cache_batch_sync(struct sl_cache_batch *b, struct sl_err *err);
+/* Gives a file its place, after sync. */
+int sl_cache_batch_place(struct sl_cache_batch *b, const char *sha256, char ret_path[SL_PATH_MAX],
+                         struct sl_err *err);
+void sl_cache_batch_end(struct sl_cache_batch *b); /* what has no place is gone */
+/* sl_cache_find for many, while the caller holds the cache's lock: a file that was written to counts as missing. */
+bool sl_cache_has(const struct sl_cache *cache, const char *sha256, char ret_path[SL_PATH_MAX],
+                  int64_t *ret_bytes);
 
 /* Makes dest the same file as path: a hard link, across file systems a symbolic link. Folders above
  * dest are made; dest must not exist. */

@@ -147,6 +147,14 @@ static int look_at_partial(void *arg, const char *path, const char *name, struct
     (void)err;
     if (stat(path, &st))
         return 0;
+    if (S_ISDIR(st.st_mode)) { /* a batch: it is over when nobody holds it */
+        int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
+            sl_rmtree(path, NULL);
+        if (fd >= 0)
+            close(fd);
+        return 0;
+    }
     if (time_us(&st.st_mtim) < sl_now_us() - SL_CACHE_PARTIAL_S * INT64_C(1000000)) {
         int fd = open(path, O_RDWR | O_CLOEXEC);
         bool free_now = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0 && unlink(path) == 0;

@@ -68,7 +68,7 @@ static size_t on_header(char *line, size_t size, size_t n, void *arg)
 int sl_job_prepare(struct sl_job *j, struct curl_slist *headers_taken)
 {
     CURL *c = j->curl;
-    long stall_s = j->fill ? SL_TRANSFER_STALL_S : SL_TRANSFER_SYNC_S;
+    long stall_s = j->fd < 0 ? SL_TRANSFER_STALL_S : SL_TRANSFER_SYNC_S;
     const struct sl_signer *signer = j->own ? NULL : j->t->signer;
     j->headers = headers_taken;
     if (j->own && j->t->token)

@@ -55,6 +55,9 @@ int sl_store_use_bucket(struct sl_store *store, const char *ref, int64_t local_m
 
 /* Streams one blob in. Nothing is visible before commit; one writer belongs to one thread at a
  * time. */
+#define SL_BLOBS_AT_ONCE 100          /* in one answer; their digests fit into the URLs that proxies take */
+#define SL_BLOBS_EACH_MAX (1 << 20)   /* bytes of each of them */
+
 struct sl_blob_writer;
 /* expected: the digest it must have, or NULL. */
 int sl_blob_begin(struct sl_store *store, const char *expected, struct sl_blob_writer **ret_writer,
@@ -70,6 +73,11 @@ int sl_blob_put(struct sl_store *store, const void *data, size_t len,
 int sl_blob_open(struct sl_store *store, const char *sha256, int *ret_fd, int64_t *ret_bytes,
                  struct sl_err *err);
 /* SL_NOTFOUND, or 0 and its size; ret_bytes may be NULL. */
+/* Opens one whose file is here, without asking a bucket. SL_NOTFOUND: it is not, or not here. Never waits for more
+ * than the disk. */
+int sl_blob_open_here(struct sl_store *store, const char *sha256, int *ret_fd, int64_t *ret_bytes,
+                      struct sl_err *err);
+int sl_blob_size_here(struct sl_store *store, const char *sha256, int64_t *ret_bytes, struct sl_err *err);
 int sl_blob_stat(struct sl_store *store, const char *sha256, int64_t *ret_bytes,
                  struct sl_err *err);
 

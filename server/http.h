@@ -171,6 +171,11 @@ void sl_http_reply_data(struct sl_http_req *req, unsigned status, const char *co
  * If-None-Match. */
 void sl_http_reply_file(struct sl_http_req *req, int fd_taken, int64_t bytes, const char *etag,
                         const char *content_type);
+/* Answers 200 with `bytes` bytes that read gives, on a socket thread (short work only): up to `most` at a time, -1: the
+ * connection is cut. release(arg) when the answer is over, in every case. */
+typedef int64_t sl_http_read(void *arg, char *to, size_t most);
+void sl_http_reply_read(struct sl_http_req *req, const char *content_type, int64_t bytes,
+                        sl_http_read *read, void (*release)(void *arg), void *arg);
 /* errors_stolen: [{"path", "detail"}, ...] or NULL. */
 void sl_http_reply_problem(struct sl_http_req *req, unsigned status, const char *title,
                            json_t *errors_stolen, const char *fmt, ...)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define JSON_TYPE "application/json"
+#define READ_BLOCK_BYTES (256u << 10) /* what one call of a reader may give */
 #define PROBLEM_TYPE "application/problem+json"
 
 const char *sl_http_method(const struct sl_http_req *req)
@@ -311,4 +312,44 @@ void sl_http_reply_file(struct sl_http_req *req, int fd_taken, int64_t bytes, co
     if (count == 0)
         r = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
     sl_http_answer(req, ranged ? 206 : 200, content_type, r);
+}
+
+/* ---- bytes from a reader --------------------------------------------------------------------- */
+
+struct reader {
+    sl_http_read *read;
+    void (*release)(void *arg);
+    void *arg;
+};
+
+static ssize_t read_some(void *arg, uint64_t pos, char *to, size_t most)
+{
+    const struct reader *r = arg;
+    (void)pos;
+    int64_t n = r->read(r->arg, to, most);
+    return n > 0 ? (ssize_t)n : MHD_CONTENT_READER_END_WITH_ERROR;
+}
+
+static void reader_free(void *arg)
+{
+    struct reader *r = arg;
+    r->release(r->arg);
+    free(r);
+}
+
+void sl_http_reply_read(struct sl_http_req *req, const char *content_type, int64_t bytes,
+                        sl_http_read *read, void (*release)(void *arg), void *arg)
+{
+    struct reader *r = malloc(sizeof *r);
+    struct MHD_Response *answer = NULL;
+    if (r) {
+        *r = (struct reader){read, release, arg};
+        answer = MHD_create_response_from_callback((uint64_t)bytes, READ_BLOCK_BYTES, read_some, r,
+                                                   reader_free);
+    }
+    if (!answer) {
+        free(r);
+        release(arg);
+    }
+    sl_http_answer(req, 200, content_type, answer);
 }

@@ -2,6 +2,7 @@
 #include "artifacts/manifest.h"
 #include "artifacts/store.h"
 #include "base/json.h"
+#include "server/blob_batch.h"
 #include "server/scope.h"
 #include "server/serve.h"
 #include <stdio.h>
@@ -29,6 +30,11 @@ static void get_blob(struct sl_http_req *req, void *arg)
         sl_http_reply_err(req, &err, NULL);
     else
         sl_http_reply_file(req, fd, bytes, sha256, BLOB_TYPE);
+}
+
+static void get_blobs(struct sl_http_req *req, void *arg)
+{
+    sl_blob_batch_reply(req, arg);
 }
 
 static int put_blob_begin(struct sl_http_req *req, void *arg, void **ret_state, struct sl_err *err)
@@ -261,6 +267,7 @@ static const struct sl_route routes[] = {
      .pattern = "/api/v1/blobs/{sha256}",
      .scope = SL_SCOPE_SHARED, /* who knows a digest may read what has it */
      .handle = get_blob},
+    {.method = "GET", .pattern = "/api/v1/blobs", .scope = SL_SCOPE_SHARED, .handle = get_blobs},
     {.method = "PUT",
      .pattern = "/api/v1/blobs/{sha256}",
      .body = SL_BODY_STREAM,

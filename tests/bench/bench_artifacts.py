@@ -6,7 +6,11 @@ aria2c fetch from by the same URLs; s3cmd does not speak its interface, so both 
 SL_S3_SMALL, 200). Whoever fetches, what came is on the disk (sync) and checked at the end; the best of SL_ROUNDS (2)
 counts, taken in turns; a peer that took over three times the best in the first round is not asked again. Limits are
 measured here too, before and after each transfer, and the best counts: writing and syncing the disk, loopback, `openssl
-speed sha256`. SL_ONLY=large,small,s3 names those to do, and keeps the report's other rows.
+speed sha256`, and for many files the disk's rate for as many files as that (`files`: made, written and synced from
+Python, nothing fetched or hashed). ratio_limit is of the slowest of all, ratio_line of the slowest without `files`.
+Folders with many files stay to the end: ext4 gives the inodes of files that were deleted in the last minutes to nobody,
+and looks through all of them for each new file, so whoever comes after a deletion of 10,000 files waits seconds for it.
+SL_ONLY=large,small,s3 names those to do, and keeps the report's other rows.
 Needs curl, aria2 and s3cmd (Debian) and tests/peer-python.sh's Python. Writes $SL_BUILD/reports/bench-artifacts.json."""
 import hashlib
 import json
@@ -34,16 +38,16 @@ def command(args, **kw):
     assert p.returncode == 0, f"{args}: {p.returncode}: {p.stdout[-500:]} {p.stderr[-500:]}"
 
 
-def timed(name, prepare_and_run, out):
-    """Seconds until all is there, checked, and synced."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+def timed(name, prepare_and_run, few):
+    """Seconds until all is there, checked, and synced. few: the files may be deleted now."""
+    out = Path(tempfile.mkdtemp(prefix="out-", dir=work))
     os.sync()
     start = time.monotonic()
     prepare_and_run(out)
     command(["sync", "-f", out])
     seconds = time.monotonic() - start
-    shutil.rmtree(out)
+    if few:
+        shutil.rmtree(out)
     print(f"{name}: {seconds:.2f} s", flush=True)
     return seconds
 
@@ -71,8 +75,8 @@ def peak_mb(args):
     return int(out) / 1024
 
 
-def limits(size):
-    """MB/s of the disk (as many bytes written and synced), of loopback and of sha256 on one core."""
+def limits(size, files):
+    """MB/s of the disk (as many bytes written and synced), of loopback, of sha256 on one core, and of making files."""
     block = os.urandom(1 << 20)
     os.sync()
     start = time.monotonic()
@@ -99,7 +103,18 @@ def limits(size):
     loopback = size / (time.monotonic() - start) / 1e6
     text = subprocess.run(["openssl", "speed", "-seconds", "2", "-bytes", "262144", "sha256"], capture_output=True,
                           text=True).stdout.strip().splitlines()[-1]
-    return {"disk": disk, "loopback": loopback, "sha256": float(text.split()[-1].rstrip("k")) / 1000}
+    found = {"disk": disk, "loopback": loopback, "sha256": float(text.split()[-1].rstrip("k")) / 1000}
+    if files > 1:
+        out, data = tempfile.mkdtemp(prefix="floor-", dir=work), block[:size // files]
+        os.sync()
+        start = time.monotonic()
+        for i in range(files):
+            fd = os.open(f"{out}/f{i:05}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(fd, data)
+            os.close(fd)
+        command(["sync", "-f", out])
+        found["files"] = size / (time.monotonic() - start) / 1e6
+    return found
 
 
 def serve():
@@ -151,7 +166,6 @@ def small(url):
         (source / f"f{i:05}").write_bytes(data)
         digests[f"f{i:05}"] = hashlib.sha256(data).hexdigest()
     command([BIN, "artifact", "put", "small", source])
-    shutil.rmtree(source)
     header = f"Authorization: Bearer {TOKEN}"
 
     def sums(out):
@@ -231,24 +245,27 @@ def main():
             if name not in only:
                 continue
             ours, peers, size, memory = make()
-            best, first = {}, limits(size)
+            files = SMALL if name == "small" else 1
+            best, first = {}, limits(size, files)
             for n in range(ROUNDS):
                 for who, how in {"ours": ours, **peers}.items():
                     if n and best[who] > 3 * min(best.values()):
                         continue
-                    seconds = timed(f"{name} {who}", how, work / "out")
+                    seconds = timed(f"{name} {who}", how, few=files == 1)
                     best[who] = min(seconds, best.get(who, seconds))
-            last = limits(size)
+            last = limits(size, files)
             bound = {k: max(first[k], last[k]) for k in first}
             slowest = min(bound, key=bound.get)
+            line = min((k for k in bound if k != "files"), key=bound.get)
             peer = min(peers, key=best.get)
             row = {"name": name, "bytes": size, "rounds": ROUNDS, "ours": size / best["ours"] / 1e6,
                    "best_peer": size / best[peer] / 1e6, "peer": peer, "ratio_best_peer": best[peer] / best["ours"],
                    "limit": slowest, "ratio_limit": size / best["ours"] / 1e6 / bound[slowest],
-                   "limits_mb_s": bound, "seconds": best}
+                   "ratio_line": size / best["ours"] / 1e6 / bound[line], "limits_mb_s": bound, "seconds": best}
             if memory:
                 row["peak_mb"] = peak_mb(memory)
-                shutil.rmtree(memory[-1])
+                if files == 1:
+                    shutil.rmtree(memory[-1])
             report["transfers"].append(row)
             print(json.dumps(row), flush=True)
     finally:

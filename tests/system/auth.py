@@ -207,7 +207,7 @@ def projects_do_not_leak(w):
     for path in (r.split()[1] for r in routes() if r.startswith("GET ") and "{" not in r):
         if "events" in path:
             continue
-        status, _, answer = ask(w, "GET", path, one)
+        status, _, answer = ask(w, "GET", path + ("?sha256=" + 64 * "0" if path.endswith("/blobs") else ""), one)
         assert status in (200, 403, 503), (path, status, answer)
         assert "in-beta" not in json.dumps(answer) and run["beta"] not in json.dumps(answer), path
     must(ask(w, "GET", "/api/v1/runs?project=beta", one), 403)
