@@ -41,7 +41,7 @@ bool sl_cache_has(const struct sl_cache *cache, const char *sha256, char ret_pat
                   int64_t *ret_bytes)
 {
     struct stat st;
-    if (sl_path(ret_path, NULL, "%s/sha256/%s", cache->dir, sha256) || touch(ret_path, &st) ||
+    if (sl_path(ret_path, NULL, "%s/sha256/%s", cache->dir, sha256) || stat(ret_path, &st) || touch(ret_path, &st) ||
         st.st_mtim.tv_sec != SL_CACHE_WHOLE_TIME_S)
         return false;
     *ret_bytes = st.st_size;

@@ -74,14 +74,14 @@ struct sl_cache_batch {
 };
 int sl_cache_batch_begin(const struct sl_cache *cache, struct sl_cache_batch *ret_batch,
                          struct sl_err *err);
-/* data: all of the file's bytes, which the caller has checked. */
+/* data: all of the file's bytes, which the caller has checked. own: it is to leave the cache. */
 int sl_cache_batch_write(struct sl_cache_batch *b, const char *sha256, const void *data, size_t len,
-                         struct sl_err *err);
+                         bool own, struct sl_err *err);
 /* Waits for all that the file system has not written yet, other programs' too (syncfs). */
 int sl_cache_batch_sync(struct sl_cache_batch *b, struct sl_err *err);
-/* Gives a file its place, after sync. */
-int sl_cache_batch_place(struct sl_cache_batch *b, const char *sha256, char ret_path[SL_PATH_MAX],
-                         struct sl_err *err);
+/* Gives a file its place, after sync: in the cache, or dest, whose folder must be there, on the same file system. */
+int sl_cache_batch_place(struct sl_cache_batch *b, const char *sha256, const char *dest,
+                         char ret_path[SL_PATH_MAX], struct sl_err *err);
 void sl_cache_batch_end(struct sl_cache_batch *b); /* what has no place is gone */
 /* sl_cache_find for many, while the caller holds the cache's lock: a file that was written to counts as missing. */
 bool sl_cache_has(const struct sl_cache *cache, const char *sha256, char ret_path[SL_PATH_MAX],

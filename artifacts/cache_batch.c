@@ -35,15 +35,15 @@ int sl_cache_batch_begin(const struct sl_cache *cache, struct sl_cache_batch *re
 }
 
 int sl_cache_batch_write(struct sl_cache_batch *b, const char *sha256, const void *data, size_t len,
-                         struct sl_err *err)
+                         bool own, struct sl_err *err)
 {
     static const struct timespec whole[2] = {{.tv_nsec = UTIME_NOW},
                                              {.tv_sec = SL_CACHE_WHOLE_TIME_S}};
-    int fd = openat(b->fd, sha256, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+    int fd = openat(b->fd, sha256, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, own ? 0644 : 0444);
     if (fd < 0)
         return sl_err_errno(err, "creating %s/%s", b->path, sha256);
     int rc = sl_write_all(fd, data, len, err);
-    if (rc == 0 && futimens(fd, whole))
+    if (rc == 0 && !own && futimens(fd, whole))
         rc = sl_err_errno(err, "finishing %s/%s", b->path, sha256);
     close(fd);
     if (rc)
@@ -56,10 +56,11 @@ int sl_cache_batch_sync(struct sl_cache_batch *b, struct sl_err *err)
     return syncfs(b->fd) ? sl_err_errno(err, "syncing the disk of %s", b->path) : 0;
 }
 
-int sl_cache_batch_place(struct sl_cache_batch *b, const char *sha256, char ret_path[SL_PATH_MAX],
-                         struct sl_err *err)
+int sl_cache_batch_place(struct sl_cache_batch *b, const char *sha256, const char *dest,
+                         char ret_path[SL_PATH_MAX], struct sl_err *err)
 {
-    int rc = sl_path(ret_path, err, "%s/sha256/%s", b->cache->dir, sha256);
+    int rc = dest ? sl_path(ret_path, err, "%s", dest)
+                  : sl_path(ret_path, err, "%s/sha256/%s", b->cache->dir, sha256);
     if (rc == 0 && renameat(b->fd, sha256, AT_FDCWD, ret_path))
         rc = sl_err_errno(err, "renaming %s/%s to %s", b->path, sha256, ret_path);
     return rc;

@@ -17,8 +17,9 @@ struct small {
     const struct sl_transfer *t;
     const struct sl_cache *cache;
     const struct sl_want *wants;
-    struct sl_got *gots;
+    struct sl_got *gots; /* or NULL */
     bool *done;
+    bool *came;     /* it is in its group's folder */
     size_t *order;  /* which of wants are to come, */
     size_t *groups; /* and where in order each group begins; one more for the end */
     atomic_int failures;
@@ -50,9 +51,8 @@ static int keep(struct group *g, struct sl_err *err)
     size_t i = g->order[g->next];
     int rc = sl_sha256_data(g->bytes, g->got, found, err);
     if (rc == 0 && strcmp(found, want->sha256) == 0 &&
-        sl_cache_batch_write(&g->batch, found, g->bytes, g->got, NULL) == 0) {
-        memcpy(g->s->gots[i].sha256, found, sizeof found);
-        g->s->gots[i].bytes = want->bytes;
+        sl_cache_batch_write(&g->batch, found, g->bytes, g->got, want->dest != NULL, NULL) == 0) {
+        g->s->came[i] = true;
         sl_watch_progress(&g->job.t->watch, want->bytes);
     }
     g->in_bytes = false;
@@ -148,6 +148,32 @@ static int request(struct group *g, const struct sl_transfer *t, const size_t *o
     return rc;
 }
 
+/* A file is in its place. */
+static void note(struct small *s, size_t i, const char *path, bool cached)
+{
+    s->done[i] = true;
+    if (!s->gots)
+        return;
+    struct sl_got *got = &s->gots[i];
+    *got = (struct sl_got){.bytes = s->wants[i].bytes, .cached = cached};
+    memcpy(got->sha256, s->wants[i].sha256, SL_SHA256_HEX);
+    memcpy(got->path, path, strlen(path) + 1);
+}
+
+/* made: the folder that was made last, so that files beside each other ask once. */
+static int make_parent(const char *dest, char made[SL_PATH_MAX])
+{
+    char parent[SL_PATH_MAX];
+    const char *slash = strrchr(dest, '/');
+    int rc = sl_path(parent, NULL, "%.*s", slash ? (int)(slash - dest) : 1, slash ? dest : ".");
+    if (rc || strcmp(parent, made) == 0 || !parent[0])
+        return rc;
+    rc = sl_mkdirs(parent, NULL);
+    if (rc == 0)
+        memcpy(made, parent, strlen(parent) + 1);
+    return rc;
+}
+
 static int get_group(void *arg, const struct sl_crew_hand *hand, size_t i, struct sl_err *err)
 {
     struct small *s = arg;
@@ -171,15 +197,17 @@ static int get_group(void *arg, const struct sl_crew_hand *hand, size_t i, struc
          k += SL_BLOBS_AT_ONCE)
         rc = request(g, &t, order + k, n - k < SL_BLOBS_AT_ONCE ? n - k : SL_BLOBS_AT_ONCE, err);
     bool durable = rc == 0 && sl_cache_batch_sync(&g->batch, NULL) == 0;
+    char made[SL_PATH_MAX] = "", path[SL_PATH_MAX];
     for (size_t k = 0; k < n; k++) {
-        struct sl_got *got = &s->gots[order[k]];
-        if (!got->sha256[0])
+        const struct sl_want *want = &s->wants[order[k]];
+        if (!s->came[order[k]])
             continue;
-        s->done[order[k]] = durable && sl_cache_batch_place(&g->batch, got->sha256, got->path, NULL) == 0;
-        if (!s->done[order[k]]) { /* it is counted when it comes alone */
-            sl_watch_progress(&t.watch, -got->bytes);
-            *got = (struct sl_got){.bytes = 0};
-        }
+        bool placed = durable && (!want->dest || make_parent(want->dest, made) == 0) &&
+                      sl_cache_batch_place(&g->batch, want->sha256, want->dest, path, NULL) == 0;
+        if (placed)
+            note(s, order[k], path, false);
+        else /* it is counted when it comes alone */
+            sl_watch_progress(&t.watch, -want->bytes);
     }
     sl_cache_batch_end(&g->batch);
     free(g);
@@ -205,17 +233,17 @@ static size_t sort_out(struct small *s, size_t n)
     int lock = sl_cache_lock(s->cache->dir, false);
     for (size_t i = 0; i < n; i++) {
         const struct sl_want *want = &s->wants[i];
-        struct sl_got *got = &s->gots[i];
-        *got = (struct sl_got){.cached = true};
+        char path[SL_PATH_MAX];
+        int64_t have;
         if (!is_small(s->t, want))
             continue;
-        if (sl_cache_has(s->cache, want->sha256, got->path, &got->bytes)) {
-            memcpy(got->sha256, want->sha256, SL_SHA256_HEX);
-            s->done[i] = true;
-            sl_watch_progress(&s->t->watch, got->bytes);
+        if (sl_cache_has(s->cache, want->sha256, path, &have)) {
+            if (s->gots) {
+                note(s, i, path, true);
+                sl_watch_progress(&s->t->watch, have);
+            }
             continue;
         }
-        *got = (struct sl_got){.bytes = 0};
         if (wanted == 0 || wanted - s->groups[groups - 1] == SL_SMALL_GROUP_FILES ||
             bytes + want->bytes > SL_SMALL_GROUP_BYTES) {
             s->groups[groups++] = wanted;
@@ -234,12 +262,14 @@ int sl_small_many(const struct sl_transfer *t, const struct sl_cache *cache, con
                   struct sl_got *gots, bool *done, struct sl_err *err)
 {
     struct small s = {.t = t, .cache = cache, .wants = wants, .gots = gots, .done = done,
-                      .order = calloc(n + 1, sizeof *s.order), .groups = calloc(n + 1, sizeof *s.groups)};
-    int rc = s.order && s.groups ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
+                      .order = calloc(n + 1, sizeof *s.order), .groups = calloc(n + 1, sizeof *s.groups),
+                      .came = calloc(n, sizeof *s.came)};
+    int rc = s.order && s.groups && s.came ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
     size_t groups = rc ? 0 : sort_out(&s, n);
     if (groups)
         rc = sl_crew_run(&t->watch, NULL, groups, SL_SMALL_GROUPS, get_group, &s, err);
     free(s.order);
     free(s.groups);
+    free(s.came);
     return rc;
 }

@@ -10,12 +10,13 @@
 
 #define SL_SMALL_BYTES (64 << 10)        /* a file of at most so many is small */
 #define SL_SMALL_MIN 8                   /* fewer of them are not worth a request of their own */
-#define SL_SMALL_GROUP_FILES 1000        /* made durable at once, */
+#define SL_SMALL_GROUP_FILES 400         /* made durable at once, */
 #define SL_SMALL_GROUP_BYTES (32 << 20)  /* or so many bytes */
-#define SL_SMALL_GROUPS 3                /* at once */
+#define SL_SMALL_GROUPS 6                /* at once */
 #define SL_SMALL_FAILURES 3              /* requests; then no further group is tried */
 
-/* Fills gots[i] and sets done[i] of those that are there then. SL_CANCELLED, SL_NOMEM. */
+/* Fills gots[i] and sets done[i] of those that are there then. gots NULL: every want has its dest, and what is in the
+ * cache already is left alone. SL_CANCELLED, SL_NOMEM. */
 int sl_small_many(const struct sl_transfer *t, const struct sl_cache *cache, const struct sl_want *wants, size_t n,
                   struct sl_got *gots, bool *done, struct sl_err *err);
 

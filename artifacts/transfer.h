@@ -49,10 +49,12 @@ struct sl_want {
     int64_t bytes;       /* the size it must have, or -1 */
     const json_t *parts; /* the digests of its SL_PART_BYTES parts (manifest.h), or NULL: with them
                             only parts that came wrong are fetched again */
+    const char *dest;    /* NULL, or where a small file may go at once instead of into the cache, as a file of its
+                            own (0644); sl_got's path says where it is. For sl_transfer_many */
 };
 
 struct sl_got {
-    char path[SL_PATH_MAX]; /* in the cache */
+    char path[SL_PATH_MAX]; /* in the cache, or sl_want's dest */
     char sha256[SL_SHA256_HEX + 1];
     int64_t bytes;
     bool cached; /* nothing was transferred */

@@ -7,6 +7,7 @@
 #include "artifacts/tree.h"
 #include "base/json.h"
 #include "cli/api.h"
+#include "cli/artifact_get.h"
 #include "cli/artifact_store.h"
 #include "cli/bar.h"
 #include "cli/cli.h"
@@ -19,8 +20,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define URL_BYTES 1024
-#define GET_BATCH 1024 /* files at a time: memory stays small whatever a version has */
 #define PUT_ROUNDS 5
 #define PART_FOLDER                                                                                \
     ".softlaunch-part" /* beside what `get` writes: an interrupted one goes on from it */
@@ -222,90 +221,6 @@ static int put(struct sl_api *api, const struct artifact_options *o, int argc, c
 
 /* ---- get ------------------------------------------------------------------------------------- */
 
-/* *ret_there: dest has that content already. SL_CONFLICT: it has another. */
-static int check_dest(const char *dest, const char *sha256, bool *ret_there, struct sl_err *err)
-{
-    char found[SL_SHA256_HEX + 1];
-    *ret_there = sl_file_exists(dest);
-    if (!*ret_there || (sl_sha256_file(dest, found, NULL, NULL) == 0 && strcmp(found, sha256) == 0))
-        return 0;
-    return sl_err_set(err, SL_CONFLICT, "%s is there and has other content: move it away first",
-                      dest);
-}
-
-/* Moves one that was fetched to dest, which then is an ordinary file of its own. */
-static int move_to(const char *from, const char *dest, struct sl_err *err)
-{
-    char parent[SL_PATH_MAX];
-    int rc = sl_path(parent, err, "%s", dest);
-    if (rc)
-        return rc;
-    *strrchr(parent, '/') = 0;
-    rc = sl_mkdirs(parent, err);
-    if (rc == 0 && (chmod(from, 0644) || utimensat(AT_FDCWD, from, NULL, 0) || rename(from, dest)))
-        rc = sl_err_errno(err, "moving %s into place", dest);
-    return rc;
-}
-
-/* Downloads n files, and moves each to its place below dir. */
-static int get_batch(const struct sl_transfer *t, const struct sl_cache *part, const struct sl_want *wants,
-                     struct sl_got *gots, size_t n, const char *dir, struct sl_err *err)
-{
-    char dest[SL_PATH_MAX];
-    int rc = n ? sl_transfer_many(t, part, wants, n, gots, err) : 0;
-    for (size_t i = 0; rc == 0 && i < n; i++) {
-        rc = sl_path(dest, err, "%s/%s", dir, wants[i].what);
-        if (rc == 0 && !sl_file_exists(gots[i].path)) /* moved for a file of equal content */
-            rc = sl_transfer_want(t, part, &wants[i], &gots[i], err);
-        if (rc == 0)
-            rc = move_to(gots[i].path, dest, err);
-    }
-    return rc;
-}
-
-/* Downloads the files of a record, or the one called `only` (""), below dir. */
-static int get_files(const struct sl_transfer *t, const struct sl_cache *part, const json_t *record,
-                     const char *only, const char *dir, struct sl_err *err)
-{
-    const json_t *files = json_object_get(record, "files");
-    size_t n = json_array_size(files), wanted = 0, room = n < GET_BATCH ? n : GET_BATCH;
-    struct sl_want *wants = calloc(room, sizeof *wants);
-    struct sl_got *gots = calloc(room, sizeof *gots);
-    char(*urls)[URL_BYTES] = calloc(room, sizeof *urls), dest[SL_PATH_MAX];
-    int rc = wants && gots && urls ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
-    for (size_t i = 0; rc == 0 && i < n; i++) { /* nothing comes when one of them cannot stay */
-        const json_t *file = json_array_get(files, i);
-        const char *path = sl_json_str(file, "path", "");
-        bool there;
-        rc = sl_path(dest, err, "%s/%s", dir, path);
-        if (rc == 0 && (!*only || strcmp(only, path) == 0))
-            rc = check_dest(dest, sl_json_str(file, "sha256", ""), &there, err);
-    }
-    for (size_t i = 0; rc == 0 && i < n; i++) {
-        const json_t *file = json_array_get(files, i);
-        const char *path = sl_json_str(file, "path", ""), *sha256 = sl_json_str(file, "sha256", "");
-        if (*only && strcmp(only, path) != 0)
-            continue;
-        rc = sl_path(dest, err, "%s/%s", dir, path);
-        if (rc || sl_file_exists(dest))
-            continue;
-        if (snprintf(urls[wanted], URL_BYTES, "%s/api/v1/blobs/%s", t->server, sha256) >= URL_BYTES)
-            rc = sl_err_set(err, SL_SPEC, "the server's URL is too long");
-        wants[wanted] = (struct sl_want){path, urls[wanted], sha256, sl_json_int(file, "bytes", -1),
-                                         json_object_get(file, "parts")};
-        if (++wanted == room && rc == 0) {
-            rc = get_batch(t, part, wants, gots, wanted, dir, err);
-            wanted = 0;
-        }
-    }
-    if (rc == 0)
-        rc = get_batch(t, part, wants, gots, wanted, dir, err);
-    free(urls);
-    free(gots);
-    free(wants);
-    return rc;
-}
-
 /* x.tar.zst beside itself as the folder x; other files stay as they are. */
 static int unpack_beside(const char *path, struct sl_err *err)
 {
@@ -348,7 +263,7 @@ static int get(struct sl_api *api, const struct artifact_options *o, int argc, c
         rc = sl_cache_open(part_dir, &part, err);
     bar.total = rc ? 0 : sl_manifest_bytes(record);
     if (rc == 0)
-        rc = get_files(&t, &part, record, ref.file, dir, err);
+        rc = artifact_get_files(&t, &part, record, ref.file, dir, err);
     cli_bar_end(&bar);
     size_t i;
     json_array_foreach(rc ? NULL : json_object_get(record, "files"), i, file) {

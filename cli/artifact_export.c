@@ -30,7 +30,9 @@ static int send_batch(const struct sl_transfer *t, const struct sl_cache *cache,
         const char *path = sl_json_str(file, "path", ""), *sha256 = sl_json_str(file, "sha256", "");
         if (snprintf(urls[i], URL_BYTES, "%s/api/v1/blobs/%s", t->server, sha256) >= URL_BYTES)
             rc = sl_err_set(err, SL_SPEC, "the server's URL is too long");
-        wants[i] = (struct sl_want){path, urls[i], sha256, sl_json_int(file, "bytes", -1), json_object_get(file, "parts")};
+        wants[i] = (struct sl_want){.what = path, .url = urls[i], .sha256 = sha256,
+                                    .bytes = sl_json_int(file, "bytes", -1),
+                                    .parts = json_object_get(file, "parts")};
     }
     if (rc == 0)
         rc = sl_transfer_many(t, cache, wants, n, gots, err);

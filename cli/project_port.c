@@ -96,8 +96,11 @@ static int add_files(struct port *p, const json_t *files, size_t first, size_t n
         if (snprintf(urls[wanted], URL_BYTES, "%s/api/v1/blobs/%s", p->t.server, sha256) >= URL_BYTES)
             rc = sl_err_set(err, SL_SPEC, "the server's URL is too long");
         sl_watch_expect(&p->t.watch, sl_json_int(file, "bytes", 0));
-        wants[wanted] = (struct sl_want){sl_json_str(file, "path", sha256), urls[wanted], sha256, sl_json_int(file, "bytes", -1),
-                                         json_object_get(file, "parts")};
+        wants[wanted] = (struct sl_want){.what = sl_json_str(file, "path", sha256),
+                                         .url = urls[wanted],
+                                         .sha256 = sha256,
+                                         .bytes = sl_json_int(file, "bytes", -1),
+                                         .parts = json_object_get(file, "parts")};
         wanted++;
     }
     if (rc == 0 && wanted)
