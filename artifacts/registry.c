@@ -71,10 +71,11 @@ static void remember(json_t *model, const char *stage, const char *artifact, con
         json_array_remove(history, 0);
 }
 
-/* Changes the model in memory. */
-static int change(json_t *model, const struct sl_registry_link *link, const char *version,
+/* Changes the model in memory. record: of the version. */
+static int change(json_t *model, const struct sl_registry_link *link, const json_t *record,
                   const char *now, bool *ret_changed, struct sl_err *err)
 {
+    const char *version = sl_json_str(record, "version", ""), *made_by = sl_json_str(record, "made_by.run", NULL);
     json_t *versions = json_object_get(model, "versions"), *stages = json_object_get(model, "stages");
     const json_t *linked = find_version(model, link->artifact, version);
     const json_t *at = link->stage ? json_object_get(stages, link->stage) : NULL;
@@ -87,9 +88,9 @@ static int change(json_t *model, const struct sl_registry_link *link, const char
     if (!staged && !at && json_object_size(stages) >= SL_REGISTRY_STAGES_MAX)
         return sl_err_set(err, SL_CONFLICT, "registered model %s has %d stages: reuse one",
                           sl_json_str(model, "model", ""), SL_REGISTRY_STAGES_MAX);
-    if (!linked && json_array_append_new(versions, json_pack("{s:s, s:s, s:s, s:s*, s:s*}", "artifact",
-                                                             link->artifact, "version", version, "linked",
-                                                             now, "run", link->run, "by", link->by)))
+    if (!linked && json_array_append_new(versions, json_pack("{s:s, s:s, s:s, s:s*, s:s*, s:s*, s:s*}", "artifact", link->artifact,
+                                                    "version", version, "linked", now, "run", link->run, "by", link->by, "made_by",
+                                                    made_by, "put_by", made_by ? NULL : sl_json_str(record, "created_by", NULL))))
         return sl_store_nomem(err);
     if (!staged) {
         if (json_object_set_new(stages, link->stage,
@@ -135,7 +136,7 @@ int sl_registry_link(struct sl_store *store, const char *model, const struct sl_
         rc = json ? 0 : sl_store_nomem(err);
     }
     if (rc == 0)
-        rc = change(json, &resolved, sl_json_str(record, "version", ""), now, &changed, err);
+        rc = change(json, &resolved, record, now, &changed, err);
     if (rc == 0 && changed)
         rc = write_model(store, model, json, err);
     pthread_mutex_unlock(&store->mutex);

@@ -1,8 +1,10 @@
 /* Registered models: a name for a line of versions, and its stages, such as `candidate` and `production`.
  *
- *   registry/<model>.json   {"model", "created", "project" (none: everybody's), "versions": [{"artifact", "version", "linked", "run", "by"}],
+ *   registry/<model>.json   {"model", "created", "project" (none: everybody's), "versions": [{"artifact", "version", "linked", "run", "by",
+ *                            "made_by", "put_by"}],
  *                            "stages": {"production": {"artifact", "version", "since", "by"}},
  *                            "history": [{"stage", "artifact", "version" (null: taken away), "time", "by"}]}
+ * run: the run that linked it, none when a person did; made_by: the run whose output it is; put_by: who brought it when no run did.
  * versions are in the order in which they were linked; a version in a registry is not deleted. Names of models, and of
  * stages, are names as artifacts have (artifacts/names.h). Durable and atomic: one file a model. All functions block,
  * and may be called from any thread. by (who asked) and run may be NULL. */

@@ -29,9 +29,14 @@ static void print_model(const json_t *model)
     printf("%s  ", sl_json_str(model, "model", "?"));
     print_stages(json_object_get(model, "stages"));
     json_array_foreach(json_object_get(model, "versions"), i, v)
-        printf("%s:%s  linked %s%s%s\n", sl_json_str(v, "artifact", "?"), sl_json_str(v, "version", "?"),
-               sl_json_str(v, "linked", "?"), *sl_json_str(v, "run", "") ? "  by run " : "",
-               sl_json_str(v, "run", ""));
+    {
+        const char *run = sl_json_str(v, "run", ""), *by = sl_json_str(v, "by", "");
+        const char *made_by = *run ? "" : sl_json_str(v, "made_by", ""), *put_by = sl_json_str(v, "put_by", "");
+
+        printf("%s:%s  linked %s%s%s%s%s%s%s\n", sl_json_str(v, "artifact", "?"), sl_json_str(v, "version", "?"),
+               sl_json_str(v, "linked", "?"), *run ? "  by run " : *by ? "  by " : "", *run ? run : by,
+               *made_by ? "  made by run " : "", made_by, *put_by ? "  put by " : "", put_by);
+    }
 }
 
 static int say(struct sl_api *api, const char *method, const char *path, const json_t *body, bool json,

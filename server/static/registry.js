@@ -12,6 +12,12 @@ const versionLink = v => link(`/artifacts/${encodeURIComponent(v.artifact)}?vers
 const stageCells = (stages, names) => names.map(s => h("td", {"data-label": s}, stages && stages[s] ? versionLink(stages[s]) : h("span", {class: "faint"}, "–")));
 const columnsOf = models => [...new Set([...STAGES, ...models.flatMap(m => Object.keys(m.stages || {}))])];
 
+// The run that made it, or who brought it.
+function origin(v) {
+  const run = v.run || v.made_by;
+  return run ? ["run ", link("/runs/" + run, run.slice(0, 8))] : v.put_by ? `put by ${v.put_by}` : "–";
+}
+
 async function all(root) {
   title("Registry");
   const body = h("div", {});
@@ -33,8 +39,8 @@ async function one(root, name) {
   root.append(h("p", {class: "crumbs"}, link("/registry", "Registry")), h("h1", {}, name), body);
   async function load() {
     const model = await get("/registry/" + encodeURIComponent(name)), at = v => Object.entries(model.stages || {}).filter(([, s]) => s.artifact === v.artifact && s.version === v.version).map(([k]) => k);
-    refill(body, table(`Versions of ${name}`, ["Version", "Stages", "Linked", "Run", "By", ""], [...model.versions].reverse().map(v => h("tr", {}, h("td", {class: "c-name"}, versionLink(v)),
-      h("td", {"data-label": "Stages"}, at(v).map(s => [badge(s), " "])), h("td", {"data-label": "Linked"}, time(v.linked)), h("td", {"data-label": "Run"}, v.run ? link("/runs/" + v.run, v.run.slice(0, 8)) : "–"),
+    refill(body, table(`Versions of ${name}`, ["Version", "Stages", "Linked", "From", "By", ""], [...model.versions].reverse().map(v => h("tr", {}, h("td", {class: "c-name"}, versionLink(v)),
+      h("td", {"data-label": "Stages"}, at(v).map(s => [badge(s), " "])), h("td", {"data-label": "Linked"}, time(v.linked)), h("td", {"data-label": "From"}, origin(v)),
       h("td", {"data-label": "By"}, v.by || "–"), h("td", {}, button("Promote", () => askPromote(v.artifact, v.version, load, name), {"aria-label": `Promote ${v.artifact}:${v.version}`})))), {class: "cards"}),
       model.history && model.history.length ? h("section", {class: "card history"}, h("h2", {}, "History"), h("ul", {class: "plain"}, [...model.history].reverse().slice(0, 50).map(x =>
         h("li", {}, time(x.time), ` ${x.stage}: `, x.version ? versionLink(x) : "taken away", x.by ? ` by ${x.by}` : "")))) : null);

@@ -6,7 +6,7 @@ import concurrent.futures, glob, re
 from arena import *
 
 PARALLEL = int(os.environ.get("SL_PARALLEL", 6))
-FAULTS = os.path.join(os.environ.get("SL_BUILD", "build"), "faults")
+FAULTS = os.path.realpath(os.path.join(os.environ.get("SL_BUILD", "build"), "faults"))
 STEP_MS = 30
 w = World(lease_ms=1500)
 w.put("model", "weights\n")

@@ -110,6 +110,21 @@ def a_spec_registers_its_output_as_candidate():
     assert "colours" in w.command("registry").stdout
 
 
+def a_person_links_and_the_origin_is_told():
+    """A version that a run made, and one that somebody put: who linked it, and where it comes from."""
+    for version, key, value in (("second:v0", "made_by", record("second")["made_by"]["run"]), ("words:v0", "put_by", record("words")["created_by"])):
+        r = w.command("registry", "link", "by-hand", version)
+        assert r.returncode == 0 and value in r.stdout, r.stdout + r.stderr
+        link = w.api("GET", "/api/v1/registry/by-hand")[1]["versions"][-1]
+        assert link[key] == value and link["by"] and "run" not in link and ("made_by" in link) != ("put_by" in link), link
+    link = w.api("GET", "/api/v1/registry/colours")[1]["versions"][0]
+    assert link["run"] == link["made_by"], link
+
+
+def record(name):
+    return w.api("GET", f"/api/v1/artifacts/{name}/v0")[1]
+
+
 def stages_move_and_resolve():
     r = w.command("registry", "stage", "colours", "production", "first:v0")
     assert r.returncode == 0, r.stderr
@@ -139,4 +154,5 @@ def everything_outlives_the_server_and_redis():
 
 
 tap(w, [a_version_knows_its_run_and_inputs, both_directions, a_run_on_urls_and_files_tells_digests_without_credentials,
-     a_spec_registers_its_output_as_candidate, stages_move_and_resolve, everything_outlives_the_server_and_redis])
+     a_spec_registers_its_output_as_candidate, a_person_links_and_the_origin_is_told,
+     stages_move_and_resolve, everything_outlives_the_server_and_redis])

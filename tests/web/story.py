@@ -163,11 +163,10 @@ def promote_the_better():
     b.sees("is production now", "#toasts")
     b.open("/registry")
     b.sees(f"{out['artifact']}:{out['version']}")
-    status, model = w.api("GET", "/api/v1/registry/" + out["artifact"])
-    if status == 200:
-        assert model["stages"]["production"]["version"] == out["version"], model
-    else:
-        assert w.api("GET", f"/api/v1/artifacts/{out['artifact']}/production")[1]["version"] == out["version"]
+    model = w.api("GET", "/api/v1/registry/" + out["artifact"])[1]
+    assert model["stages"]["production"]["version"] == out["version"], model
+    b.open("/registry/" + out["artifact"])
+    b.sees("run " + better[:8])
 
 
 def makes_a_job_and_runs_it():
