@@ -4,6 +4,7 @@
 #include "artifacts/store.h"
 #include "artifacts/web.h"
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,7 @@ struct small {
     size_t *order;  /* which of wants are to come, */
     size_t *groups; /* and where in order each group begins; one more for the end */
     atomic_int failures;
+    pthread_mutex_t placing; /* renames between folders wait for each other in the kernel, and spin meanwhile */
 };
 
 /* A group on its way. */
@@ -198,6 +200,7 @@ static int get_group(void *arg, const struct sl_crew_hand *hand, size_t i, struc
         rc = request(g, &t, order + k, n - k < SL_BLOBS_AT_ONCE ? n - k : SL_BLOBS_AT_ONCE, err);
     bool durable = rc == 0 && sl_cache_batch_sync(&g->batch, NULL) == 0;
     char made[SL_PATH_MAX] = "", path[SL_PATH_MAX];
+    pthread_mutex_lock(&s->placing);
     for (size_t k = 0; k < n; k++) {
         const struct sl_want *want = &s->wants[order[k]];
         if (!s->came[order[k]])
@@ -209,6 +212,7 @@ static int get_group(void *arg, const struct sl_crew_hand *hand, size_t i, struc
         else /* it is counted when it comes alone */
             sl_watch_progress(&t.watch, -want->bytes);
     }
+    pthread_mutex_unlock(&s->placing);
     sl_cache_batch_end(&g->batch);
     free(g);
     return rc;
@@ -266,8 +270,10 @@ int sl_small_many(const struct sl_transfer *t, const struct sl_cache *cache, con
                       .came = calloc(n, sizeof *s.came)};
     int rc = s.order && s.groups && s.came ? 0 : sl_err_set(err, SL_NOMEM, "out of memory");
     size_t groups = rc ? 0 : sort_out(&s, n);
+    pthread_mutex_init(&s.placing, NULL);
     if (groups)
         rc = sl_crew_run(&t->watch, NULL, groups, SL_SMALL_GROUPS, get_group, &s, err);
+    pthread_mutex_destroy(&s.placing);
     free(s.order);
     free(s.groups);
     free(s.came);
