@@ -121,6 +121,40 @@ static void a_torn_end_is_cut_off(void **state)
     sl_buf_release(&whole);
 }
 
+/* Long logs are taken in many pieces: none may cost what all before it have cost. What is there is zeros meanwhile, so whoever
+ * reads it would cut it off. */
+static void appending_reads_nothing_of_what_is_there(void **state)
+{
+    char path[256], last[64];
+    struct sl_buf before, after;
+
+    (void)state;
+    snprintf(path, sizeof path, "%s/runs/00/" RUN "/events.ndjson.zst", dir);
+    append(0, 1000);
+    reopen();
+    append(1000, 2000);
+    sl_buf_init(&before, 1 << 20);
+    sl_buf_init(&after, 1 << 20);
+    assert_int_equal(sl_file_read(path, &before, NULL), 0);
+    char *zeros = calloc(1, before.len);
+    FILE *f = fopen(path, "r+");
+    assert_int_equal(fwrite(zeros, 1, before.len, f), before.len);
+    assert_int_equal(fclose(f), 0);
+    append(1990, 2500);
+    assert_int_equal(sl_archive_last_event(a, RUN, last, NULL), 0);
+    assert_string_equal(last, "1249-9");
+    assert_int_equal(sl_file_read(path, &after, NULL), 0);
+    assert_true(after.len > before.len);
+    assert_memory_equal(after.p, zeros, before.len);
+    memcpy(after.p, before.p, before.len);
+    assert_int_equal(sl_file_write(path, after.p, after.len, NULL), 0);
+    reopen();
+    check_events("0", 3000, 0, 2500);
+    free(zeros);
+    sl_buf_release(&before);
+    sl_buf_release(&after);
+}
+
 static void put(const char *run, int seq, const char *state, int64_t finished_ms)
 {
     json_t *r = json_pack("{s:s, s:i, s:s, s:s, s:s, s:I, s:{s:s}}", "run", run, "seq", seq, "state",
@@ -178,6 +212,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(events_come_once_and_in_order),
         TEST(a_torn_end_is_cut_off),
+        TEST(appending_reads_nothing_of_what_is_there),
         TEST(a_record_is_never_changed),
         TEST(notes_are_apart_and_go_with_the_run),
     };
