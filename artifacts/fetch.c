@@ -477,11 +477,11 @@ static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, st
         rc = fetch_blob(f, &it, blob, err);
     else if (manifest)
         rc = fetch_manifest(f, &it, manifest, err);
-    else if (sl_source_knows(ref))
+    else if (sl_source_knows(it.ref))
         rc = fetch_source(f, &it, err);
-    else if (ref[0] == '/' || starts_with(ref, "file:"))
+    else if (it.ref[0] == '/' || starts_with(it.ref, "file:"))
         rc = fetch_local(f, &it, err);
-    else if (strstr(ref, "://"))
+    else if (strstr(it.ref, "://"))
         rc = sl_err_set(err, SL_SPEC,
                         "%s: only http, https, s3, gs and hf URLs, file paths and artifact names "
                         "can be fetched",
