@@ -91,6 +91,10 @@ static int read_parameter(const char *text, json_t *parameters, struct sl_err *e
         json_decref(p);
         return bad_parameter(text, err);
     }
+    if (json_object_get(parameters, name)) {
+        json_decref(p);
+        return sl_err_set(err, SL_SPEC, "--param %.128s is given twice", name);
+    }
     json_object_set_new(parameters, name, p);
     return 0;
 }
@@ -151,7 +155,7 @@ static void print_parameters(const json_t *job)
         if (value)
             printf(" = %s", value);
         if (json_object_get(p, "minimum"))
-            printf(", %.9g to %.9g", sl_json_num(p, "minimum", 0), sl_json_num(p, "maximum", 0));
+            printf(", %.10g to %.10g", sl_json_num(p, "minimum", 0), sl_json_num(p, "maximum", 0));
         if (choices)
             printf(", one of %s", choices);
         putchar('\n');

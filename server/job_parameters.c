@@ -55,7 +55,7 @@ static void check_value(const json_t *p, const char *name, const json_t *value, 
         if (!json_is_number(value) || (whole && !is_integer(value)))
             problem(errors, name, "expected %s", whole ? "an integer" : "a number");
         else if (!(v >= least && v <= most))
-            problem(errors, name, "%.9g is not in %.9g to %.9g", v, least, most);
+            problem(errors, name, "%.10g is not in %.10g to %.10g", v, least, most);
     } else if (is_kind(p, "choice")) {
         if (!is_choice(json_object_get(p, "choices"), value)) {
             char *choices = json_dumps(json_object_get(p, "choices"), JSON_COMPACT);
@@ -145,12 +145,40 @@ static int apply(json_t *spec, const json_t *p, const char *name, const json_t *
     return rc;
 }
 
+/* A key that the run's spec does not set: whether a spec may have it at all, by a value within the bounds. */
+static int try_key(const json_t *spec, const json_t *p, const char *name, json_t *errors, struct sl_err *err)
+{
+    json_t *copy = json_deep_copy(spec), *wrong = NULL, *value;
+    size_t before = json_array_size(errors);
+    int rc = copy ? 0 : SL_NOMEM;
+
+    if (is_kind(p, "choice"))
+        value = json_incref(json_array_get(json_object_get(p, "choices"), 0));
+    else if (is_kind(p, "text"))
+        value = json_string("x");
+    else
+        value = json_incref(json_object_get(p, "minimum"));
+    if (!rc)
+        rc = apply(copy, p, name, value, errors);
+    if (!rc && json_array_size(errors) == before) {
+        rc = sl_spec_validate(copy, &wrong, err);
+        const json_t *first = json_array_get(wrong, 0);
+        if (first)
+            problem(errors, name, "%s: %s", sl_json_str(first, "path", ""), sl_json_str(first, "message", ""));
+    }
+    json_decref(wrong);
+    json_decref(value);
+    json_decref(copy);
+    return rc ? sl_err_set(err, SL_NOMEM, "out of memory") : 0;
+}
+
 int sl_job_parameters(const json_t *parameters, const json_t *spec, json_t **ret_parameters,
                       json_t *errors, struct sl_err *err)
 {
     json_t *all = json_deep_copy(parameters), *p;
     size_t before = json_array_size(errors);
     const char *name;
+    int rc = 0;
 
     if (!json_is_object(all) || json_object_size(all) > SL_JOB_PARAMETERS_MAX) {
         json_decref(all);
@@ -171,12 +199,13 @@ int sl_job_parameters(const json_t *parameters, const json_t *spec, json_t **ret
             json_object_set(p, "default", (json_t *)(uintptr_t)now);
         if (json_object_get(p, "default"))
             check_value(p, name, json_object_get(p, "default"), errors);
+        if (!now && !rc)
+            rc = try_key(spec, p, name, errors, err);
     }
-    if (json_array_size(errors) > before) {
+    if (rc || json_array_size(errors) > before) {
         json_decref(all);
-        return 0;
+        return rc;
     }
-    (void)err;
     *ret_parameters = all;
     return 0;
 }

@@ -113,9 +113,13 @@ def parameters_are_typed_and_bounded():
     assert status == 422 and problem["errors"] == [{"path": "parameters.lr", "detail": "expected a number"}], problem
     assert len(w.api("GET", "/api/v1/runs")[1]["runs"]) == before
     for param, said in (("lr=model.optim.lr:number", "expected NAME=KEY"), ("lr=model.optim.lr:float:0..1", "type: expected"),
-                        ("lr=model.optim.lr:number:1..2", "0.02 is not in 1 to 2")):
+                        ("lr=model.optim.lr:number:1..2", "0.02 is not in 1 to 2"), ("rate=model.optim.rate:number:0..1", "model.optim.rate"),
+                        ("seed=seed:integer:0..9", "parameters.seed: seed"), ("style=model.style:choice:a|b", "model.style"), ("t=model.t:text", "model.t")):
         r = w.command("job", "create", "letters", "--from", made["first"], "--param", param)
         assert r.returncode == 1 and said in r.stderr, (param, r)
+    lr = ("--param", "lr=model.optim.lr:number:0..1")
+    r = w.command("job", "create", "letters", "--from", made["first"], *lr, *lr)
+    assert r.returncode == 1 and "given twice" in r.stderr, r
     assert w.command("enqueue", "--job", "nothing").returncode == 1
 
 
