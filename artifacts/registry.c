@@ -257,6 +257,40 @@ int sl_registry_unstage(struct sl_store *store, const char *model, const char *s
     return rc;
 }
 
+/* The mutex is held. */
+static int unlink_version(json_t *model, const char *artifact, const char *version, struct sl_err *err)
+{
+    json_t *versions = json_object_get(model, "versions"), *at;
+    const char *stage, *name = sl_json_str(model, "model", "");
+    json_object_foreach(json_object_get(model, "stages"), stage, at)
+        if (!strcmp(sl_json_str(at, "artifact", ""), artifact) && !strcmp(sl_json_str(at, "version", ""), version))
+            return sl_err_set(err, SL_CONFLICT, "%s:%s is %s of the registered model %s: move or remove that first", artifact,
+                              version, stage, name);
+    for (size_t i = 0; i < json_array_size(versions); i++) {
+        const json_t *v = json_array_get(versions, i);
+        if (!strcmp(sl_json_str(v, "artifact", ""), artifact) && !strcmp(sl_json_str(v, "version", ""), version))
+            return json_array_remove(versions, i);
+    }
+    return sl_err_set(err, SL_NOTFOUND, "registered model %s does not hold %.128s:%.20s", name, artifact, version);
+}
+
+int sl_registry_unlink(struct sl_store *store, const char *model, const char *artifact, const char *version,
+                       json_t **ret_model, struct sl_err *err)
+{
+    json_t *json = NULL;
+    pthread_mutex_lock(&store->mutex);
+    int rc = read_model(store, model, &json, err);
+    if (rc == 0)
+        rc = unlink_version(json, artifact, version, err);
+    if (rc == 0)
+        rc = write_model(store, model, json, err);
+    pthread_mutex_unlock(&store->mutex);
+    if (rc == 0 && ret_model)
+        *ret_model = json_incref(json);
+    json_decref(json);
+    return rc;
+}
+
 int sl_registry_show(struct sl_store *store, const char *model, json_t **ret_model,
                      struct sl_err *err)
 {

@@ -5,7 +5,7 @@
  *                            "stages": {"production": {"artifact", "version", "since", "by"}},
  *                            "history": [{"stage", "artifact", "version" (null: taken away), "time", "by"}]}
  * run: the run that linked it, none when a person did; made_by: the run whose output it is; put_by: who brought it when no run did.
- * versions are in the order in which they were linked; a version in a registry is not deleted. Names of models, and of
+ * versions are in the order in which they were linked; a version in a registry is not deleted, unless it is unlinked first. Names of models, and of
  * stages, are names as artifacts have (artifacts/names.h). Durable and atomic: one file a model. All functions block,
  * and may be called from any thread. by (who asked) and run may be NULL. */
 #ifndef SL_ARTIFACTS_REGISTRY_H
@@ -27,6 +27,9 @@ struct sl_registry_link {
  * too many. ret_model (may be NULL) as in show. */
 int sl_registry_link(struct sl_store *store, const char *model, const struct sl_registry_link *link,
                      json_t **ret_model, struct sl_err *err);
+/* version: "v3". SL_NOTFOUND: it is not linked. SL_CONFLICT: a stage is at it. */
+int sl_registry_unlink(struct sl_store *store, const char *model, const char *artifact, const char *version,
+                       json_t **ret_model, struct sl_err *err);
 /* Takes in what a model has elsewhere (the file, as export gives it): adds versions and stages that are not here, and the history
  * to a model that is new. *kept: text of a stage that stays, heap, or as it was. SL_SPEC, SL_NOTFOUND: a version of it is not in
  * the store. */

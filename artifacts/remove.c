@@ -49,8 +49,8 @@ static int check_registry(struct sl_store *store, const char *name, int number, 
     char *model = NULL;
     int rc = sl_registry_held(store, name, number, &model, err);
     if (rc == 0 && model)
-        rc = sl_err_set(err, SL_CONFLICT, "%s:v%d is in use: the registered model %s holds it", name,
-                        number, model);
+        rc = sl_err_set(err, SL_CONFLICT, "%s:v%d is in use: the registered model %s holds it; `softlaunch registry unlink %s %s:v%d` first",
+                        name, number, model, model, name, number);
     free(model);
     return rc;
 }

@@ -24,7 +24,7 @@ static const struct {
     {"projects", cmd_projects, "projects: limits and quotas, export and import"},
     {"agents", cmd_agents, "agents: pause, resume, drain"},
     {"artifact", cmd_artifact, "models, data sets and results: artifact put|get|ls|alias|convert"},
-    {"registry", cmd_registry, "registered models and their stages: registry [show|link|stage|unstage]"},
+    {"registry", cmd_registry, "registered models and their stages: registry [show|link|unlink|stage|unstage]"},
     {"cache", cmd_cache, "the files that agents of this machine share: cache ls|verify|gc"},
     {"user", cmd_user, "who may use the server: user [ls|add|set|rm NAME]"},
     {"webhook", cmd_webhook, "tell other systems what happens: webhook [ls|add|rm|test NAME]"},

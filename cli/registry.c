@@ -62,16 +62,20 @@ static int say(struct sl_api *api, const char *method, const char *path, const j
     return rc;
 }
 
-/* stage NULL: linked only. */
-static int put(struct sl_api *api, const char *model, const char *stage, const char *version, bool json,
-               struct sl_err *err)
+/* stage NULL: linked only, or unlinked. */
+static int change(struct sl_api *api, const char *verb, const char *model, const char *stage, const char *version, bool json,
+                  struct sl_err *err)
 {
-    char path[2 * SL_NAME_MAX + 64];
+    char path[3 * SL_NAME_MAX + 64];
     struct sl_ref ref;
     int rc = sl_ref_parse(version, &ref, err);
 
     if (!rc && ref.file[0])
         rc = sl_err_set(err, SL_SPEC, "%s names a file: a version as a whole is registered", version);
+    if (!rc && !strcmp(verb, "unlink")) {
+        snprintf(path, sizeof path, "/api/v1/registry/%s/versions/%s/%s", model, ref.name, ref.version);
+        return say(api, "DELETE", path, NULL, json, err);
+    }
     if (rc)
         return rc;
     json_t *body = json_pack("{s:s, s:s}", "artifact", ref.name, "version", ref.version);
@@ -95,13 +99,14 @@ int cmd_registry(int argc, char **argv)
     };
     const struct cli_usage usage = {
         .name = "registry",
-        .forms = (const char *const[]){"[show MODEL]", "link MODEL NAME:VERSION", "stage MODEL STAGE NAME:VERSION",
-                                       "unstage MODEL STAGE", NULL},
+        .forms = (const char *const[]){"[show MODEL]", "link MODEL NAME:VERSION", "unlink MODEL NAME:VERSION",
+                                       "stage MODEL STAGE NAME:VERSION", "unstage MODEL STAGE", NULL},
         .options = options,
         .more = "A registered model is a name for a line of versions, with stages such as `candidate` and `production`.\n"
                 "outputs.register of a job spec makes what the run publishes the candidate; stage promotes a version.\n"
-                "MODEL:STAGE is a reference wherever NAME:VERSION is one.",
-        .verbs = (const struct cli_verb[]){{"", 0}, {"show", 1}, {"link", 2}, {"stage", 3}, {"unstage", 2}, {NULL, 0}},
+                "MODEL:STAGE is a reference wherever NAME:VERSION is one; where an artifact is called as the model, its own alias\n"
+                "comes before a stage. What a model holds is not deleted: unlink takes it out.",
+        .verbs = (const struct cli_verb[]){{"", 0}, {"show", 1}, {"link", 2}, {"unlink", 2}, {"stage", 3}, {"unstage", 2}, {NULL, 0}},
     };
     int at = cli_parse(&usage, argc, argv), n = argc - at, rc;
     char **a = argv + at, path[2 * SL_NAME_MAX + 64];
@@ -111,7 +116,7 @@ int cmd_registry(int argc, char **argv)
     if (at < 0)
         return cli_usage_status(at);
     const char *verb = n ? a[0] : "";
-    for (int i = 1; i < n && (i == 1 || strcmp(verb, "link") != 0) && i < 3; i++)
+    for (int i = 1; i < n && (i == 1 || strstr(verb, "stage")) && i < 3; i++)
         if (!sl_name_valid(a[i])) {
             sl_err_set(&err, SL_SPEC, "`%.100s` is not a name: 1 to %d of a-z 0-9 . _ -, first a letter or digit",
                        a[i], SL_NAME_MAX);
@@ -125,7 +130,7 @@ int cmd_registry(int argc, char **argv)
         snprintf(path, sizeof path, "/api/v1/registry/%s/stages/%s", a[1], a[2]);
         rc = say(api, "DELETE", path, NULL, json, &err);
     } else if (!rc) {
-        rc = put(api, a[1], n == 4 ? a[2] : NULL, a[n - 1], json, &err);
+        rc = change(api, verb, a[1], n == 4 ? a[2] : NULL, a[n - 1], json, &err);
     }
     sl_api_free(api);
     return rc ? cli_fail(argv[0], &err) : 0;

@@ -3,6 +3,7 @@
  *   GET    /api/v1/registry                            {"models": [{"model", "created", "project", "versions": n, "stages"}]}
  *   GET    /api/v1/registry/{model}                    artifacts/registry.h has the form
  *   POST   /api/v1/registry/{model}/versions           {"artifact", "version"}
+ *   DELETE /api/v1/registry/{model}/versions/{name}/{ref}    ref: v3; no stage may be at it
  *   PUT    /api/v1/registry/{model}/stages/{stage}     {"artifact", "version"}: linked, too, when it was not
  *   DELETE /api/v1/registry/{model}/stages/{stage}
  *   GET    /api/v1/lineage/{name}/{ref}                artifacts/lineage.h has the form */
@@ -84,6 +85,16 @@ static void delete_stage(struct sl_http_req *req, void *arg)
     reply(req, rc, &err, model);
 }
 
+static void delete_version(struct sl_http_req *req, void *arg)
+{
+    struct sl_err err = SL_ERR_INIT;
+    json_t *model = NULL;
+    int rc = sl_registry_unlink(arg, sl_http_param(req, "model"), sl_http_param(req, "name"), sl_http_param(req, "ref"),
+                                &model, &err);
+
+    reply(req, rc, &err, model);
+}
+
 static void lineage(struct sl_http_req *req, void *arg)
 {
     struct sl_err err = SL_ERR_INIT;
@@ -105,6 +116,9 @@ static const struct sl_route routes[] = {
      .body = SL_BODY_JSON,
      .scope = SL_SCOPE_HANDLER,
      .handle = post_version},
+    {.method = "DELETE",
+     .pattern = "/api/v1/registry/{model}/versions/{name}/{ref}",
+     .handle = delete_version},
     {.method = "PUT",
      .pattern = "/api/v1/registry/{model}/stages/{stage}",
      .body = SL_BODY_JSON,

@@ -139,6 +139,17 @@ def stages_move_and_resolve():
                        (("stage", "Colours", "production", "first:v0"), "not a name"), (("unstage", "colours", "gold"), "gold")):
         r = w.command("registry", *args)
         assert r.returncode == 1 and said in r.stderr, (args, r)
+    for args, said in ((("artifact", "rm", "words:v0"), "registry unlink by-hand words:v0"), (("registry", "unlink", "by-hand", "words:v7"), "does not hold words:v7"),
+                       (("registry", "unlink", "colours", "second:v0"), "candidate"), (("registry", "unlink", "nothing", "words:v0"), "no registered model")):
+        r = w.command(*args)
+        assert r.returncode == 1 and said in r.stderr, (args, r)
+    r = w.command("registry", "unlink", "by-hand", "words:v0")    # it may go now
+    assert r.returncode == 0 and "words" not in r.stdout, r
+    w.write("gone.txt", "gone")
+    w.artifact("gone", w.dir + "/gone.txt")
+    for args, code in ((("registry", "link", "by-hand", "gone:v0"), 0), (("artifact", "rm", "gone:v0"), 1), (("registry", "unlink", "by-hand", "gone:v0"), 0),
+                       (("artifact", "rm", "gone:v0"), 0)):
+        assert w.command(*args).returncode == code, args
     history = w.api("GET", "/api/v1/registry/colours")[1]["history"]
     assert [(h["stage"], h["artifact"]) for h in history] == [("candidate", "first"), ("production", "first"),
                                                               ("candidate", "second")], history
