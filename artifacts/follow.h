@@ -8,6 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define SL_FOLLOW_DROP_FROM (INT64_C(1) << 30) /* a file of so many bytes does not stay in the page cache */
+#define SL_FOLLOW_STEP (INT64_C(4) << 20)      /* written back, and dropped, in such pieces */
+#define SL_FOLLOW_KEEP (INT64_C(32) << 20)     /* so far behind the hash: the disk has it by then */
+
 struct sl_follow {
     int fd;
     const char *path; /* for messages; of who calls, as fd */

@@ -92,6 +92,10 @@ static int flush(struct ranges *r, struct lane *lane, struct sl_err *err)
                                 r->fill->cache->dir);
         done += (size_t)w;
     }
+    /* The disk begins at once; else all would be left to the end. */
+    if ((p->got + (int64_t)len) / SL_FOLLOW_STEP != p->got / SL_FOLLOW_STEP)
+        sync_file_range(r->fill->fd, lane->part * SL_PART_BYTES + p->got / SL_FOLLOW_STEP * SL_FOLLOW_STEP,
+                        SL_FOLLOW_STEP, SYNC_FILE_RANGE_WRITE);
     p->got += (int64_t)len;
     move_front(r);
     return 0;
