@@ -115,6 +115,7 @@ def what_goes_on_keeps_what_it_was_started_with():
 
 
 def deleting_gives_storage_back():
+    wait(lambda: not os.listdir(w.dir + "/store/refunds"), 60, "what was deleted before this test is given back")
     before = used()
     a = w.agent("maker", more=["--max-runs", "2"])
     out = []

@@ -1,5 +1,5 @@
 """Chromium through its driver for tests of the pages: Debian's chromium, chromium-driver and python3-selenium."""
-import json, os, shutil, sys, time
+import atexit, json, os, shutil, sys, tempfile, time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
 sys.dont_write_bytecode = True
 DEBIAN = "/usr/lib/python3/dist-packages"    # a virtual environment does not see it
@@ -37,7 +37,9 @@ class Browser:
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.url, self.logs = url, []
-        self.driver = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
+        self.dir = tempfile.mkdtemp(prefix="sl-browser-")    # Chromium does not remove all that it puts into TMPDIR
+        atexit.register(shutil.rmtree, self.dir, ignore_errors=True)
+        self.driver = webdriver.Chrome(service=Service(shutil.which("chromedriver"), env={**os.environ, "TMPDIR": self.dir}), options=options)
         self.driver.set_page_load_timeout(PATIENCE_S)
         self.driver.set_script_timeout(PATIENCE_S)
         self.look(width, height, dark, phone)
@@ -126,3 +128,4 @@ class Browser:
 
     def close(self):
         self.driver.quit()
+        shutil.rmtree(self.dir, ignore_errors=True)
