@@ -37,6 +37,7 @@ struct listing {
     char key[SL_ENTRY_PATH_MAX + 2], next[TOKEN_MAX];
     int64_t bytes;
     bool more;
+    bool is_listing; /* the page was one */
 };
 
 static int add_object(struct listing *l)
@@ -59,6 +60,7 @@ static int on_element(void *arg, const char *path, const char *text)
 {
     struct listing *l = arg;
     static const char root[] = "ListBucketResult/";
+    l->is_listing |= strcmp(path, "ListBucketResult") == 0;
     if (strncmp(path, root, sizeof root - 1) != 0)
         return 0;
     const char *name = path + sizeof root - 1;
@@ -101,9 +103,12 @@ static int list_page(struct listing *l, const char *token, const struct sl_watch
         rc = sl_ask(&ask, watch, &answer, l->err);
         if (rc == 0) {
             rc = sl_answer_check(&answer, "its listing", url.p, l->err);
+            l->is_listing = false;
             if (rc == 0)
                 rc = sl_xml_each(answer.body.p, answer.body.len, "its listing", on_element, l,
                                  l->err);
+            if (rc == 0 && !l->is_listing) /* a portal's page; as one of many it would leave files out */
+                rc = sl_err_set(l->err, SL_DATA, "its listing: %.300s did not answer with a ListBucketResult", url.p);
             sl_answer_release(&answer);
         }
     }

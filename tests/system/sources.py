@@ -179,6 +179,8 @@ def s3_file_and_folder():
     bad("s3://models/none/", s3_env, "not_found", "nothing below")
     bad("s3://models/a/../b", s3_env, "spec", "..")
     bad("s3://m", s3_env, "spec", "bucket")
+    portal = Server(lambda *a: (200, {}, b"<html><body>Sign in</body></html>"))
+    bad("s3://models/model/", {**s3_env, "AWS_ENDPOINT_URL": portal.url}, "data", "ListBucketResult")
 
 
 def s3_many_pages():
