@@ -1,43 +1,15 @@
-/* Long because each kind of reference ends in the same placing and counting. */
 /* The fetch half of plan.h. */
-#include "artifacts/api.h"
+#include "artifacts/fetch_priv.h"
 #include "artifacts/manifest.h"
 #include "artifacts/names.h"
 #include "artifacts/pack.h"
 #include "artifacts/plan.h"
 #include "artifacts/source.h"
 #include "artifacts/store.h"
-#include "artifacts/transfer.h"
-#include "artifacts/tree.h"
 #include "base/fault.h"
 #include "base/json.h"
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-struct fetch {
-    const char *run_dir;
-    const json_t *allow_paths;
-    struct sl_api *api; /* NULL: the plan names no server */
-    struct sl_transfer transfer;
-    struct sl_cache cache;
-    json_t *inputs; /* what the checkpoint was made of, NULL until one is fetched */
-};
-
-/* One item, and what becomes known of it. */
-struct item {
-    const char *ref;    /* as given */
-    const char *sha256; /* expected, or NULL */
-    bool unpack;
-    bool unpack_tarball; /* unpack if it turns out to be one */
-    char dest[SL_PATH_MAX];
-    const char *path;           /* relative */
-    const char *name, *version; /* of an artifact; borrowed from record */
-    char digest[SL_SHA256_HEX + 1];
-    int64_t bytes;
-};
 
 static int need_server(const struct fetch *f, const char *ref, struct sl_err *err)
 {
@@ -57,10 +29,8 @@ static int get_blob(struct fetch *f, const char *what, const char *sha256, int64
               : sl_transfer_get(&f->transfer, &f->cache, what, url, sha256, bytes, ret_got, err);
 }
 
-/* Puts one fetched file where the item wants it. entries: what a tarball should hold; may be NULL.
- */
-static int place(struct fetch *f, const struct item *it, const char *path, const char *dest,
-                 const json_t *entries, struct sl_err *err)
+int sl_fetch_place(struct fetch *f, const struct item *it, const char *path, const char *dest,
+                   const json_t *entries, struct sl_err *err)
 {
     if (!it->unpack)
         return sl_cache_place(path, dest, err);
@@ -83,7 +53,7 @@ static int place(struct fetch *f, const struct item *it, const char *path, const
     return rc ? sl_err_wrap(err, rc, "%s", it->ref) : 0;
 }
 
-static int expect_digest(const struct item *it, const char *found, struct sl_err *err)
+int sl_fetch_expect(const struct item *it, const char *found, struct sl_err *err)
 {
     if (!it->sha256 || strcmp(it->sha256, found) == 0)
         return 0;
@@ -154,7 +124,7 @@ static int fetch_blobs(struct fetch *f, struct item *it, const json_t *files, js
         rc = only ? sl_path(dest, err, "%s", it->dest)
                   : sl_path(dest, err, "%s/%s", it->dest, sl_json_str(one, "path", ""));
         if (rc == 0)
-            rc = place(f, it, b.gots[i].path, dest, json_object_get(one, "entries"), err);
+            rc = sl_fetch_place(f, it, b.gots[i].path, dest, json_object_get(one, "entries"), err);
     }
     batch_release(&b);
     return rc;
@@ -176,7 +146,7 @@ static int fetch_files(struct fetch *f, struct item *it, const json_t *manifest,
     if (file && it->unpack_tarball)
         it->unpack = sl_is_tarball(sl_json_str(file, "path", ""));
     const char *shown = file ? sl_json_str(file, "sha256", "") : digest;
-    int rc = expect_digest(it, shown, err);
+    int rc = sl_fetch_expect(it, shown, err);
     memcpy(it->digest, shown, SL_SHA256_HEX + 1);
     it->bytes = file ? sl_json_int(file, "bytes", 0) : sl_manifest_bytes(manifest);
     sl_watch_expect(&f->transfer.watch, it->bytes);
@@ -233,9 +203,7 @@ static int fetch_manifest(struct fetch *f, struct item *it, const char *sha256, 
     return rc;
 }
 
-/* The digest that a manifest of these files would have. files: taken. */
-static int digest_of_files(json_t *files_taken, char ret_sha256[SL_SHA256_HEX + 1],
-                           struct sl_err *err)
+int sl_fetch_digest(json_t *files_taken, char ret_sha256[SL_SHA256_HEX + 1], struct sl_err *err)
 {
     json_t *manifest = json_pack("{s:o}", "files", files_taken);
     char *text = manifest ? sl_json_dump(manifest) : NULL;
@@ -288,12 +256,12 @@ static int fetch_source_files(struct fetch *f, struct item *it, struct sl_source
             rc = s->folder ? sl_path(dest, err, "%s/%s", it->dest, file->path)
                            : sl_path(dest, err, "%s", it->dest);
         if (rc == 0 && !s->folder)
-            rc = expect_digest(it, got->sha256, err);
+            rc = sl_fetch_expect(it, got->sha256, err);
         if (rc)
             break;
         sl_watch_expect(&f->transfer.watch, file->bytes > 0 ? 0 : got->bytes);
         it->bytes += got->bytes;
-        rc = place(f, it, got->path, dest, NULL, err);
+        rc = sl_fetch_place(f, it, got->path, dest, NULL, err);
         json_array_append_new(files, json_pack("{s:s, s:s, s:I}", "path", file->path, "sha256",
                                                got->sha256, "bytes", (json_int_t)got->bytes));
     }
@@ -304,8 +272,8 @@ static int fetch_source_files(struct fetch *f, struct item *it, struct sl_source
         json_decref(files);
         return rc;
     }
-    rc = digest_of_files(files, it->digest, err);
-    return rc ? rc : expect_digest(it, it->digest, err);
+    rc = sl_fetch_digest(files, it->digest, err);
+    return rc ? rc : sl_fetch_expect(it, it->digest, err);
 }
 
 static int fetch_source(struct fetch *f, struct item *it, struct sl_err *err)
@@ -330,111 +298,7 @@ static int fetch_blob(struct fetch *f, struct item *it, const char *sha256, stru
     memcpy(it->digest, got.sha256, sizeof it->digest);
     it->bytes = got.bytes;
     sl_watch_expect(&f->transfer.watch, got.bytes);
-    return place(f, it, got.path, it->dest, NULL, err);
-}
-
-/* ---- local paths ----------------------------------------------------------------------------- */
-
-static bool allowed(const json_t *roots, const char *path)
-{
-    size_t i;
-    json_t *root;
-    json_array_foreach(roots, i, root) {
-        char real[SL_PATH_MAX];
-        if (!json_is_string(root) || !realpath(json_string_value(root), real))
-            continue;
-        size_t len = strcmp(real, "/") == 0 ? 0 : strlen(real);
-        if (strncmp(path, real, len) == 0 && (path[len] == '/' || !path[len]))
-            return true;
-    }
-    return false;
-}
-
-/* A path that does not exist: allowed when what would be above it is. */
-static bool missing_allowed(const json_t *roots, const char *path)
-{
-    return !strstr(path, "/../") && allowed(roots, path);
-}
-
-static int denied(const char *path, struct sl_err *err)
-{
-    return sl_err_set(err, SL_DENIED,
-                      "%s is not below a folder that this agent allows: start the agent with "
-                      "--allow-path, or put the file into the artifact store",
-                      path);
-}
-
-/* The digest that a manifest of the folder's files would have. A link in it may lead to what is allowed only. */
-static int hash_folder(const json_t *roots, const char *dir, char ret_sha256[SL_SHA256_HEX + 1], int64_t *ret_bytes,
-                       struct sl_err *err)
-{
-    struct sl_tree tree;
-    char path[SL_PATH_MAX], hex[SL_SHA256_HEX + 1];
-    int rc = sl_tree_list(dir, true, &tree, err);
-    if (rc)
-        return rc;
-    json_t *files = json_array();
-    for (size_t i = 0; rc == 0 && i < tree.n; i++) {
-        char real[SL_PATH_MAX];
-        rc = sl_path(path, err, "%s/%s", dir, tree.files[i].path);
-        if (rc == 0 && !realpath(path, real))
-            rc = sl_err_errno(err, "looking at %s", path);
-        if (rc == 0 && !allowed(roots, real))
-            rc = denied(path, err);
-        if (rc == 0)
-            rc = sl_sha256_file(path, hex, NULL, err);
-        json_array_append_new(files,
-                              json_pack("{s:s, s:s, s:I}", "path", tree.files[i].path, "sha256",
-                                        hex, "bytes", (json_int_t)tree.files[i].bytes));
-    }
-    if (rc == 0)
-        rc = digest_of_files(files, ret_sha256, err);
-    else
-        json_decref(files);
-    if (rc == 0)
-        *ret_bytes = tree.bytes;
-    sl_tree_release(&tree);
-    return rc;
-}
-
-static int fetch_local(struct fetch *f, struct item *it, struct sl_err *err)
-{
-    char real[SL_PATH_MAX], parent[SL_PATH_MAX];
-    struct stat st;
-    const char *path = strncmp(it->ref, "file://", 7) == 0 ? it->ref + 7 : it->ref;
-    if (path[0] != '/')
-        return sl_err_set(err, SL_SPEC, "%s: a file URL has three slashes, then the path", it->ref);
-    bool there = realpath(path, real) != NULL;
-    int why = errno;
-    /* Outside of what is allowed nobody learns what exists. */
-    if (there ? !allowed(f->allow_paths, real) : !missing_allowed(f->allow_paths, path))
-        return denied(it->ref, err);
-    if (there && stat(real, &st)) {
-        there = false;
-        why = errno;
-    }
-    if (!there)
-        return sl_err_set(err, SL_NOTFOUND, "%s: %s", it->ref, strerror(why));
-    int rc = S_ISDIR(st.st_mode) ? hash_folder(f->allow_paths, real, it->digest, &it->bytes, err)
-                                 : sl_sha256_file(real, it->digest, &it->bytes, err);
-    if (rc == 0)
-        rc = expect_digest(it, it->digest, err);
-    if (rc == 0)
-        sl_watch_expect(&f->transfer.watch, it->bytes);
-    sl_watch_progress(&f->transfer.watch, it->bytes);
-    if (it->unpack_tarball)
-        it->unpack = !S_ISDIR(st.st_mode) && sl_is_tarball(real);
-    if (rc == 0 && it->unpack)
-        return place(f, it, real, it->dest, NULL, err);
-    if (rc == 0)
-        rc = sl_path(parent, err, "%s", it->dest);
-    if (rc)
-        return rc;
-    *strrchr(parent, '/') = 0;
-    rc = sl_mkdirs(parent, err);
-    if (rc == 0 && symlink(real, it->dest))
-        rc = sl_err_errno(err, "linking %s to %s", it->dest, real);
-    return rc;
+    return sl_fetch_place(f, it, got.path, it->dest, NULL, err);
 }
 
 /* ---- the plan -------------------------------------------------------------------------------- */
@@ -480,7 +344,7 @@ static int fetch_item(struct fetch *f, const json_t *given, json_t *resolved, st
     else if (sl_source_knows(it.ref))
         rc = fetch_source(f, &it, err);
     else if (it.ref[0] == '/' || starts_with(it.ref, "file:"))
-        rc = fetch_local(f, &it, err);
+        rc = sl_fetch_local(f, &it, err);
     else if (strstr(it.ref, "://"))
         rc = sl_err_set(err, SL_SPEC,
                         "%s: only http, https, s3, gs and hf URLs, file paths and artifact names "
