@@ -6,20 +6,20 @@
 #define CHUNK_BYTES (256u << 10) /* stays in a core's cache between reading and hashing */
 
 /* A large file leaves the page cache behind the hash. Else every page of it is new memory, which a virtual machine has to
- * ask its host for, and the writer is held back when too much is dirty: 300 to 600 MB/s became 1,200 to 1,500. */
-static void drop_behind(struct sl_follow *f, int64_t hashed, int64_t *dropped)
+ * ask its host for, and the writer is held back when too much is dirty: 300 to 600 MB/s became 1,200 to 1,500. The
+ * thread that hashes has the most to do, so the one that writes does this. */
+static void drop_behind(struct sl_follow *f, int64_t hashed)
 {
-    while (f->bytes >= SL_FOLLOW_DROP_FROM && *dropped + SL_FOLLOW_STEP + SL_FOLLOW_KEEP <= hashed) {
-        if (sync_file_range(f->fd, *dropped, SL_FOLLOW_STEP,
+    while (f->bytes >= SL_FOLLOW_DROP_FROM && f->dropped + SL_FOLLOW_STEP + SL_FOLLOW_KEEP <= hashed) {
+        if (sync_file_range(f->fd, f->dropped, SL_FOLLOW_STEP,
                             SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER) == 0)
-            posix_fadvise(f->fd, *dropped, SL_FOLLOW_STEP, POSIX_FADV_DONTNEED);
-        *dropped += SL_FOLLOW_STEP; /* an error of the disk is told by the fsync at the end */
+            posix_fadvise(f->fd, f->dropped, SL_FOLLOW_STEP, POSIX_FADV_DONTNEED);
+        f->dropped += SL_FOLLOW_STEP; /* an error of the disk is told by the fsync at the end */
     }
 }
 
 static void *follow_main(void *arg)
 {
-    int64_t dropped = 0;
     struct sl_follow *f = arg;
     char *chunk = malloc(CHUNK_BYTES);
     pthread_mutex_lock(&f->mutex);
@@ -37,7 +37,6 @@ static void *follow_main(void *arg)
         ssize_t n = pread(f->fd, chunk, (size_t)len, from);
         if (n > 0)
             sl_sha256_update(&f->digest, chunk, (size_t)n);
-        drop_behind(f, from, &dropped);
         pthread_mutex_lock(&f->mutex);
         if (n <= 0)
             sl_err_errno(&f->err, "reading %s", f->path);
@@ -73,7 +72,9 @@ void sl_follow_to(struct sl_follow *f, int64_t front)
         f->front = front;
         pthread_cond_signal(&f->cond);
     }
+    int64_t hashed = f->hashed;
     pthread_mutex_unlock(&f->mutex);
+    drop_behind(f, hashed);
 }
 
 int sl_follow_end(struct sl_follow *f, bool finish, struct sl_sha256 *ret_digest, struct sl_err *err)

@@ -22,13 +22,14 @@ struct sl_follow {
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     int64_t front, hashed;
+    int64_t dropped; /* from the page cache; of who calls */
     bool started, stop;
     struct sl_err err;
 };
 
 /* SL_NOMEM: no thread, or no memory; then there is nothing to end. */
 int sl_follow_begin(struct sl_follow *f, int fd, const char *path, int64_t bytes, struct sl_err *err);
-/* All bytes below front are in the file. Never lower than before. */
+/* All bytes below front are in the file. Never lower than before. May wait for the disk. */
 void sl_follow_to(struct sl_follow *f, int64_t front);
 /* finish: waits until all of the file is hashed; ret_digest, which is released first, has its digest then. Without it
  * the thread is only ended. Does nothing before sl_follow_begin (all zero) and a second time. SL_IO: reading failed. */
