@@ -3,7 +3,9 @@
 # usage: tests/run.sh BUILD-DIR [NAME-PATTERN [LIST]]     LIST: tests/BUDGET, or tests/LONG for make test-long
 #
 # What could not run is listed as "not run", never counted as passed. Logs: BUILD-DIR/test-logs/SUITE.log.
-# Environment for suites: SL_BIN (folder of both programs), SL_BUILD, SL_MODEL (the real model), SL_PEER_PYTHON.
+# Environment for suites: SL_BIN (folder of both programs), SL_BUILD, SL_MODEL (the real model), SL_PEER_PYTHON, and TMPDIR: a folder
+# of the suite's own, which goes with it. What a suite leaves there when it passes is a fault of the suite, or of what it
+# tests. SL_KEEP: the folders stay.
 set -u
 build=$(realpath "$1")
 pattern=${2:-.} list=${3:-tests/BUDGET}
@@ -22,13 +24,23 @@ SL_MODEL=${SL_MODEL:-$(deploy/fetch-model.sh)} || { echo "the model could not be
 SL_PEER_PYTHON=$(tests/peer-python.sh) || { echo "the reference packages could not be installed" >&2; exit 1; }
 export SL_MODEL SL_PEER_PYTHON
 
+folders=$(mktemp -d "${TMPDIR:-/tmp}/sl-suites-XXXXXX")
+[ -n "${SL_KEEP:-}" ] || trap 'rm -rf "$folders"' EXIT
+export folders
+
 run_suite() { # name seconds command...
-    local name=$1 seconds=$2 start end status
+    local name=$1 seconds=$2 start end status own left
     shift 2
+    own=$(mktemp -d "$folders/XXXXXX")
     start=$(date +%s.%N)
-    timeout -k 10 "$seconds" bash -c "$*" >"$logs/$name.log" 2>&1 </dev/null
+    TMPDIR=$own timeout -k 10 "$seconds" bash -c "$*" >"$logs/$name.log" 2>&1 </dev/null
     status=$?
     end=$(date +%s.%N)
+    if [ -z "${SL_KEEP:-}" ]; then
+        left=$(find "$own" -mindepth 1 -maxdepth 1 -printf '%f ')
+        [ -z "$left" ] || [ $status != 0 ] || echo "not ok - it leaves nothing behind: $left" >>"$logs/$name.log"
+        rm -rf "$own"
+    fi
     echo "$status $(echo "$start $end" | awk '{printf "%.1f", $2 - $1}')" >"$logs/$name.status"
     printf '%-28s %6ss  exit %d\n' "$name" "$(cut -d' ' -f2 "$logs/$name.status")" "$status"
 }
