@@ -342,6 +342,12 @@ static CURLcode send_file(struct sl_job *j, const char *sha256, int64_t bytes, i
     return code;
 }
 
+static bool changed(const char *path, const char *sha256)
+{
+    char now[SL_SHA256_HEX + 1];
+    return sl_sha256_file(path, now, NULL, NULL) == 0 && strcmp(now, sha256) != 0;
+}
+
 int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *path,
                     const char *sha256, struct sl_err *err)
 {
@@ -383,9 +389,11 @@ int sl_transfer_put(const struct sl_transfer *t, const char *what, const char *p
                 continue;
             cause = SL_CANCELLED;
         }
-        rc =
-            sl_err_set(err, cause, "%s%s", fault.msg,
-                       cause == SL_RETRY ? ": gave up after several tries; is the server up?" : "");
+        if (cause == SL_DATA && changed(path, sha256))
+            rc = sl_err_set(err, SL_DATA, "%s changed while it was sent: put it again when nothing writes to it", what);
+        else
+            rc = sl_err_set(err, cause, "%s%s", fault.msg,
+                            cause == SL_RETRY ? ": gave up after several tries; is the server up?" : "");
     }
     sl_job_release(&j);
     return rc;

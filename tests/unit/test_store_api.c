@@ -398,7 +398,8 @@ static void two_putters_of_one_blob(void **state)
     const struct sl_transfer t = {.server = base_url, .token = "some-other-token-of-length"};
     assert_int_equal(sl_transfer_put(&t, "big", in_dir("big"), sha, NULL), SL_DENIED);
     const struct sl_transfer ok = {.server = base_url, .token = TOKEN};
-    assert_int_equal(sl_transfer_put(&ok, "big", in_dir("big"), EMPTY_SHA, NULL), SL_DATA);
+    assert_int_equal(sl_transfer_put(&ok, "big", in_dir("big"), EMPTY_SHA, &err), SL_DATA);
+    assert_string_equal(err.msg, "big changed while it was sent: put it again when nothing writes to it");
 }
 
 static void *ask_slow(void *arg)
