@@ -111,6 +111,37 @@ struct curl_slist *sl_web_authorize(struct curl_slist *list, const char *token)
     return longer;
 }
 
+/* Where the URL that p stands in ends: at a space, less what the sentence has put behind it. */
+static char *url_end(char *p)
+{
+    char *end = p + strcspn(p, " \t\n\"`<>");
+    while (end > p && strchr(":;,.)'", end[-1]))
+        end--;
+    return end;
+}
+
+void sl_web_redact(char *text)
+{
+    static const char dots[] = "...";
+    char *p = text;
+    while ((p = strstr(p, "://"))) {
+        char *host = p + 3, *end = url_end(host), *at = host;
+        for (char *c = host; c < end && !strchr("/?#", *c); c++)
+            if (*c == '@')
+                at = c + 1;
+        memmove(host, at, strlen(at) + 1);
+        end -= at - host;
+        char *query = host + strcspn(host, "?");
+        if (query < end) {
+            size_t keep = strnlen(dots, (size_t)(end - query - 1));
+            memcpy(query + 1, dots, keep);
+            memmove(query + 1 + keep, end, strlen(end) + 1);
+            end = query + 1 + keep;
+        }
+        p = end;
+    }
+}
+
 bool sl_web_passing(CURLcode code)
 {
     switch (code) {

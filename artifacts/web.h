@@ -20,6 +20,8 @@ CURL *sl_web_new(struct sl_err *err);
 void sl_web_reset(CURL *curl);
 /* http or https, with a host, without a user's name or password in it. SL_SPEC. */
 int sl_web_check_url(const char *url, struct sl_err *err);
+/* Takes users, passwords and queries, which may be credentials, out of every URL in a text that will be told: in place. */
+void sl_web_redact(char *text);
 /* Same scheme, host and port. */
 bool sl_web_same_origin(const char *url, const char *other);
 /* Sets url; loopback hosts and the metadata services of clouds go around any proxy. */

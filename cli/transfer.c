@@ -3,6 +3,7 @@
  * events: `progress`, then one `result` with the state, cause and message, and "resolved" (fetch)
  * or "manifests" and "reply" (push). */
 #include "artifacts/plan.h"
+#include "artifacts/web.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/wire.h"
@@ -57,7 +58,7 @@ static bool on_stop(void *arg)
     return t->cancelled || t->preempted;
 }
 
-static int finish(struct transfer *t, int rc, json_t *fields, const struct sl_err *err)
+static int finish(struct transfer *t, int rc, json_t *fields, struct sl_err *err)
 {
     const char *state = "succeeded";
     int status = 0;
@@ -68,6 +69,7 @@ static int finish(struct transfer *t, int rc, json_t *fields, const struct sl_er
     else if (rc)
         state = "failed", status = 1;
     send_progress(t);
+    sl_web_redact(err->msg);
     json_t *event = json_pack("{s:s, s:s, s:s, s:s}", "ev", "result", "state", state, "cause",
                               rc ? sl_code_name(rc) : "", "msg", err->msg);
     if (!event) /* a message that is not UTF-8 */

@@ -412,9 +412,11 @@ def transfers(tmp, s):
     # Causes a run shows.
     for change, cause, says in [({"ref": "nope"}, "not_found", "no artifact nope"),
                                 ({"ref": "big", "sha256": "0" * 64}, "data", "0" * 64),
-                                ({"ref": "/etc/passwd"}, "denied", "--allow-path")]:
+                                ({"ref": "/etc/passwd"}, "denied", "--allow-path"),
+                                ({"ref": s.env["SOFTLAUNCH_SERVER"] + "/none?sig=canary"}, "not_found", "/none?... answered 404")]:
         status, events = transfer(tmp, s, dict(plan, items=[dict(change, dest="x")]))
         assert status == 1 and events[-1]["cause"] == cause and says in events[-1]["msg"], events[-1]
+        assert "canary" not in str(events), events
     status, events = transfer(tmp, s, dict(plan, items=[{"ref": "big", "dest": "x"}]), env=dict(s.env, SOFTLAUNCH_TOKEN="another-token-of-that-length"))
     assert status == 1 and events[-1]["cause"] == "denied", events[-1]
     status, events = transfer(tmp, s, {"nonsense": 1})
