@@ -330,6 +330,7 @@ static void bombs_and_cuts(void **state)
         random[i] = (char)(((uint64_t)i * UINT64_C(0x9E3779B97F4A7C15)) >> 29 ^ (i * i) >> 7);
     assert_int_equal(sl_file_write(in_dir("src/large"), random, sizeof random, NULL), 0);
     assert_int_equal(sl_pack(in_dir("src"), in_dir("large.tar.zst"), NULL, &packed, &err), 0);
+    json_decref(packed.entries);
     assert_int_equal(sl_unpack(in_dir("large.tar.zst"), in_dir("dest"), NULL, NULL, &err), 0);
     assert_int_equal(sl_rmtree(in_dir("dest"), NULL), 0);
     assert_int_equal(unlink(in_dir("src/large")), 0);
